@@ -1,0 +1,297 @@
+"""Releases: finished models in the folder layout of diffusers, read by if_jax and, unmodified, by stock diffusers.
+
+CASCADE/cascade.json   stage folders in order, how each draws by default, hashes of the weights
+CASCADE/stage_I/       IFPipeline: unet, scheduler, text_encoder, tokenizer
+CASCADE/stage_II/      IFSuperResolutionPipeline: unet, scheduler, image_noising_scheduler; text from stage_I
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from if_jax.checkpoints import names
+from if_jax.checkpoints.scheduler import (
+    SchedulerConfig,
+    noising_scheduler_to_diffusers,
+    scheduler_from_diffusers,
+    scheduler_to_diffusers,
+)
+from if_jax.checkpoints.tensors import (
+    DTYPES,
+    appears_whole,
+    read_json,
+    require_file,
+    sha256_of,
+    weight_files,
+    write_json,
+)
+from if_jax.checkpoints.weights import (
+    DIFFUSERS_VERSION,
+    STEMS,
+    Params,
+    read_params,
+    text_encoder_sha256,
+    write_config,
+    write_params,
+)
+from if_jax.models.t5 import T5Config
+from if_jax.models.unet import UNetConfig
+from if_jax.text.tokens import Tokenizer, load_tokenizer
+
+PIPELINES = {"base": "IFPipeline", "super-resolution": "IFSuperResolutionPipeline"}
+STAGE_NAMES = ("I", "II", "III", "IV", "V", "VI")
+HASH_KEY = "text_encoder_sha256"  # in the headers of the weight files and in cascade.json
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A T5 encoder with its tokenizer; `sha256` is its identity, kept when it is written in another precision."""
+
+    config: T5Config
+    params: Params
+    tokenizer: Tokenizer
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage as it is released; parameters are nested dicts of float32 arrays without logical names.
+
+    A super-resolution stage has no text encoder of its own; `text_encoder_sha256` says which one it was trained with
+    (None: not known, as for IF's own releases). A base stage may leave it None: it is then computed.
+    """
+
+    kind: str  # "base" or "super-resolution"
+    unet_config: UNetConfig
+    unet_params: Params
+    scheduler: SchedulerConfig
+    text_config: T5Config | None = None
+    text_params: Params | None = None
+    tokenizer: Tokenizer | None = None
+    text_encoder_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in PIPELINES:
+            raise ValueError(f"stage kind {self.kind!r} is unknown: choose one of {', '.join(PIPELINES)}")
+        if (self.kind == "super-resolution") != self.unet_config.aug_level_embedding:
+            raise ValueError(f"stage kind is {self.kind!r}, but its UNet is of the other kind")
+        if self.text_config is not None and self.text_config.d_model != self.unet_config.encoder_hid_dim:
+            raise ValueError(
+                f"the text encoder makes states of width {self.text_config.d_model}, the UNet reads "
+                f"{self.unet_config.encoder_hid_dim}: they were not trained together"
+            )
+
+
+@dataclass(frozen=True)
+class StageDefaults:
+    """How a stage draws unless told otherwise; the words are IF's, `noise_level` is aug_level in steps of 1000."""
+
+    sample_timestep_respacing: str
+    guidance_scale: float
+    noise_level: int | None = None  # super-resolution stages only
+
+
+# How IF's own code calls its three stages: for releases that say nothing themselves.
+IF_DEFAULTS = (StageDefaults("150", 7.0), StageDefaults("smart50", 4.0, 250), StageDefaults("super40", 4.0, 0))
+
+
+def write_stage(
+    folder: str | Path,
+    stage: Stage,
+    dtype: str = "float32",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write one stage as a complete diffusers folder, whole or not at all.
+
+    dtype: "float32", "float16" or "bfloat16" (T5's `wo` stays float32 in float16, as transformers keeps it).
+    metadata: extra strings for the headers of the weight files.
+    Raises ValueError where the folder exists and `overwrite` is false, OSError when the disk is full.
+    """
+    with appears_whole(Path(folder), overwrite) as beside:
+        _write_stage_files(beside, _with_hash(stage), dtype, metadata or {})
+
+
+def read_stage(folder: str | Path, dtype: str | None = None) -> Stage:
+    """Read one stage; parameters come as NumPy arrays, float32 unless `dtype` names another type.
+
+    Raises FileNotFoundError naming the missing file, ValueError where weights and configuration do not fit.
+    """
+    folder = Path(folder)
+    index = read_json(folder / "model_index.json")
+    kinds = {pipeline: kind for kind, pipeline in PIPELINES.items()}
+    if index.get("_class_name") not in kinds:
+        raise ValueError(f"{folder}: holds a {index.get('_class_name')}, expected one of {', '.join(kinds)}")
+    try:
+        config = names.unet_config_from_diffusers(read_json(folder / "unet/config.json"))
+        scheduler = scheduler_from_diffusers(read_json(folder / "scheduler/scheduler_config.json"))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    params, metadata = read_params(folder / "unet", "unet", config, dtype)
+    stage = Stage(kinds[index["_class_name"]], config, params, scheduler, text_encoder_sha256=metadata.get(HASH_KEY))
+    if not (index.get("text_encoder") or [None])[0]:
+        return stage
+    text = read_text_encoder(folder, dtype)
+    return replace(
+        stage,
+        text_config=text.config,
+        text_params=text.params,
+        tokenizer=text.tokenizer,
+        text_encoder_sha256=text.sha256,
+    )
+
+
+def read_text_encoder(folder: str | Path, dtype: str | None = None) -> TextEncoder:
+    """Read the text encoder of a cascade or of a base stage folder; errors as `read_stage`."""
+    folder = Path(folder)
+    if (folder / "cascade.json").is_file():
+        folder = folder / _cascade_rows(folder)[0]["folder"]
+    try:
+        config = names.t5_config_from_hf(read_json(folder / "text_encoder/config.json"))
+    except ValueError as error:
+        raise ValueError(f"{folder}/text_encoder: {error}") from None
+    params, metadata = read_params(folder / "text_encoder", "text_encoder", config, dtype)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    return TextEncoder(config, params, tokenizer, metadata.get(HASH_KEY) or text_encoder_sha256(params))
+
+
+def write_cascade(
+    folder: str | Path,
+    stages: Sequence[Stage],
+    defaults: Sequence[StageDefaults],
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> None:
+    """Join trained stages: a base stage with its text encoder, then super-resolution stages in growing size.
+
+    Raises ValueError where the stages do not fit each other, among others where a later stage was trained with another
+    text encoder than the base stage brings.
+    """
+    stages = [_with_hash(stage) for stage in stages]
+    _check_stages(stages, defaults)
+    with appears_whole(Path(folder), overwrite) as beside:
+        rows = []
+        for name, stage, default in zip(STAGE_NAMES, stages, defaults, strict=False):
+            _write_stage_files(beside / f"stage_{name}", stage, dtype, {HASH_KEY: stages[0].text_encoder_sha256})
+            row = {"folder": f"stage_{name}", "kind": stage.kind, "size": stage.unet_config.sample_size}
+            rows.append(row | {"defaults": asdict(default), "sha256": _weight_hashes(beside / f"stage_{name}")})
+        content = {"format": 1, HASH_KEY: stages[0].text_encoder_sha256, "stages": rows}
+        write_json(beside / "cascade.json", content)
+
+
+def read_cascade(
+    folder: str | Path, dtype: str | None = None, stages: int | None = None
+) -> tuple[list[Stage], list[StageDefaults]]:
+    """Read a cascade (its first `stages` stages) or a base stage folder, and check that its parts belong together.
+
+    Raises FileNotFoundError naming what is missing, ValueError where a weight file is not the one recorded.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give a release folder")
+    if (folder / "model_index.json").is_file():
+        stage = read_stage(folder, dtype)
+        _check_stages([stage], IF_DEFAULTS[:1])
+        return [stage], [IF_DEFAULTS[0]]
+    rows = _cascade_rows(folder)[:stages]
+    for row in rows:
+        for file, recorded in row["sha256"].items():
+            path = folder / row["folder"] / file
+            require_file(path)
+            if sha256_of(path) != recorded:
+                raise ValueError(f"{path}: not the weights this cascade was written with; copy or export it again")
+    found = [read_stage(folder / row["folder"], dtype) for row in rows]
+    defaults = [StageDefaults(**row["defaults"]) for row in rows]
+    _check_stages(found, defaults)
+    return found, defaults
+
+
+def _cascade_rows(folder: Path) -> list[dict[str, Any]]:
+    """The stages of cascade.json, each with the keys that `write_cascade` gives it."""
+    path = folder / "cascade.json"
+    content = read_json(path)
+    if content.get("format") != 1:
+        raise ValueError(f"{path}: format {content.get('format')!r} is unknown; this if_jax reads format 1")
+    rows, known = content.get("stages"), {field.name for field in fields(StageDefaults)}
+    for row in rows or [{}]:
+        if not {"folder", "sha256", "defaults"} <= row.keys() or row["defaults"].keys() != known:
+            raise ValueError(f"{path}: a stage lacks its folder, sha256 or defaults ({', '.join(sorted(known))})")
+    return rows
+
+
+def _with_hash(stage: Stage) -> Stage:
+    """The stage with its text encoder's identity filled in, where it can be computed."""
+    if stage.text_encoder_sha256 is not None or stage.text_params is None:
+        return stage
+    return replace(stage, text_encoder_sha256=text_encoder_sha256(stage.text_params))
+
+
+def _check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> None:
+    if not 1 <= len(stages) <= len(STAGE_NAMES) or len(defaults) != len(stages):
+        raise ValueError(f"{len(stages)} stages and {len(defaults)} defaults: give one to {len(STAGE_NAMES)} of each")
+    base = stages[0]
+    if base.kind != "base" or base.text_params is None or base.tokenizer is None:
+        raise ValueError("the first stage must be a base stage that brings its text encoder and tokenizer")
+    for name, previous, stage in zip(STAGE_NAMES[1:], stages, stages[1:], strict=False):
+        size, width = stage.unet_config.sample_size, stage.unet_config.encoder_hid_dim
+        if stage.kind != "super-resolution":
+            raise ValueError(f"stage {name} is a {stage.kind} stage: only the first may be")
+        if size <= previous.unet_config.sample_size:
+            raise ValueError(
+                f"stage {name} draws {size} px, no more than the {previous.unet_config.sample_size} before"
+            )
+        if stage.text_encoder_sha256 not in (None, base.text_encoder_sha256) or width != base.text_config.d_model:
+            raise ValueError(
+                f"stage {name} was trained with another text encoder ({_brief(stage.text_encoder_sha256)}, width"
+                f" {width}) than stage I brings ({_brief(base.text_encoder_sha256)}, width {base.text_config.d_model}):"
+                " train it again with text_encoder_from = this base stage"
+            )
+    for name, stage, default in zip(STAGE_NAMES, stages, defaults, strict=False):
+        if (default.noise_level is None) != (stage.kind == "base"):
+            needs = "needs a noise_level" if stage.kind == "super-resolution" else "takes no noise_level"
+            raise ValueError(f"defaults of stage {name}: a {stage.kind} stage {needs}")
+
+
+def _write_stage_files(folder: Path, stage: Stage, dtype: str, metadata: Mapping[str, str]) -> None:
+    """The files of one stage, into a folder that is renamed into place by the caller."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    super_resolution, has_text = stage.kind == "super-resolution", stage.text_params is not None
+    index: dict[str, Any] = {"_class_name": PIPELINES[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
+    index |= {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
+    index |= {"requires_safety_checker": False, "unet": ["diffusers", "UNet2DConditionModel"]}
+    index["scheduler"] = ["diffusers", "DDPMScheduler"]
+    index["text_encoder"] = ["transformers", "T5EncoderModel"] if has_text else [None, None]
+    index["tokenizer"] = ["transformers", stage.tokenizer.class_name] if stage.tokenizer else [None, None]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder / "scheduler/scheduler_config.json", scheduler_to_diffusers(stage.scheduler))
+    if super_resolution:
+        index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
+        write_config(folder / "image_noising_scheduler/scheduler_config.json", noising_scheduler_to_diffusers())
+    metadata = {HASH_KEY: stage.text_encoder_sha256, **metadata} if stage.text_encoder_sha256 else metadata
+    unet_config = names.unet_config_to_diffusers(stage.unet_config)
+    write_params(folder / "unet", "unet", unet_config, stage.unet_params, dtype, metadata)
+    if has_text:
+        text_config = names.t5_config_to_hf(stage.text_config) | {"dtype": dtype}
+        write_params(folder / "text_encoder", "text_encoder", text_config, stage.text_params, dtype, metadata)
+    if stage.tokenizer:
+        stage.tokenizer.save(folder / "tokenizer")
+    write_json(folder / "model_index.json", index)
+
+
+def _weight_hashes(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_of(path) for path in _stage_weights(folder)}
+
+
+def _stage_weights(folder: Path) -> Iterator[Path]:
+    for part, stem in STEMS.items():
+        if (folder / part).is_dir():
+            yield from weight_files(folder / part, stem)
+
+
+def _brief(sha256: str | None) -> str:
+    return (sha256 or "unknown")[:12]

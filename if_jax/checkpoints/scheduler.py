@@ -1,0 +1,81 @@
+"""How a stage samples, as a frozen dataclass and as the scheduler_config.json that stock diffusers reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # our words → those of diffusers
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The noise schedule and clipping a stage was trained for; field names are those of diffusers' DDPMScheduler.
+
+    Raises ValueError at construction for what if_jax does not sample.
+    """
+
+    sample_max_value: float  # ceiling of dynamic thresholding: IF has 1.5 in stage I, 1.0 (plain clipping) later
+    dynamic_thresholding_ratio: float = 0.95
+    num_train_timesteps: int = 1000
+    beta_schedule: str = "squaredcos_cap_v2"
+    prediction_type: str = "epsilon"
+    variance_type: str = "learned_range"
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "num_train_timesteps": (1000,),
+            "beta_schedule": ("squaredcos_cap_v2",),
+            "prediction_type": tuple(PREDICTIONS.values()),
+            "variance_type": ("learned_range",),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                choices = " or ".join(map(repr, values))
+                raise ValueError(f"scheduler {name} is {getattr(self, name)!r}: if_jax samples {choices}")
+        if not 0 < self.dynamic_thresholding_ratio <= 1 or self.sample_max_value < 1:
+            raise ValueError(
+                f"scheduler dynamic_thresholding_ratio {self.dynamic_thresholding_ratio} and sample_max_value "
+                f"{self.sample_max_value}: the first must lie in (0, 1], the second be at least 1"
+            )
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet's first three channels mean: "eps" or "v"."""
+        return next(ours for ours, theirs in PREDICTIONS.items() if theirs == self.prediction_type)
+
+
+def scheduler_to_diffusers(config: SchedulerConfig) -> dict:
+    """The DDPMScheduler configuration that draws as we do, with the keys IF publishes."""
+    return {
+        "_class_name": "DDPMScheduler",
+        **dataclasses.asdict(config),
+        "thresholding": True,
+        "clip_sample": True,  # ignored by diffusers while thresholding is on
+        "clip_sample_range": 1.0,
+        "trained_betas": None,
+    }
+
+
+def noising_scheduler_to_diffusers() -> dict:
+    """The scheduler that noises the low-resolution image of a super-resolution stage: only its alpha_bar is used."""
+    return {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+
+
+def scheduler_from_diffusers(content: Mapping) -> SchedulerConfig:
+    """Read a scheduler_config.json of any class; raises ValueError for a setting that would change the pictures."""
+    if content.get("trained_betas") is not None:
+        raise ValueError("scheduler trained_betas is given: if_jax samples the schedule named by beta_schedule")
+    if content.get("rescale_betas_zero_snr"):
+        raise ValueError("scheduler rescale_betas_zero_snr is true: if_jax samples the schedule as it was trained")
+    known = {field.name for field in dataclasses.fields(SchedulerConfig)}
+    values = {name: value for name, value in content.items() if name in known}
+    # What DDPMScheduler assumes where a key is absent.
+    absent = {"beta_schedule": "linear", "variance_type": "fixed_small", "dynamic_thresholding_ratio": 0.995}
+    values = absent | {"sample_max_value": 1.0} | values
+    if not content.get("thresholding", False):
+        if not content.get("clip_sample", True) or content.get("clip_sample_range", 1.0) != 1.0:
+            raise ValueError("scheduler has neither thresholding nor clip_sample to [-1, 1]: if_jax always bounds x0")
+        values["sample_max_value"] = 1.0  # a threshold that cannot exceed 1 is plain clipping
+    return SchedulerConfig(**values)

@@ -1,0 +1,229 @@
+"""The command line: parse, call, print. Every mistake of a user ends in one line and a non-zero exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+_MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, FloatingPointError)
+
+
+def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns what the layers below raise about a user's input into click's one line."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except _MISTAKES as error:
+            raise click.ClickException(" ".join(str(error).split())) from None
+        except OSError as error:  # a full disk, a broken mount
+            raise click.ClickException(f"{error.strerror or error}: {error.filename or 'while writing'}") from None
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="if_jax")
+def main() -> None:
+    """if_jax: text in, a cascade of pixel diffusion stages draws 64 → 256 → 1024 pixels.
+
+    \b
+    Example:  if-jax dream "two red spheres and a blue cube" --out out
+    """
+
+
+@main.command()
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package.")
+@click.option("--out", default="out", show_default=True, type=click.Path(file_okay=False), help="Folder for the PNGs.")
+@click.option("--seed", default=0, show_default=True, help="The same seed draws the same pictures.")
+@click.option("--stages", type=int, help="Draw only so many stages [default: all].")
+@click.option("--negative-prompt", help="What to draw away from.")
+@click.option("--guidance", type=float, help="Guidance scale of stage I [default: the release's].")
+@click.option("--steps", multiple=True, help="Steps of stage I, then of stage II, …: smart50, 27, 10,10,5. Repeatable.")
+@click.option("--batch-size", default=4, show_default=True, help="Pictures drawn at a time.")
+@click.option("--overwrite", is_flag=True, help="Replace pictures that exist; otherwise they are kept.")
+@_plain_errors
+def dream(
+    prompts: tuple[str, ...],
+    cascade: str,
+    out: str,
+    seed: int,
+    stages: int | None,
+    negative_prompt: str | None,
+    guidance: float | None,
+    steps: tuple[str, ...],
+    batch_size: int,
+    overwrite: bool,
+) -> None:
+    """Draw PROMPTS: OUT/0000-I.png, OUT/0000-II.png, … and OUT/grid-I.png, …
+
+    \b
+    Example:  if-jax dream "two red spheres" "a blue cube" --out out --seed 1
+    """
+    from tqdm import tqdm
+
+    from if_jax.inference.cascade import Cascade
+    from if_jax.inference.pictures import save_pictures
+
+    _cache_compilations()
+    loaded = Cascade.load(cascade, stages=stages)
+    given: dict[str, dict[str, Any]] = {"I": {}, "II": {}, "III": {}}
+    if len(steps) > len(loaded.stages):
+        raise ValueError(f"--steps is given {len(steps)} times: the cascade draws {len(loaded.stages)} stages")
+    for name, spec in zip(given, steps, strict=False):
+        given[name]["sample_timestep_respacing"] = spec
+    if guidance is not None:
+        given["I"]["guidance_scale"] = guidance
+    with tqdm(total=len(prompts) * len(loaded.stages), unit="picture") as bar:
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.set_description(f"stage {stage}")
+            bar.update(done - show.before if done else 0)  # type: ignore[attr-defined]
+            show.before = done % total  # type: ignore[attr-defined]
+
+        show.before = 0  # type: ignore[attr-defined]
+        drawn = loaded.dream(
+            list(prompts),
+            seed=seed,
+            negative_prompt=negative_prompt,
+            batch_size=batch_size,
+            progress=show,
+            **{f"if_{name}_kwargs": words for name, words in given.items()},
+        )
+    written, kept = save_pictures(drawn, out, overwrite=overwrite)
+    click.echo(
+        f"{len(written)} pictures written to {out}" + (f", {len(kept)} kept (--overwrite replaces)" if kept else "")
+    )
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--config", required=True, type=click.Path(), help="A recipe from configs/.")
+@click.option("--workdir", required=True, help="Folder of the run; gs:// works too.")
+@click.pass_context
+@_plain_errors
+def train(context: click.Context, config: str, workdir: str) -> None:
+    """Train one stage; the same command resumes it. Recipe keys are set with --config.KEY=VALUE.
+
+    \b
+    Example:  if-jax train --config configs/demo_base.py --workdir runs/I --config.batch_size=16
+    """
+    from if_jax.config import to_recipe
+    from if_jax.training.loop import train as run_training
+
+    recipe = to_recipe(_read_recipe(config, context.args))
+    run_training(recipe, workdir)
+    click.echo(f"trained to step {recipe.steps}: {workdir}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.argument("cascade")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--steps", multiple=True, help="Default steps of stage I, II, …; repeatable.")
+@click.option("--guidance", multiple=True, type=float, help="Default guidance scale of stage I, II, …; repeatable.")
+@click.option("--noise-level", multiple=True, type=int, help="Default noise level (0-999) of stage II, …; repeatable.")
+@click.option("--overwrite", is_flag=True, help="Replace CASCADE if it exists.")
+@_plain_errors
+def export(
+    runs: tuple[str, ...],
+    cascade: str,
+    dtype: str,
+    steps: tuple[str, ...],
+    guidance: tuple[float, ...],
+    noise_level: tuple[int, ...],
+    overwrite: bool,
+) -> None:
+    """Publish the EMA weights of RUNS (stage I, II, …) as a release that stock diffusers opens.
+
+    \b
+    Example:  if-jax export runs/I runs/II my_cascade --dtype float16
+    """
+    from if_jax.training.publish import publish
+
+    publish(runs, cascade, dtype=dtype, steps=steps, guidance=guidance, noise_level=noise_level, overwrite=overwrite)
+    click.echo(f"{cascade}: {len(runs)} stage(s), {dtype}")
+
+
+@main.group()
+def data() -> None:
+    """Build and inspect data sets of captioned pictures."""
+
+
+@data.command("build")
+@click.argument("name", type=click.Choice(["scenes", "folder"]))
+@click.option("--out", help="Where to write [default: ./data/NAME].")
+@click.option("--source", type=click.Path(), help="folder: pictures with metadata.jsonl, or a .txt beside each.")
+@click.option("--count", default=10_000, show_default=True, help="scenes: how many.")
+@click.option("--size", default=256, show_default=True, help="Side of the pictures written.")
+@click.option("--seed", default=0, show_default=True, help="scenes: which ones.")
+@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+@_plain_errors
+def data_build(
+    name: str, out: str | None, source: str | None, count: int, size: int, seed: int, overwrite: bool
+) -> None:
+    """Write a data set: `scenes` (drawn here) or `folder` (your pictures and captions).
+
+    \b
+    Example:  if-jax data build scenes --count 2000
+              if-jax data build folder --source my_pictures --out data/mine
+    """
+    from if_jax.data import builders
+
+    report = builders.build(
+        name, out or f"data/{name}", source=source, count=count, size=size, seed=seed, overwrite=overwrite
+    )
+    click.echo(report)
+
+
+@data.command("inspect")
+@click.argument("path")
+@_plain_errors
+def data_inspect(path: str) -> None:
+    """Print what a built data set holds: counts, sizes, caption lengths, examples.
+
+    \b
+    Example:  if-jax data inspect data/scenes
+    """
+    from if_jax.data import builders
+
+    click.echo(builders.inspect(path))
+
+
+def _read_recipe(path: str, overrides: list[str]) -> Any:
+    """A recipe file with `--config.KEY=VALUE` applied, through ml_collections' own flags."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"recipe {path!r} does not exist: give a file such as configs/demo_base.py")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        left_over = values(["if-jax", f"--config={path}", *overrides])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"recipe {path}: {error}") from None
+    if left_over:
+        raise ValueError(f"unexpected argument {left_over[0]!r}: recipe keys are set with --config.KEY=VALUE")
+    return values.config
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept in the user's cache folder: the second call starts drawing at once."""
+    import os
+
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "if_jax" / "compiled"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

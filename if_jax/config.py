@@ -1,0 +1,219 @@
+"""Recipes: one `ml_collections.ConfigDict` per training run, turned into frozen dataclasses at the door.
+
+The dataclasses below hold every key and its default, once. A file in `configs/` starts from `default_recipe()` and sets
+what differs; the command line sets the rest (`--config.optimizer.learning_rate=2e-4`). Nothing further in sees a
+ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from if_jax.models import presets
+
+STAGE_KINDS = ("base", "super-resolution")
+PREDICTIONS = ("eps", "v")
+RULES = ("dp", "fsdp", "fsdp_tp")  # the rule sets of parallel/rules.py
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from."""
+
+    source: str = "scenes"  # "scenes" (drawn on the fly) or a folder written by `if-jax data build`
+    size: int = 64  # side of the pictures, pixels
+    crop: int = 0  # super-resolution: train on random crops of this side; 0 = the full frame
+    low_size: int = 64  # super-resolution: side of the low-resolution picture the stage starts from
+    caption_dropout: float = 0.1  # share of captions replaced by "" (what guidance calls unconditional)
+    seed: int = 0
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine decay to `final_learning_rate`."""
+
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 1000
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis (-1 takes the rest) and the rule set that places arrays on them."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: str = "dp"
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """The fixed prompts drawn during training, with the EMA weights."""
+
+    every: int = 1000  # steps; 0 = never
+    prompts: tuple[str, ...] = (
+        "two red spheres and a blue cube",
+        "a green cylinder",
+        "three yellow cubes",
+        "a purple sphere left of a red cube",
+    )
+    steps: str = "smart27"
+    guidance_scale: float = 4.0
+    aug_level: int = 100  # super-resolution: noise level of the low-resolution picture, 0…999
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run."""
+
+    stage: str = "base"  # "base" (text → picture) or "super-resolution" (low-resolution picture and text → 4×)
+    unet: str = "demo-I"  # a name in models/presets.py
+    text_encoder: str = "demo"  # base stage: the T5 preset that is trained with the UNet
+    text_encoder_from: str = ""  # later stages: the release folder whose frozen encoder they use
+    init_from: str = ""  # a stage folder of a release whose weights training starts from
+    prediction: str = "eps"  # what the UNet's first three channels mean: "eps" (IF) or "v"
+    sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
+    batch_size: int = 64
+    steps: int = 100_000
+    compute_dtype: str = "float32"
+    ema_decay: float = 0.9999
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+
+
+def default_recipe() -> ml_collections.ConfigDict:
+    """A ConfigDict holding every key at its default: what a file in `configs/` starts from."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Recipe()))
+
+
+def to_recipe(config: Mapping[str, Any]) -> Recipe:
+    """Turns a ConfigDict (or plain dict) into a checked `Recipe`.
+
+    Raises:
+      ValueError: an unknown key, a wrong type or a value that cannot work; names the key, the value and what would do.
+    """
+    raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    recipe = _build(Recipe, raw, "")
+    _check(recipe)
+    return recipe
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON-ready values, for checkpoints and releases."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two recipes (as dicts) differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found[prefix + key] = (a, b)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _build(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
+            raise ValueError(f"recipe has no key {prefix}{key} (value {raw[key]!r}): {hint}")
+    values = {}
+    for name in fields:
+        if name not in raw:
+            continue
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(raw[name], Mapping):
+                raise ValueError(f"recipe key {prefix}{name} is {raw[name]!r}: it must hold the keys of a section")
+            values[name] = _build(hint, raw[name], f"{prefix}{name}.")
+        else:
+            values[name] = _coerce(raw[name], hint, prefix + name)
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = "a list of strings" if isinstance(hint, types.GenericAlias) else f"a {hint.__name__}"
+    raise ValueError(f"recipe key {key} is {value!r} ({type(value).__name__}): it must be {wanted}")
+
+
+def _check(recipe: Recipe) -> None:
+    _choice("stage", recipe.stage, STAGE_KINDS)
+    _choice("prediction", recipe.prediction, PREDICTIONS)
+    _choice("compute_dtype", recipe.compute_dtype, ("float32", "bfloat16"))
+    _choice("unet", recipe.unet, tuple(presets.UNETS))
+    _choice("mesh.rules", recipe.mesh.rules, RULES)
+    for key in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if getattr(recipe, key) < 1:
+            raise ValueError(f"recipe key {key} is {getattr(recipe, key)}: it must be at least 1")
+    if recipe.checkpoint_every % recipe.log_every:  # a resumed run must repeat whole windows of the log
+        raise ValueError(
+            f"recipe key checkpoint_every is {recipe.checkpoint_every}: it must be a multiple of log_every {recipe.log_every}"
+        )
+    for key, value in (("ema_decay", recipe.ema_decay), ("data.caption_dropout", recipe.data.caption_dropout)):
+        if not 0 <= value < 1:
+            raise ValueError(f"recipe key {key} is {value}: it must lie in [0, 1)")
+    unet = presets.UNETS[recipe.unet]
+    super_resolution = recipe.stage == "super-resolution"
+    if unet.aug_level_embedding != super_resolution:
+        kind = "super-resolution" if unet.aug_level_embedding else "base"
+        raise ValueError(f"recipe key unet is {recipe.unet!r}, a {kind} net, but stage is {recipe.stage!r}")
+    if super_resolution and not recipe.text_encoder_from:
+        raise ValueError("recipe key text_encoder_from is empty: name the release folder whose encoder this stage uses")
+    if not super_resolution:
+        _choice("text_encoder", recipe.text_encoder, tuple(presets.T5_ENCODERS))
+        width = presets.T5_ENCODERS[recipe.text_encoder].d_model
+        if width != unet.encoder_hid_dim:
+            raise ValueError(
+                f"recipe key text_encoder is {recipe.text_encoder!r} of width {width}, but {recipe.unet!r} "
+                f"reads states of width {unet.encoder_hid_dim}"
+            )
+    side, halvings = recipe.data.crop or recipe.data.size, len(unet.block_out_channels) - 1
+    if side % 2**halvings:
+        raise ValueError(f"pictures of side {side} cannot be halved {halvings} times: use a multiple of {2**halvings}")
+    if super_resolution and recipe.data.size % recipe.data.low_size:
+        raise ValueError(f"recipe key data.size is {recipe.data.size}: it must be a multiple of data.low_size")
+    if recipe.data.crop > recipe.data.size:
+        raise ValueError(f"recipe key data.crop is {recipe.data.crop}: it must be at most data.size {recipe.data.size}")
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"recipe key {key} is {value!r}: it must be one of {', '.join(allowed)}")

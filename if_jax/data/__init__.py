@@ -1,0 +1,1 @@
+"""Training pictures: drawn scenes, dataset builders and the batch pipeline."""

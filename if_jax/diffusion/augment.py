@@ -1,0 +1,82 @@
+"""What a super-resolution stage is shown: the low-res image, enlarged and noised.
+
+    (1)  y = √ᾱ_n up(low) + √(1 − ᾱ_n) z,   z ~ N(0, I)
+
+n is the noise level, an index of the full training chain; the network is told it. During training the low-res image
+is the target made small by bicubic resampling, and n is uniform, so that one network serves any level.
+
+Source: Ho et al. 2021 (arXiv:2106.15282), section 4; Saharia et al. 2022 (arXiv:2205.11487), section 2.3.
+Resampling is linear along each axis, so both directions are two small matrix products: quick on every device.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.diffusion.process import add_noise
+from if_jax.diffusion.schedule import Schedule
+
+
+def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
+    """(B, h, w, C) → (B, H, W, C), bilinear with corner pixels on corner pixels (torch's align_corners=True).
+
+    size is H = W or (H, W). Pixel i of the result lies at i · (h − 1)/(H − 1) of the input.
+    """
+    height, width = _pair(size)
+    return _resample(low, _bilinear_matrix(low.shape[1], height), _bilinear_matrix(low.shape[2], width))
+
+
+def downsample(x0: jax.Array, size: int | tuple[int, int]) -> jax.Array:
+    """(B, H, W, C) in [−1, 1] → (B, h, w, C) in [−1, 1], antialiased bicubic with Pillow's kernel.
+
+    size is h = w or (h, w). Bicubic weights overshoot at edges; like an 8-bit picture the result is clipped.
+    """
+    height, width = _pair(size)
+    small = _resample(x0, _bicubic_matrix(x0.shape[1], height), _bicubic_matrix(x0.shape[2], width))
+    return jnp.clip(small, -1, 1)
+
+
+def noise_augment(schedule: Schedule, low_up: jax.Array, level: jax.Array, eps: jax.Array) -> jax.Array:
+    """y of equation (1). low_up, eps (B, H, W, C); level (B,) int, a timestep of the full training schedule."""
+    return add_noise(schedule, low_up, level, eps)
+
+
+def random_level(key: jax.Array, batch: int, num_timesteps: int = 1000) -> jax.Array:
+    """(batch,) int32 noise levels, uniform over the training chain."""
+    return jax.random.randint(key, (batch,), 0, num_timesteps)
+
+
+def _resample(image: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Apply (H, h) and (W, w) weights to (B, h, w, C); full precision, since bfloat16 products would add a grain."""
+    out = jnp.einsum("Hh,bhwc->bHwc", rows, image, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("Ww,bHwc->bHWc", columns, out, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.lru_cache(maxsize=32)
+def _bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """(size_out, size_in) float32 weights of linear interpolation with aligned corners."""
+    step = (size_in - 1) / (size_out - 1) if size_out > 1 else 0.0
+    # Positions rounded to float32, as torch has them: stages were trained on, and are compared with, its pixels.
+    position = np.minimum(np.arange(size_out, dtype=np.float32) * np.float32(step), size_in - 1)
+    return np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(size_in))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def _bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """(size_out, size_in) float32 weights: Keys' cubic kernel with a = −1/2, widened by the reduction factor."""
+    scale = size_in / size_out
+    width = max(scale, 1.0)
+    centre = (np.arange(size_out) + 0.5) * scale
+    distance = np.abs((np.arange(size_in) + 0.5 - centre[:, None]) / width)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,205 @@
+"""A finished cascade: text goes in, every stage draws, the later ones enlarging what the one before has drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, read_cascade
+from if_jax.inference.drawing import StageNoise, StageSettings, draw_stage, stage_settings
+from if_jax.inference.pictures import to_pil
+from if_jax.models.t5 import T5Config, T5Encoder
+from if_jax.text.encode import encode
+
+DEMO = Path(__file__).parent.parent / "demo"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """Stages in order, the first with the text encoder that all of them read; made by `Cascade.load`."""
+
+    stages: tuple[Stage, ...]
+    defaults: tuple[StageDefaults, ...]
+    dtype: Any = jnp.float32  # of matrix products and convolutions
+
+    @classmethod
+    def load(cls, folder: str | Path = "demo", *, stages: int | None = None, dtype: Any = jnp.float32) -> Cascade:
+        """Open a release: "demo" (ships with the package), a cascade folder or a base stage folder.
+
+        stages: read only so many. dtype: what to compute in; parameters stay float32.
+        Raises FileNotFoundError naming what is missing, ValueError where parts do not belong together.
+        """
+        if str(folder) == "demo":
+            folder = DEMO
+        if stages is not None and stages < 1:
+            raise ValueError(f"stages is {stages}: use 1 or more")
+        found, defaults = read_cascade(folder, stages=stages)
+        if stages is not None and stages > len(found):
+            raise ValueError(f"stages is {stages}, but {folder} has {len(found)}: use {len(found)} or fewer")
+        return cls(tuple(_on_device(stage) for stage in found), tuple(defaults), dtype)
+
+    def dream(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        seed: int = 0,
+        negative_prompt: str | Sequence[str] | None = None,
+        if_I_kwargs: Mapping[str, Any] | None = None,
+        if_II_kwargs: Mapping[str, Any] | None = None,
+        if_III_kwargs: Mapping[str, Any] | None = None,
+        stages: int | None = None,
+        prompt_embeds: np.ndarray | None = None,
+        negative_prompt_embeds: np.ndarray | None = None,
+        clean_caption: bool = True,
+        batch_size: int = 4,
+        return_tensors: bool = False,
+        noise: Mapping[str, StageNoise] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, list]:
+        """Draw one picture for each prompt: {"I": [PIL, …], "II": [PIL, …], …}.
+
+        Picture k of a seed is the same whatever stands beside it and however many are drawn at a time.
+        negative_prompt: what to draw away from, in stage I (as IF has it), where guidance_scale is not 1.
+        if_I_kwargs, …: see `drawing.stage_settings`. stages: draw only so many.
+        prompt_embeds, negative_prompt_embeds (B, 77, D): text states (of `embed`) in place of the texts.
+        clean_caption: clean prompts by IF's rules first. batch_size: at most so many pictures in one program.
+        return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
+        noise: by stage name, in place of drawn noise. progress(stage, pictures done, of how many).
+        Raises ValueError where an argument cannot work.
+        """
+        settings = self._settings(stages, (if_I_kwargs, if_II_kwargs, if_III_kwargs))
+        text, empty, negative = self._conditioning(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clean_caption
+        )
+        keys = _fold(jax.random.key(seed, impl="threefry2x32"), jnp.arange(len(text)))
+        drawn: dict[str, list] = {}
+        low_res = None
+        for index, (name, stage, how) in enumerate(zip(STAGE_NAMES, self.stages, settings, strict=False)):
+            uncond = empty if index else negative
+            inputs = {"keys": _fold(keys, index), "text": text, "uncond": uncond, "low_res": low_res}
+            low_res = self._draw(name, stage, how, inputs, (noise or {}).get(name), batch_size, progress)
+            drawn[name] = list(low_res) if return_tensors else [to_pil(image) for image in low_res]
+        return drawn
+
+    def embed(self, captions: Sequence[str], clean_caption: bool = True) -> jax.Array:
+        """Text states (B, 77, D) of captions, float32: what `prompt_embeds` takes."""
+        base = self.stages[0]
+        apply = partial(_encode_text, config=base.text_config, dtype=jnp.dtype(self.dtype))
+        # Two rows, prompt and empty caption, are the commonest case; equal captions are encoded once.
+        return encode(apply, base.text_params, base.tokenizer, captions, clean=clean_caption, batch_size=2)
+
+    def _settings(self, stages: int | None, given: Sequence[Mapping[str, Any] | None]) -> list[StageSettings]:
+        """How each of the first `stages` stages is to draw."""
+        count = len(self.stages) if stages is None else stages
+        if not 1 <= count <= len(self.stages):
+            raise ValueError(f"stages is {stages}: this cascade has {len(self.stages)}, use 1…{len(self.stages)}")
+        rows = zip(STAGE_NAMES, self.stages[:count], self.defaults, (*given, *[None] * count), strict=False)
+        return [stage_settings(name, stage, defaults, words) for name, stage, defaults, words in rows]
+
+    def _conditioning(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        prompt_embeds: np.ndarray | None,
+        negative_prompt_embeds: np.ndarray | None,
+        clean: bool,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Text states (B, L, D) of the prompts, of the empty caption and of what guidance draws away from."""
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("give either prompt or prompt_embeds, not both and not neither")
+        prompts = None if prompt is None else _captions("prompt", prompt)
+        count = len(prompts) if prompt_embeds is None else len(prompt_embeds)
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
+        negatives = _captions("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if len(negatives) not in (1, count):
+            raise ValueError(f"{len(negatives)} negative prompts for {count} prompts: give one, or one for each")
+        states = self.embed([*(prompts or []), "", *negatives], clean)
+        width = self.stages[0].text_config.d_model
+        text = states[: len(prompts)] if prompt_embeds is None else _embeds("prompt_embeds", prompt_embeds, width)
+        empty = jnp.broadcast_to(states[-len(negatives) - 1], text.shape)
+        negative = states[-len(negatives) :]
+        if negative_prompt_embeds is not None:
+            negative = _embeds("negative_prompt_embeds", negative_prompt_embeds, width)
+        return text, empty, jnp.broadcast_to(negative, text.shape)
+
+    def _draw(
+        self,
+        name: str,
+        stage: Stage,
+        settings: StageSettings,
+        inputs: Mapping[str, Any],
+        noise: StageNoise | None,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> np.ndarray:
+        """All pictures of one stage (B, H, W, 3), in programs of equal batch size."""
+        total, drawn = len(inputs["keys"]), []
+        for rows in _chunks(total, batch_size):
+            if progress is not None:
+                progress(name, sum(map(len, drawn)), total)
+            part = jax.tree.map(lambda array, rows=rows: array[rows], dict(inputs))
+            part_noise = None if noise is None else _noise_rows(noise, rows)
+            images = draw_stage(stage, settings, **part, noise=part_noise, dtype=self.dtype)
+            drawn.append(np.asarray(images)[: total - sum(map(len, drawn))])
+        if progress is not None:
+            progress(name, total, total)
+        return np.concatenate(drawn)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def _encode_text(params: Any, ids: jax.Array, mask: jax.Array, *, config: T5Config, dtype: Any) -> jax.Array:
+    return T5Encoder(config, dtype=dtype).apply({"params": params}, ids, mask)
+
+
+def _fold(keys: jax.Array, data: int | jax.Array) -> jax.Array:
+    """Keys (B,) from one key and B numbers, or from B keys and one number."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0 if keys.ndim else None, 0 if np.ndim(data) else None))(keys, data)
+
+
+def _on_device(stage: Stage) -> Stage:
+    """Parameters are copied to the device once, not at every call."""
+    return replace(stage, unet_params=jax.device_put(stage.unet_params), text_params=jax.device_put(stage.text_params))
+
+
+def _chunks(total: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Rows of each program: as few programs as `batch_size` allows, all of one size, so that one compilation does.
+
+    The last one repeats the last row where the rows do not divide evenly.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: use 1 or more")
+    size = math.ceil(total / math.ceil(total / batch_size))
+    for start in range(0, total, size):
+        yield np.minimum(np.arange(start, start + size), total - 1)
+
+
+def _noise_rows(noise: StageNoise, rows: np.ndarray) -> StageNoise:
+    low_res = None if noise.low_res is None else noise.low_res[rows]
+    return StageNoise(noise.initial[rows], noise.steps[:, rows], low_res)
+
+
+def _captions(word: str, given: str | Sequence[str]) -> list[str]:
+    captions = [given] if isinstance(given, str) else list(given)
+    if not captions:
+        raise ValueError(f"{word} is empty: give at least one text")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"{word} holds {caption!r} ({type(caption).__name__}): give texts")
+    return captions
+
+
+def _embeds(word: str, given: np.ndarray, width: int) -> jax.Array:
+    states = jnp.asarray(given, jnp.float32)
+    if states.ndim != 3 or states.shape[-1] != width:
+        raise ValueError(f"{word} has shape {states.shape}: expected (B, 77, {width})")
+    return states

@@ -1,0 +1,1 @@
+"""The networks, their presets and their FLOPs (Flax Linen; the only package that defines modules)."""

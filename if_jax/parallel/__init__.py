@@ -1,0 +1,1 @@
+"""Devices as a mesh, and the rules that place arrays on it."""

@@ -1,0 +1,1 @@
+"""Text in: caption cleaning, tokens, and the text encoder's states."""

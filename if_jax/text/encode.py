@@ -1,0 +1,57 @@
+"""Captions to text states, the conditioning that the U-Nets attend to.
+
+A text encoder is any `apply(params, ids, mask) -> states`; it is called as given, so pass a jitted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.text.captions import prepare_captions
+from if_jax.text.tokens import TEXT_LENGTH, Tokenizer
+
+Apply = Callable[[Any, jax.Array, jax.Array], jax.Array]  # params, ids (B, L), mask (B, L) -> states (B, L, D)
+
+
+def encode(
+    apply: Apply,
+    params: Any,
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
+    *,
+    clean: bool = False,
+    length: int = TEXT_LENGTH,
+    batch_size: int = 1,
+) -> jax.Array:
+    """Text states of the captions, (B, length, D), padded positions included: IF attends to them as well.
+
+    Equal captions are encoded once. Every call of `apply` has `batch_size` rows (the last one filled up), so it
+    compiles once and a caption's states are the same bits whatever captions stand beside it.
+    Raises ValueError where there is no caption.
+    """
+    if not captions:
+        raise ValueError("captions is empty: give at least one (the empty string is one)")
+    prepared = prepare_captions(captions, clean)
+    distinct = list(dict.fromkeys(prepared))
+    ids, mask = tokenizer(distinct, length, always_warn=True)  # (U, length)
+    fill = -len(distinct) % batch_size
+    ids, mask = (np.pad(rows, ((0, fill), (0, 0)), mode="edge") for rows in (ids, mask))
+    states = [
+        apply(params, jnp.asarray(ids[row : row + batch_size]), jnp.asarray(mask[row : row + batch_size]))
+        for row in range(0, len(ids), batch_size)
+    ]
+    places = {caption: row for row, caption in enumerate(distinct)}
+    return jnp.concatenate(states)[np.array([places[caption] for caption in prepared])]
+
+
+def empty_states(apply: Apply, params: Any, tokenizer: Tokenizer, *, length: int = TEXT_LENGTH) -> jax.Array:
+    """Text states of the empty caption, (length, D): the unconditional branch of guidance.
+
+    They are not zeros. IF drops the text of one training sample in ten to the empty string, not to nothing.
+    """
+    return encode(apply, params, tokenizer, [""], length=length)[0]

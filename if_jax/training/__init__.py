@@ -1,0 +1,1 @@
+"""Training one stage: the objective, the pure step and the loop."""

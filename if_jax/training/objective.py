@@ -1,0 +1,120 @@
+"""What a stage is trained on: from a batch of pictures and captions to IF's hybrid loss.
+
+Base stage:              x0 = picture;      the UNet sees x_t, t and the text.
+Super-resolution stage:  x0 = picture;      the UNet sees [x_t, noised upsampled low-res picture], t, aug level, text.
+The low-resolution picture is the training picture itself, downsampled with antialiasing and noised at a level drawn
+uniformly from the 1000 steps, which the UNet is told (Ho et al. 2021, "Cascaded Diffusion Models", section 4.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from if_jax.config import Recipe
+from if_jax.diffusion import augment, losses, process
+from if_jax.diffusion.schedule import Schedule, cosine_schedule
+from if_jax.models import presets
+from if_jax.models.t5 import T5Config, T5Encoder
+from if_jax.models.unet import UNet, UNetConfig
+
+Params = Any
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The two networks of a stage as modules; parameters travel separately as {"unet": …, "text_encoder": …}."""
+
+    unet: UNet
+    text_encoder: T5Encoder
+
+
+def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networks:
+    """Builds the modules a recipe names; later stages pass the configuration of the encoder they take over."""
+    dtype = jnp.dtype(recipe.compute_dtype)
+    text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
+    return Networks(UNet(presets.UNETS[recipe.unet], dtype=dtype), T5Encoder(text_config, dtype=dtype))
+
+
+def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
+    """Fresh parameters, boxed with their logical axis names: {"unet"} and, for a base stage, {"text_encoder"}."""
+    unet_key, text_key = jax.random.split(key)
+    config: UNetConfig = networks.unet.config
+    side = recipe.data.crop or recipe.data.size
+    inputs = [
+        jnp.zeros((1, side, side, config.in_channels)),
+        jnp.zeros((1,), jnp.int32),
+        jnp.zeros((1, text_length, config.encoder_hid_dim)),
+    ]
+    if config.aug_level_embedding:
+        inputs.append(jnp.zeros((1,), jnp.int32))
+    params = {"unet": networks.unet.init(unet_key, *inputs)["params"]}
+    if recipe.stage == "base":
+        ids = jnp.zeros((1, text_length), jnp.int32)
+        params["text_encoder"] = networks.text_encoder.init(text_key, ids, jnp.ones_like(ids))["params"]
+    return params
+
+
+def make_loss(
+    networks: Networks, recipe: Recipe
+) -> Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]:
+    """Returns `loss(params, frozen, batch, key) -> (mean loss, metrics)` for the recipe's stage.
+
+    `batch` holds "image" uint8 (B, S, S, 3), "ids" and "mask" int32 (B, L). `frozen` holds the parameters that are
+    used but not trained: the text encoder of a later stage.
+    """
+    schedule = cosine_schedule()
+    inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
+
+    def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
+        image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
+        text_params = params.get("text_encoder", frozen.get("text_encoder"))
+        states = networks.text_encoder.apply({"params": text_params}, batch["ids"], batch["mask"])
+        t_key, eps_key, input_key = jax.random.split(key, 3)
+        x0, extra, aug_level = inputs_for(schedule, recipe, image, input_key)
+        t = jax.random.randint(t_key, (x0.shape[0],), 0, schedule.timesteps.shape[0])
+        eps = jax.random.normal(eps_key, x0.shape)
+        x_t = process.add_noise(schedule, x0, t, eps)
+        net_input = x_t if extra is None else jnp.concatenate([x_t, extra], -1)
+        output = networks.unet.apply({"params": params["unet"]}, net_input, t, states, aug_level)
+        parts = losses.hybrid_loss(schedule, output, x0, x_t, eps, t, prediction=recipe.prediction)
+        metrics = {name: jnp.mean(value) for name, value in parts.items()}
+        return metrics["loss"], metrics
+
+    return loss
+
+
+Inputs = tuple[jax.Array, jax.Array | None, jax.Array | None]
+
+
+def _base_inputs(schedule: Schedule, recipe: Recipe, image: jax.Array, key: jax.Array) -> Inputs:
+    return image, None, None
+
+
+def _super_resolution_inputs(schedule: Schedule, recipe: Recipe, image: jax.Array, key: jax.Array) -> Inputs:
+    crop_key, level_key, noise_key = jax.random.split(key, 3)
+    low_up = augment.upsample(augment.downsample(image, recipe.data.low_size), recipe.data.size)
+    if recipe.data.crop:
+        # Both are cropped after upsampling: the crop then holds exactly what the stage sees at full size.
+        image, low_up = _random_crop(
+            crop_key, (image, low_up), recipe.data.crop, recipe.data.size // recipe.data.low_size
+        )
+    level = augment.random_level(level_key, image.shape[0])
+    low_up = augment.noise_augment(schedule, low_up, level, jax.random.normal(noise_key, low_up.shape))
+    return image, low_up, level
+
+
+def _random_crop(key: jax.Array, images: tuple[jax.Array, ...], side: int, grid: int) -> tuple[jax.Array, ...]:
+    """Cuts the same random square out of every image of a sample, its corner on the low-resolution pixel grid."""
+    batch, full = images[0].shape[:2]
+    corners = jax.random.randint(key, (batch, 2), 0, (full - side) // grid + 1) * grid
+
+    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (side, side, image.shape[-1]))
+
+    return tuple(jax.vmap(cut)(image, corners) for image in images)

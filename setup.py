@@ -1,0 +1,75 @@
+"""Package metadata of if_jax. Tool settings (ruff, pytest) are in pyproject.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = "0.1.0"
+
+INSTALL_REQUIRES = [
+    # The eight the project is built on.
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.12.1",
+    "transformers>=4.57",
+    "tensorflow-datasets>=4.9.9",
+    "clu>=0.0.12",
+    "ml_collections>=1.0",
+    # What `if-jax dream` and `if-jax train` need besides.
+    "absl-py>=2.1",  # config_flags, progress of ml_collections and clu
+    "beautifulsoup4>=4.12",  # caption cleaning: IF parses captions as HTML
+    "click>=8.1",  # command line
+    "ftfy>=6.1",  # caption cleaning: IF repairs mis-decoded text
+    "grain>=0.2.12",  # training data pipeline (brings array_record)
+    "numpy>=2.0",
+    "pillow>=10.1",
+    "protobuf>=5.28",  # transformers needs it to open a spiece.model
+    "safetensors>=0.4.3",  # release folders
+    "sentencepiece>=0.2.0",  # spiece.model of T5 releases
+    "tensorboardX>=2.6.2",  # metrics; clu.metric_writers would need TensorFlow
+    "tokenizers>=0.22",  # tokenizer.json of T5 releases
+    "tqdm>=4.66",
+]
+
+# PyTorch and diffusers are oracles and rivals only: no module of if_jax imports them to train or to draw.
+TORCH = [
+    "torch==2.13.0",  # pinned: newer wheels pull the CUDA packages on machines without a GPU as well
+    "diffusers>=0.38",
+    "accelerate>=1.0",
+]
+
+EXTRAS_REQUIRE = {
+    "tpu": ["jax[tpu]", "gcsfs"],
+    "cuda": ["jax[cuda12]"],
+    "data": ["gcsfs"],  # data sets and runs at gs:// paths
+    "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
+    "wandb": ["wandb>=0.18"],
+    "test": [*TORCH, "hypothesis>=6.100", "pytest>=8", "ruff==0.17.6"],
+}
+
+setup(
+    name="if_jax",
+    version=VERSION,
+    description="DeepFloyd IF, the text-to-image cascade in pixel space, in JAX and Flax for TPUs",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["if_jax", "if_jax.*"]),
+    package_data={"if_jax": ["demo/**/*"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["if-jax = if_jax.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

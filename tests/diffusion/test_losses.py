@@ -1,0 +1,173 @@
+"""The hybrid loss: an independent float64 computation, what trains what, and what happens at the edges."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from if_jax.diffusion import losses, process
+from if_jax.diffusion.schedule import cosine_schedule, parse_steps, respace
+
+FULL = cosine_schedule()
+hybrid_loss = jax.jit(losses.hybrid_loss, static_argnames="prediction")
+T = np.array([0, 1, 20, 500, 999])
+SHAPE = (len(T), 4, 5, 3)
+
+
+def case(seed: int = 0, error: float = 0.1) -> dict[str, np.ndarray]:
+    """A batch at the steps T whose network is off by `error`; x0 holds 8-bit levels, both outermost ones included."""
+    rng = np.random.default_rng(seed)
+    x0 = (rng.integers(0, 256, SHAPE) / 127.5 - 1).astype(np.float32)
+    x0[:, 0, 0], x0[:, 0, 1] = -1, 1
+    eps = rng.standard_normal(SHAPE).astype(np.float32)
+    eps_hat = eps + error * rng.standard_normal(SHAPE)
+    v = rng.uniform(-1.2, 1.2, SHAPE)
+    out = np.concatenate([eps_hat, v], axis=-1).astype(np.float32)
+    return dict(model_output=out, x0=x0, x_t=np.asarray(process.add_noise(FULL, x0, T, eps)), eps=eps)
+
+
+def bound_by_hand(schedule, model_output, x0, x_t, t) -> float:
+    """L_vb of one image, pixel by pixel in Python floats, from ᾱ alone; nothing of the code under test."""
+    alphas = 1 - schedule.beta.astype(np.float64)
+    alpha_bar = np.cumprod(alphas)
+    a, p, beta = alpha_bar[t], (alpha_bar[t - 1] if t else 1.0), 1 - alphas[t]
+    c0, ct = math.sqrt(p) * beta / (1 - a), math.sqrt(alphas[t]) * (1 - p) / (1 - a)
+    # the posterior variance of index 0 is that of index 1
+    s = max(t, 1)
+    smallest = (1 - alphas[s]) * (1 - alpha_bar[s - 1]) / (1 - alpha_bar[s])
+    total = 0.0
+    for out, target, noisy in zip(model_output.reshape(-1, 6), x0.reshape(-1, 3), x_t.reshape(-1, 3), strict=True):
+        for eps_hat, v, x, y in zip(*map(np.float64, (out[:3], out[3:], target, noisy)), strict=True):
+            guess = (y - math.sqrt(1 - a) * eps_hat) / math.sqrt(a)
+            mean, true_mean = c0 * guess + ct * y, c0 * x + ct * y
+            variance = beta ** ((v + 1) / 2) * smallest ** ((1 - v) / 2)
+            if t > 0:
+                ratio = smallest / variance
+                total += 0.5 * (ratio - 1 - math.log(ratio) + (true_mean - mean) ** 2 / variance)
+            else:
+
+                def cdf(z, mean=mean, variance=variance):
+                    z = (z - mean) / math.sqrt(variance)
+                    return 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+                upper = 1.0 if x > 0.999 else cdf(x + 1 / 255)
+                lower = 0.0 if x < -0.999 else cdf(x - 1 / 255)
+                total -= math.log(max(upper - lower, 1e-12))
+    return total / x0.size / math.log(2)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.1, 1.0])
+def test_bound_equals_an_independent_float64_computation(error):
+    batch = case(error=error)
+    got = hybrid_loss(FULL, **batch, t=T)
+    for b, t in enumerate(T):
+        expected = bound_by_hand(FULL, *(batch[k][b] for k in ("model_output", "x0", "x_t")), t)
+        assert float(got["vb"][b]) == pytest.approx(expected, rel=2e-4, abs=2e-6), f"t = {t}"
+
+
+def test_velocity_bound_equals_the_noise_bound():
+    """The same guess of x0, said as a velocity, has the same bound; the squared error is that of ε over ᾱ."""
+    batch = case()
+    eps_hat, v = np.split(batch["model_output"], 2, axis=-1)
+    t = np.array([0, 1, 20, 500, 900])
+    batch["x_t"] = np.asarray(process.add_noise(FULL, batch["x0"], t, batch["eps"]))
+    said_as_eps = hybrid_loss(FULL, **batch, t=t)
+    velocity = process.v_from_x0_eps(FULL, process.x0_from_eps(FULL, batch["x_t"], t, eps_hat), t, eps_hat)
+    batch["model_output"] = np.concatenate([velocity, v], axis=-1)
+    said_as_v = hybrid_loss(FULL, **batch, t=t, prediction="v")
+    np.testing.assert_allclose(said_as_v["vb"], said_as_eps["vb"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(said_as_v["mse"], said_as_eps["mse"] / FULL.alpha_bar[t], rtol=1e-3)
+
+
+def test_loss_is_its_parts():
+    batch = case()
+    got = hybrid_loss(FULL, **batch, t=T)
+    mse = np.mean((batch["model_output"][..., :3].astype(np.float64) - batch["eps"]) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(got["mse"], mse, rtol=1e-5)
+    np.testing.assert_allclose(got["loss"], got["mse"] + got["vb"], rtol=1e-6)
+    assert all(value.shape == (len(T),) and value.dtype == jnp.float32 for value in got.values())
+
+
+def test_bound_counts_by_the_length_of_the_chain():
+    schedule = respace(FULL, parse_steps("smart50"))
+    t = np.array([0, 1, 10, 30, 49])
+    batch = case()
+    batch["x_t"] = np.asarray(process.add_noise(schedule, batch["x0"], t, batch["eps"]))
+    got = hybrid_loss(schedule, **batch, t=t)
+    np.testing.assert_allclose(got["loss"] - got["mse"], got["vb"] * 0.05, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_bound_trains_the_variance_only(prediction):
+    batch = case()
+    out = batch.pop("model_output")
+
+    def part(out, name):
+        return hybrid_loss(FULL, out, **batch, t=T, prediction=prediction)[name].sum()
+
+    grad_vb = jax.grad(part)(out, "vb")
+    assert np.all(np.asarray(grad_vb[..., :3]) == 0)  # exactly
+    assert np.all(np.abs(grad_vb[..., 3:]).max(axis=(1, 2, 3)) > 0)  # at every step, t = 0 included
+    grad_mse = jax.grad(part)(out, "mse")
+    assert np.all(np.asarray(grad_mse[..., 3:]) == 0)
+    target = process.prediction_target(FULL, prediction, batch["x0"], T, batch["eps"])
+    np.testing.assert_allclose(grad_mse[..., :3], 2 * (out[..., :3] - target) / 60, rtol=1e-4, atol=1e-7)
+
+
+def test_perfect_prediction_costs_nothing():
+    batch = case()
+    batch["model_output"] = np.concatenate([batch["eps"], -np.ones(SHAPE, np.float32)], axis=-1)  # v = −1: β̃
+    got = hybrid_loss(FULL, **batch, t=T)
+    np.testing.assert_array_equal(got["mse"], 0)
+    np.testing.assert_allclose(got["vb"][1:], 0, atol=1e-6)
+    assert 0 < got["vb"][0] < 3  # a level is never certain: the decoder has a standard deviation
+
+
+def test_best_variance_is_the_true_error():
+    """L_vb over σ² has its minimum at β̃ + (mean error)², so the head learns how wrong x̂0 is."""
+    t = np.array([20])
+    x0 = x_t = np.zeros((1, 1, 1, 1))
+    v = np.linspace(-1, 1, 2001)
+    x0_hat = np.full((1, 1, 1, 1), 0.03)
+    of_v = jax.vmap(lambda v: losses.variational_bound(FULL, x0_hat, v.reshape(1, 1, 1, 1), x0, x_t, t)[0])
+    bound = jax.jit(of_v)(jnp.asarray(v, jnp.float32))
+    log_variance = process.learned_range_log_variance(FULL, v.reshape(1, -1, 1, 1).astype(np.float32), t).ravel()
+    best = math.log(float(FULL.posterior_variance[20]) + (0.03 * float(FULL.posterior_coef_x0[20])) ** 2)
+    assert float(log_variance[0]) < best - 0.01 and best + 0.01 < float(log_variance[-1])
+    assert float(log_variance[int(jnp.argmin(bound))]) == pytest.approx(best, abs=5e-3)
+
+
+def test_levels_share_all_the_mass():
+    """The 256 levels partition the line: their probabilities sum to 1, for a mean inside or at the edge."""
+    levels = (np.arange(256) / 127.5 - 1).astype(np.float32)
+    log_likelihood = jax.jit(losses.discretized_gaussian_log_likelihood)
+    for mean, std in [(0.0, 0.1), (0.99, 0.05), (-1.2, 0.3)]:
+        log_p = log_likelihood(levels, mean, 2 * math.log(std))
+        assert float(jnp.exp(log_p).sum()) == pytest.approx(1, abs=1e-5)
+    exact = math.log(math.erf(0.5 / 255 * 2 / 0.1 / math.sqrt(2)))  # the level at the mean; the tanh form is near
+    assert float(losses.discretized_gaussian_log_likelihood(0.0, 0.0, 2 * math.log(0.1))) == pytest.approx(
+        exact, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_gradients_stay_finite_for_a_net_that_outputs_nonsense(scale):
+    batch = case()
+    out = scale * np.random.default_rng(3).standard_normal(batch.pop("model_output").shape).astype(np.float32)
+    mean_loss = jax.jit(jax.value_and_grad(lambda out: losses.hybrid_loss(FULL, out, **batch, t=T)["loss"].mean()))
+    loss, grad = mean_loss(out)
+    assert np.isfinite(loss) and np.all(np.isfinite(grad))
+
+
+def test_half_precision_outputs_are_judged_in_float32():
+    batch = case()
+    half = jnp.asarray(batch["model_output"], jnp.bfloat16)
+    got = hybrid_loss(FULL, **{**batch, "model_output": half}, t=T)
+    want = hybrid_loss(FULL, **{**batch, "model_output": half.astype(jnp.float32)}, t=T)
+    for name in want:
+        assert got[name].dtype == jnp.float32
+        np.testing.assert_array_equal(got[name], want[name])

@@ -1,0 +1,196 @@
+"""The UNet computes what diffusers computes, block by block and as a whole, and says clearly what it cannot take."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch_reference import (
+    CONFIGS,
+    LENGTH,
+    abstract_params,
+    relative_error,
+    to_nchw,
+    to_nhwc,
+    torch_unet,
+    unet_inputs,
+    unet_params,
+)
+
+from if_jax.models.blocks import AttentionBlock, BlockSettings, ResBlock, StepEmbedding, TextEmbedding
+from if_jax.models.unet import UNet, UNetConfig
+
+TOLERANCE = 1e-5
+
+
+def torch_forward(
+    kind: str, x_t: np.ndarray, t: np.ndarray, text: np.ndarray, aug_level: np.ndarray | None
+) -> np.ndarray:
+    labels = None if aug_level is None else torch.from_numpy(aug_level)
+    with torch.inference_mode():
+        out = torch_unet(kind)(to_nchw(x_t), torch.from_numpy(t), torch.from_numpy(text), class_labels=labels)
+    return to_nhwc(out.sample)
+
+
+def settings(config: UNetConfig) -> BlockSettings:
+    return UNet(config)._settings
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_whole_net_equals_diffusers(kind: str) -> None:
+    inputs = unet_inputs(CONFIGS[kind])
+    out = jax.jit(UNet(CONFIGS[kind]).apply)({"params": unet_params(kind)}, *inputs)
+    assert out.dtype == jnp.float32
+    assert relative_error(out, torch_forward(kind, *inputs)) < TOLERANCE
+
+
+def test_images_need_not_be_square() -> None:
+    inputs = unet_inputs(CONFIGS["base"], size=(4, 12))
+    out = jax.jit(UNet(CONFIGS["base"]).apply)({"params": unet_params("base")}, *inputs)
+    assert relative_error(out, torch_forward("base", *inputs)) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["base", "super-resolution"])
+@pytest.mark.parametrize(
+    ("level", "name", "resample"),
+    [
+        ("down_blocks_1", "resnets_0", "none"),  # with a shortcut convolution
+        ("down_blocks_1", "resnets_1", "none"),
+        ("down_blocks_1", "downsamplers_0", "down"),
+        ("up_blocks_0", "upsamplers_0", "up"),
+    ],
+)
+def test_residual_block_equals_diffusers(kind: str, level: str, name: str, resample: str) -> None:
+    config, params = CONFIGS[kind], unet_params(kind)[level][name]
+    reference = getattr(torch_unet(kind), level[:-2])[int(level[-1])].get_submodule(name.replace("_", "."))
+    channels, features = params["conv1"]["kernel"].shape[2:]
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 4, 6, channels)).astype(np.float32)
+    emb = rng.normal(size=(2, config.time_dim)).astype(np.float32)
+    block = ResBlock(features, settings(config), config.resnet_out_scale_factor, resample)
+    out = jax.jit(block.apply)({"params": params}, x, emb)
+    with torch.inference_mode():
+        expected = to_nhwc(reference(to_nchw(x), torch.from_numpy(emb)))
+    assert relative_error(out, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["base", "cross-only"])
+def test_attention_block_equals_diffusers(kind: str) -> None:
+    config, params = CONFIGS[kind], unet_params(kind)["mid_block"]["attentions_0"]
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 3, 4, config.block_out_channels[-1])).astype(np.float32)
+    text = rng.normal(size=(2, LENGTH, config.cross_attention_dim)).astype(np.float32)
+    out = jax.jit(AttentionBlock(settings(config)).apply)({"params": params}, x, text)
+    with torch.inference_mode():
+        reference = torch_unet(kind).mid_block.attentions[0]
+        expected = to_nhwc(reference(to_nchw(x), encoder_hidden_states=torch.from_numpy(text)))
+    assert relative_error(out, expected) < TOLERANCE
+
+
+def test_embeddings_equal_diffusers() -> None:
+    config, params, net = CONFIGS["super-resolution"], unet_params("super-resolution"), torch_unet("super-resolution")
+    rng = np.random.default_rng(3)
+    step = rng.normal(size=(2, config.block_out_channels[0])).astype(np.float32)
+    text = rng.normal(size=(2, LENGTH, config.encoder_hid_dim)).astype(np.float32)
+    pool = TextEmbedding(config.time_dim, config.addition_embed_type_num_heads)
+    for name, module, x in [
+        ("time_embedding", StepEmbedding(config.time_dim), step),
+        ("class_embedding", StepEmbedding(config.time_dim), step),
+        ("add_embedding", pool, text),
+    ]:
+        out = module.apply({"params": params[name]}, x)
+        with torch.inference_mode():
+            expected = getattr(net, name)(torch.from_numpy(x)).numpy()
+        assert relative_error(out, expected) < TOLERANCE, name
+
+
+def test_gradient_equals_torch() -> None:
+    """Of a random linear functional of the output, with respect to the image, a kernel deep inside and a norm."""
+    kind, (x_t, t, text, _) = "base", unet_inputs(CONFIGS["base"])
+    weight = np.random.default_rng(4).normal(size=(2, 8, 8, 6)).astype(np.float32)
+
+    def functional(params: dict, x_t: np.ndarray) -> jax.Array:
+        return jnp.sum(weight * UNet(CONFIGS[kind], remat=True).apply({"params": params}, x_t, t, text))
+
+    grads, grad_x = jax.jit(jax.grad(functional, argnums=(0, 1)))(unet_params(kind), x_t)
+    net, image = torch_unet(kind), to_nchw(x_t).requires_grad_()
+    net.zero_grad()
+    (to_nchw(weight) * net(image, torch.from_numpy(t), torch.from_numpy(text)).sample).sum().backward()
+    assert relative_error(grad_x, to_nhwc(image.grad)) < TOLERANCE
+    block = grads["mid_block"]["resnets_0"]
+    reference = net.mid_block.resnets[0]
+    assert relative_error(block["norm1"]["scale"], reference.norm1.weight.grad.numpy()) < TOLERANCE
+    assert relative_error(block["conv1"]["kernel"], reference.conv1.weight.grad.permute(2, 3, 1, 0).numpy()) < TOLERANCE
+
+
+def test_a_fresh_net_returns_zeros_and_starts_as_the_identity() -> None:
+    """IF starts the last convolution of the net, of every residual block and every attention at zero."""
+    config = CONFIGS["base"]
+    inputs = unet_inputs(config)
+    params = nn.meta.unbox(jax.jit(UNet(config).init)(jax.random.key(0), *inputs))["params"]
+    zero = {jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(params) if not np.any(leaf)}
+    kernels = {path for path in zero if "kernel" in path}
+    names = ("['conv2']", "['to_out_0']", "['conv_out']")
+    everywhere = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)}
+    assert kernels == {path for path in everywhere if "kernel" in path and any(name in path for name in names)}
+    assert not np.any(jax.jit(UNet(config).apply)({"params": params}, *inputs))
+
+
+def test_bfloat16_is_close_and_returns_float32() -> None:
+    kind = "super-resolution"
+    inputs = unet_inputs(CONFIGS[kind])
+    out = jax.jit(UNet(CONFIGS[kind], dtype=jnp.bfloat16).apply)({"params": unet_params(kind)}, *inputs)
+    assert out.dtype == jnp.float32
+    assert 1e-5 < relative_error(out, torch_forward(kind, *inputs)) < 0.05
+
+
+def test_every_kernel_names_its_two_dimensions() -> None:
+    net, inputs = UNet(CONFIGS["base"]), unet_inputs(CONFIGS["base"])
+    boxed = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=is_box):
+        name = jax.tree_util.keystr(path)
+        assert is_box(leaf) == ("kernel" in name), name
+        if is_box(leaf):
+            assert len(leaf.names) == leaf.value.ndim
+            assert leaf.names[:-2] == (None,) * (leaf.value.ndim - 2)
+            assert set(leaf.names[-2:]) <= {"in", "out", "heads"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers_per_block": (1, 2)}, "layers_per_block"),
+        ({"attention_levels": (True,)}, "attention_levels"),
+        ({"block_out_channels": (16, 32, 44)}, "44 must be a multiple of norm_num_groups=8"),
+        ({"attention_head_dim": 32}, "48 attends"),
+        ({"cross_attention_dim": 40}, "cross_attention_dim=40"),
+        ({"addition_embed_type_num_heads": 5}, "encoder_hid_dim=24"),
+        ({"sample_size": 10}, "sample_size=10 must be a multiple of 4"),
+    ],
+)
+def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
+    fields = {name: getattr(CONFIGS["base"], name) for name in UNetConfig.__dataclass_fields__}
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**{**fields, **change})
+
+
+def test_wrong_inputs_are_named() -> None:
+    def run(kind: str, size: tuple[int, int] | None = None, **change: np.ndarray | None) -> None:
+        config = CONFIGS[kind]
+        inputs = dict(zip(("x_t", "t", "text_states", "aug_level"), unet_inputs(config, size=size), strict=True))
+        jax.eval_shape(UNet(config).apply, {"params": abstract_params(config)}, **{**inputs, **change})
+
+    with pytest.raises(ValueError, match="image of 6x8: both sides must be multiples of 4"):
+        run("base", size=(6, 8))
+    with pytest.raises(ValueError, match=r"x_t has shape .* expected \(B, H, W, 6\)"):
+        run("super-resolution", x_t=np.zeros((2, 16, 16, 3), np.float32))
+    with pytest.raises(ValueError, match=r"text_states has shape \(2, 11, 8\); expected \(B, L, 24\)"):
+        run("base", text_states=np.zeros((2, 11, 8), np.float32))
+    with pytest.raises(ValueError, match="needs aug_level"):
+        run("super-resolution", aug_level=None)
+    with pytest.raises(ValueError, match="takes no aug_level"):
+        run("base", aug_level=np.zeros(2, np.int32))

@@ -1,0 +1,104 @@
+"""Tiny UNets of both kinds of stage, built in diffusers with every parameter random, and the same weights for ours."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from if_jax.checkpoints.names import from_torch, unet_config_to_diffusers
+from if_jax.models.presets import SCALE
+from if_jax.models.unet import UNet, UNetConfig
+
+_SHARED = {
+    "block_out_channels": (16, 32, 48),
+    "layers_per_block": (1, 2, 1),
+    "cross_attention_dim": 64,
+    "encoder_hid_dim": 24,
+    "attention_head_dim": 8,
+    "addition_embed_type_num_heads": 3,
+    "norm_num_groups": 8,
+}
+CONFIGS = {
+    "base": UNetConfig(8, attention_levels=(False, True, True), **_SHARED),
+    "super-resolution": UNetConfig(
+        16,
+        attention_levels=(False, False, True),
+        in_channels=6,
+        time_embedding_dim=48,
+        aug_level_embedding=True,
+        time_embedding_act=True,
+        resnet_skip_time_act=True,
+        resnet_out_scale_factor=SCALE,
+        mid_block_scale_factor=SCALE,
+        **_SHARED,
+    ),
+    # Two settings no released stage uses, and what diffusers' own tests call a stage: nothing may be assumed of them.
+    "cross-only": UNetConfig(
+        4, (32, 64), (2, 1), (True, False), 32, 16, 3, 6, 16, 2, norm_eps=1e-3, only_cross_attention=True
+    ),
+}
+LENGTH = 11
+
+
+@cache
+def torch_unet(kind: str) -> Any:
+    """diffusers' net in evaluation mode; norms and biases, which start at one and zero, are moved off them."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    net = UNet2DConditionModel.from_config(unet_config_to_diffusers(CONFIGS[kind])).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return net
+
+
+@cache
+def unet_params(kind: str) -> dict[str, Any]:
+    """The weights of `torch_unet(kind)` as our parameters."""
+    state = {name: tensor.numpy() for name, tensor in torch_unet(kind).state_dict().items()}
+    return from_torch(state.__getitem__, state, abstract_params(CONFIGS[kind]), "unet")
+
+
+def abstract_params(config: UNetConfig) -> dict[str, Any]:
+    """Shapes of all parameters; nothing is allocated."""
+    net = UNet(config)
+    return nn.meta.unbox(jax.eval_shape(net.init, jax.random.key(0), *unet_inputs(config, 1)))["params"]
+
+
+def unet_inputs(
+    config: UNetConfig, batch: int = 2, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray | None, ...]:
+    """(x_t, t, text_states, aug_level) from a fixed seed."""
+    rng = np.random.default_rng(0)
+    height, width = size or (config.sample_size, config.sample_size)
+    x_t = rng.normal(size=(batch, height, width, config.in_channels)).astype(np.float32)
+    t = np.linspace(999, 3, batch).astype(np.int32)
+    text = rng.normal(size=(batch, LENGTH, config.encoder_hid_dim)).astype(np.float32)
+    aug_level = np.linspace(0, 250, batch).astype(np.int32) if config.aug_level_embedding else None
+    return x_t, t, text, aug_level
+
+
+def to_nchw(x: np.ndarray) -> Any:
+    """NHWC array -> NCHW tensor."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def to_nhwc(x: Any) -> np.ndarray:
+    """NCHW tensor -> NHWC array."""
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def relative_error(ours: Any, reference: np.ndarray) -> float:
+    """Largest difference over the largest reference value."""
+    ours = np.asarray(ours)
+    assert ours.shape == reference.shape
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())

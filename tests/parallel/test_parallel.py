@@ -1,0 +1,62 @@
+"""Mesh and rules: the layout is what the rules say, and what does not divide is replicated."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+
+from if_jax.parallel import mesh as meshes
+from if_jax.parallel import rules
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return meshes.make_mesh(2, 2, 2)
+
+
+def test_open_axis_takes_the_rest():
+    assert dict(meshes.make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(meshes.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (2, 2, 1), (-1, -1, 1), (0, 8, 1)])
+def test_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"does not fit 8 device"):
+        meshes.make_mesh(*sizes)
+
+
+def test_rules_place_kernels_and_replicate_what_does_not_divide(mesh):
+    placed = rules.PRESETS["fsdp_tp"]
+    assert rules.spec_for((3, 3, 32, 64), (None, None, "in", "out"), mesh, placed) == P(
+        None, None, ("fsdp",), ("tensor",)
+    )
+    assert rules.spec_for((3, 3, 3, 64), (None, None, "in", "out"), mesh, placed) == P(None, None, None, ("tensor",))
+    assert rules.spec_for((3, 3, 32, 3), (None, None, "in", "out"), mesh, placed) == P(None, None, ("fsdp",), None)
+
+
+def test_an_axis_is_used_once_per_array(mesh):
+    spec = rules.spec_for((64, 64), ("heads", "out"), mesh, rules.PRESETS["fsdp_tp"])
+    assert spec == P(("tensor",), None)
+
+
+def test_optimizer_moments_follow_their_parameters(mesh):
+    import optax
+
+    def init(key):
+        kernel = nn.LogicallyPartitioned(jax.random.normal(key, (32, 64)), ("in", "out"))
+        params = {"kernel": kernel, "bias": jnp.zeros(64)}
+        return params, optax.adam(1e-3).init(params)
+
+    places = rules.state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, rules.PRESETS["fsdp_tp"])
+    params, (adam, _) = places
+    assert params["kernel"].spec == adam.mu["kernel"].spec == adam.nu["kernel"].spec == P(("fsdp",), ("tensor",))
+    assert params["bias"].spec == P()
+
+
+def test_batch_that_does_not_divide_is_refused(mesh):
+    rules.check_batch_size(8, mesh, rules.PRESETS["dp"])
+    with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 8 devices: use a multiple of 8"):
+        rules.check_batch_size(6, mesh, rules.PRESETS["dp"])

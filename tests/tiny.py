@@ -1,0 +1,76 @@
+"""A cascade of two tiny stages with random weights, for tests that need whole releases."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from if_jax.checkpoints.release import Stage, StageDefaults
+from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.weights import abstract_params
+from if_jax.models.presets import SCALE
+from if_jax.models.t5 import T5Config
+from if_jax.models.unet import UNetConfig
+from if_jax.text.tokens import load_tokenizer
+
+_SHARED = {
+    "cross_attention_dim": 32,
+    "encoder_hid_dim": 32,
+    "attention_head_dim": 16,
+    "addition_embed_type_num_heads": 2,
+    "norm_num_groups": 8,
+}
+TEXT = T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+BASE = UNetConfig(8, (16, 32), (1, 1), (False, True), **_SHARED)
+SUPER_RESOLUTION = UNetConfig(
+    16,
+    (16, 32),
+    (1, 1),
+    (False, False),
+    in_channels=6,
+    time_embedding_dim=32,
+    aug_level_embedding=True,
+    time_embedding_act=True,
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=SCALE,
+    mid_block_scale_factor=SCALE,
+    **_SHARED,
+)
+DEFAULTS = (StageDefaults("3", 4.0), StageDefaults("2", 3.0, 200))
+
+
+@cache
+def random_params(config: UNetConfig | T5Config, seed: int = 0) -> Any:
+    """Weights of the size that training gives, none of them zero: what IF starts at zero would hide its branch."""
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        scale = 0.1 if len(leaf.shape) < 2 else 0.7 / np.sqrt(np.prod(leaf.shape[:-1]))
+        offset = 1.0 if len(leaf.shape) < 2 and isinstance(config, T5Config) else 0.0  # gains of T5's norms
+        return (rng.normal(size=leaf.shape) * scale + offset).astype(np.float32)
+
+    return jax.tree.map(fill, abstract_params(config))
+
+
+def stages() -> tuple[Stage, Stage]:
+    """A base stage of 8 px with its byte-level text encoder, and a super-resolution stage of 16 px."""
+    tokenizer = load_tokenizer("bytes")
+    base = Stage("base", BASE, random_params(BASE), SchedulerConfig(1.5), TEXT, random_params(TEXT), tokenizer)
+    return base, Stage("super-resolution", SUPER_RESOLUTION, random_params(SUPER_RESOLUTION), SchedulerConfig(1.0))
+
+
+def open_in_diffusers(folder: Path, dtype: str = "float32", **parts: Any) -> Any:
+    """A release folder as the pipeline of stock diffusers; `parts` replace components."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    with warnings.catch_warnings():  # `dtype` is the newer word, which the oldest diffusers we support does not know
+        warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype), **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

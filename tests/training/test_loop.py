@@ -1,0 +1,124 @@
+"""The loop end to end on a tiny stage: it learns, resumes to the same bits, publishes, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from if_jax.checkpoints import release, run
+from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig
+from if_jax.models import presets
+from if_jax.training import loop, publish
+
+RECIPE = Recipe(
+    unet="tiny-I",
+    text_encoder="tiny",
+    batch_size=8,
+    steps=6,
+    log_every=1,
+    checkpoint_every=2,
+    ema_decay=0.9,
+    data=DataConfig(size=8, threads=1),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
+    sample=SampleConfig(every=0),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_presets():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.UNETS, "tiny-I", tiny.BASE)
+        patch.setitem(presets.UNETS, "tiny-II", tiny.SUPER_RESOLUTION)
+        patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
+        yield
+
+
+def _metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in ("step", "loss", "mse", "vb", "grad_norm", "learning_rate")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    loop.train(RECIPE, str(workdir))
+    return workdir
+
+
+def test_a_run_leaves_metrics_and_checkpoints(finished):
+    rows = _metrics(finished)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    assert list((finished / "tensorboard").iterdir())
+    step, metadata, ema = run.read_ema(str(finished))
+    assert step == 6 and metadata["recipe"]["unet"] == "tiny-I"
+    assert set(ema) == {"unet", "text_encoder"}
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir() if path.name.isdigit()) == ["4", "6"]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
+    real = loop.make_step
+
+    def dies(*args):
+        step = real(*args)
+
+        def call(state, frozen, batch):
+            new, metrics = step(state, frozen, batch)
+            jax.debug.callback(lambda n: (_ for _ in ()).throw(RuntimeError("cut off")) if n == 4 else None, state.step)
+            return new, metrics
+
+        return call
+
+    monkeypatch.setattr(loop, "make_step", dies)
+    with pytest.raises(Exception, match="cut off"):
+        loop.train(RECIPE, str(tmp_path))
+    assert _metrics(tmp_path)[-1]["step"] < 6
+    monkeypatch.setattr(loop, "make_step", real)
+    loop.train(RECIPE, str(tmp_path))
+    assert _metrics(tmp_path) == _metrics(finished)
+    for one, other in zip(*(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_another_recipe_is_refused_in_the_same_folder(finished):
+    with pytest.raises(ValueError, match=r"another recipe \(batch_size was 8, is 16\)"):
+        loop.train(dataclasses.replace(RECIPE, batch_size=16), str(finished))
+    loop.train(dataclasses.replace(RECIPE, log_every=2), str(finished))  # nothing left to do, and allowed
+
+
+def test_super_resolution_trains_on_a_published_text_encoder(finished, tmp_path):
+    publish.publish([str(finished)], str(tmp_path / "one"))
+    recipe = dataclasses.replace(
+        RECIPE,
+        stage="super-resolution",
+        unet="tiny-II",
+        text_encoder_from=str(tmp_path / "one" / "stage_I"),
+        steps=2,
+        prediction="v",
+        data=DataConfig(size=16, low_size=8, threads=1),
+        sample=SampleConfig(every=2, prompts=("a", "b"), steps="2", guidance_scale=1.0),
+    )
+    loop.train(recipe, str(tmp_path / "II"))
+    assert (tmp_path / "II" / "samples" / "samples-0000002.png").is_file()
+    publish.publish([str(finished), str(tmp_path / "II")], str(tmp_path / "two"), noise_level=[7])
+    stages, defaults = release.read_cascade(tmp_path / "two")
+    assert [stage.kind for stage in stages] == ["base", "super-resolution"]
+    assert defaults[1].noise_level == 7 and stages[1].scheduler.prediction_type == "v_prediction"
+
+
+def test_what_cannot_work_is_refused_before_anything_is_compiled(tmp_path):
+    with pytest.raises(ValueError, match="mesh data=3"):
+        loop.train(dataclasses.replace(RECIPE, mesh=dataclasses.replace(RECIPE.mesh, data=3)), str(tmp_path))
+    with pytest.raises(ValueError, match="batch_size 6 does not divide over 8"):
+        loop.train(dataclasses.replace(RECIPE, batch_size=6), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        data = dataclasses.replace(RECIPE.data, source=str(tmp_path / "nothing"))
+        loop.train(dataclasses.replace(RECIPE, data=data), str(tmp_path / "run"))
+    with pytest.raises(FileNotFoundError, match="no checkpoint under"):
+        publish.publish([str(tmp_path / "nothing")], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
