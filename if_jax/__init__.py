@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from if_jax.inference.cascade import Cascade
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Cascade", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the cascade when it is first asked for, so that `import if_jax` itself costs nothing."""
+    """Looks names up when they are first asked for, so that `import if_jax` itself costs nothing."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("if_jax")
     if name == "Cascade":
         from if_jax.inference.cascade import Cascade
 

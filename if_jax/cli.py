@@ -203,10 +203,10 @@ def _read_recipe(path: str, overrides: list[str]) -> Any:
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"recipe {path!r} does not exist: give a file such as configs/demo_base.py")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    values, arguments = flags.FlagValues(), ["if-jax", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
-        left_over = values(["if-jax", f"--config={path}", *overrides])[1:]
+        left_over = values(arguments)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"recipe {path}: {error}") from None
     if left_over:

@@ -81,8 +81,8 @@ class Recipe:
 
     stage: str = "base"  # "base" (text → picture) or "super-resolution" (low-resolution picture and text → 4×)
     unet: str = "demo-I"  # a name in models/presets.py
-    text_encoder: str = "demo"  # base stage: the T5 preset that is trained with the UNet
-    text_encoder_from: str = ""  # later stages: the release folder whose frozen encoder they use
+    text_encoder: str = "demo"  # the T5 preset that is trained together with a base stage
+    text_encoder_from: str = ""  # or the stage folder whose encoder is used, frozen; later stages need it
     init_from: str = ""  # a stage folder of a release whose weights training starts from
     prediction: str = "eps"  # what the UNet's first three channels mean: "eps" (IF) or "v"
     sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
@@ -185,7 +185,8 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"recipe key {key} is {getattr(recipe, key)}: it must be at least 1")
     if recipe.checkpoint_every % recipe.log_every:  # a resumed run must repeat whole windows of the log
         raise ValueError(
-            f"recipe key checkpoint_every is {recipe.checkpoint_every}: it must be a multiple of log_every {recipe.log_every}"
+            f"recipe key checkpoint_every is {recipe.checkpoint_every}: "
+            f"it must be a multiple of log_every {recipe.log_every}"
         )
     for key, value in (("ema_decay", recipe.ema_decay), ("data.caption_dropout", recipe.data.caption_dropout)):
         if not 0 <= value < 1:
@@ -197,7 +198,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"recipe key unet is {recipe.unet!r}, a {kind} net, but stage is {recipe.stage!r}")
     if super_resolution and not recipe.text_encoder_from:
         raise ValueError("recipe key text_encoder_from is empty: name the release folder whose encoder this stage uses")
-    if not super_resolution:
+    if not recipe.text_encoder_from:
         _choice("text_encoder", recipe.text_encoder, tuple(presets.T5_ENCODERS))
         width = presets.T5_ENCODERS[recipe.text_encoder].d_model
         if width != unet.encoder_hid_dim:

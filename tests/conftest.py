@@ -1,9 +1,13 @@
 """Every test runs on the CPU, with eight fake devices, so that a mesh is a mesh."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Programs that several tests compile alike are compiled once per session.
+_CACHE = tempfile.TemporaryDirectory(prefix="if_jax_tests_", ignore_cleanup_errors=True)
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)

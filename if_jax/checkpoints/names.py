@@ -103,7 +103,7 @@ def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
 
 
 def unet_config_from_diffusers(values: Mapping[str, Any]) -> UNetConfig:
-    """Reads a config.json of `UNet2DConditionModel`; raises ValueError naming every key that IF's UNet cannot express."""
+    """Reads a config.json of `UNet2DConditionModel`; raises ValueError naming every key IF's UNet cannot express."""
     own = {name: values.get(name, default) for name, default in _UNET_SAME.items()}
     if absent := [name for name, value in own.items() if value is None]:
         raise ValueError(f"UNet configuration lacks {', '.join(absent)}; it is not one of an IF stage")
@@ -172,7 +172,7 @@ def t5_config_from_hf(values: Mapping[str, Any]) -> T5Config:
 
 
 def to_torch(params: Params, kind: Kind) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter under its torch name, in torch's layout, contiguous; one at a time, so that memory stays small."""
+    """Every parameter under its torch name and in torch's layout, contiguous; one at a time to keep memory small."""
     for path, leaf in _walk(params):
         array = np.asarray(leaf)
         yield _torch_name(path, kind), np.ascontiguousarray(array.transpose(_to_torch_axes(path, array.ndim)))

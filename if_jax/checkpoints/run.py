@@ -51,15 +51,15 @@ def open_checkpoints(workdir: str, *, keep: int, metadata: dict[str, Any]) -> It
         yield RunCheckpoints(checkpointer, metadata)
 
 
-def read_metadata(workdir: str) -> dict[str, Any] | None:
-    """The metadata (recipe, text encoder hash) of a run's newest checkpoint, or None when there is none yet."""
+def read_latest(workdir: str) -> tuple[int, dict[str, Any]]:
+    """Step and metadata (recipe, text encoder hash) of a run's newest checkpoint; (0, {}) where there is none yet."""
     if not _folder(workdir).exists():
-        return None
+        return 0, {}
     with ocp.training.Checkpointer(_folder(workdir)) as checkpointer:
         latest = checkpointer.latest
-        return (
-            None if latest is None else dict(checkpointer.checkpointables_metadata(latest.step).custom_metadata or {})
-        )
+        if latest is None:
+            return 0, {}
+        return latest.step, dict(checkpointer.checkpointables_metadata(latest.step).custom_metadata or {})
 
 
 def read_ema(workdir: str) -> tuple[int, dict[str, Any], Any]:

@@ -104,6 +104,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 self.skipped.setdefault(problem, []).append(entry.name)
             else:
                 yield index, {"image": _png(picture), "caption": entry.caption}
+        if sum(map(len, self.skipped.values())) == len(listed):
+            raise ValueError(f"no usable picture in {str(self._source)!r}: {'; '.join(_tell(self.skipped))}")
 
 
 def build(

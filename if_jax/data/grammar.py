@@ -28,7 +28,6 @@ WORDS = (
 )
 MAX_BYTES = 76
 RELATIONS = ("left of", "right of", "in front of", "behind")
-_OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "behind", "in front of"), strict=True))
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _MARGIN = 0.3  # floor units (the picture is about five wide) by which a relation must hold to be spoken of
 

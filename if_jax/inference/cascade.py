@@ -102,6 +102,9 @@ class Cascade:
         count = len(self.stages) if stages is None else stages
         if not 1 <= count <= len(self.stages):
             raise ValueError(f"stages is {stages}: this cascade has {len(self.stages)}, use 1…{len(self.stages)}")
+        for name, words in zip(STAGE_NAMES[len(self.stages) :], given[len(self.stages) :], strict=False):
+            if words:
+                raise ValueError(f"if_{name}_kwargs is given, but this cascade has {len(self.stages)} stage(s)")
         rows = zip(STAGE_NAMES, self.stages[:count], self.defaults, (*given, *[None] * count), strict=False)
         return [stage_settings(name, stage, defaults, words) for name, stage, defaults, words in rows]
 

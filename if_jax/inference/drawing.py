@@ -64,14 +64,16 @@ def stage_settings(name: str, stage: Stage, defaults: StageDefaults, given: dict
     for words in (_STEP_WORDS, _LEVEL_WORDS):
         if len(both := [word for word in words if word in given]) > 1:
             raise ValueError(f"{where} has both {both[0]} and {both[1]}, two words for one thing: give one")
-    scheduler = stage.scheduler
-    if "dynamic_thresholding_p" in given:
-        scheduler = replace(scheduler, dynamic_thresholding_ratio=float(given["dynamic_thresholding_p"]))
-    if "dynamic_thresholding_c" in given:
-        scheduler = replace(scheduler, sample_max_value=float(given["dynamic_thresholding_c"]))
+    scheduler = replace(
+        stage.scheduler,
+        dynamic_thresholding_ratio=_number(
+            where, given, "dynamic_thresholding_p", stage.scheduler.dynamic_thresholding_ratio
+        ),
+        sample_max_value=_number(where, given, "dynamic_thresholding_c", stage.scheduler.sample_max_value),
+    )
     return StageSettings(
         timesteps=_timesteps(where, given, defaults, scheduler.num_train_timesteps),
-        guidance_scale=float(given.get("guidance_scale", defaults.guidance_scale)),
+        guidance_scale=_number(where, given, "guidance_scale", defaults.guidance_scale),
         noise_level=_noise_level(where, given, defaults, scheduler.num_train_timesteps),
         scheduler=scheduler,
     )
@@ -173,6 +175,13 @@ def _draw(
     )
 
 
+def _number(where: str, given: dict[str, Any], word: str, default: float) -> float:
+    value = given.get(word, default)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise ValueError(f"{where}: {word} {value!r} is no number")
+    return float(value)
+
+
 def _timesteps(where: str, given: dict[str, Any], defaults: StageDefaults, total: int) -> tuple[int, ...]:
     word = next((word for word in _STEP_WORDS if word in given), None)
     spec = defaults.sample_timestep_respacing if word is None else given[word]
@@ -187,12 +196,14 @@ def _timesteps(where: str, given: dict[str, Any], defaults: StageDefaults, total
 
 
 def _noise_level(where: str, given: dict[str, Any], defaults: StageDefaults, total: int) -> int | None:
-    level = given.get("noise_level", defaults.noise_level)
-    if "aug_level" in given:
-        level = int(float(given["aug_level"]) * total)
-    if level is not None and not 0 <= int(level) < total:
-        word = "aug_level" if "aug_level" in given else "noise_level"
+    if defaults.noise_level is None:
+        return None
+    word = "aug_level" if "aug_level" in given else "noise_level"
+    # IF truncates; the small term keeps 0.29 · 1000 = 289.99… from losing a step.
+    scale = total if word == "aug_level" else 1
+    level = int(_number(where, given, word, defaults.noise_level) * scale + 1e-6)
+    if not 0 <= level < total or _number(where, given, word, 0) < 0:
         raise ValueError(
             f"{where}: {word} {given[word]!r} is out of range: aug_level is in [0, 1), noise_level in 0…{total - 1}"
         )
-    return None if level is None else int(level)
+    return level

@@ -10,7 +10,6 @@ Precision: parameters are float32, matrix products run in `dtype`, norm statisti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -201,8 +200,7 @@ def _group_statistics(x: jax.Array, num_groups: int, eps: float) -> tuple[jax.Ar
     One pass over x gives both per-channel sums, which the compiler fuses into whatever produced x; the groups are
     formed on the small (B, C) sums, so that the large array is never reshaped.
     """
-    spatial: Sequence[int] = range(1, x.ndim - 1)
-    wide = x.astype(jnp.float32)
+    wide, spatial = jnp.asarray(x, jnp.float32), tuple(range(1, x.ndim - 1))
     batch, channels = x.shape[0], x.shape[-1]
     sums = (wide.mean(axis=spatial), jnp.square(wide).mean(axis=spatial))  # (B, C) each
     mean, mean_square = (s.reshape(batch, num_groups, -1).mean(axis=-1) for s in sums)  # (B, groups)

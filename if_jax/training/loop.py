@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from tqdm import tqdm
 from if_jax.checkpoints import release, run
 from if_jax.config import Recipe, differences, recipe_to_dict
 from if_jax.data import pipeline
+from if_jax.models import presets
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
 from if_jax.text import tokens
@@ -43,35 +46,31 @@ def train(recipe: Recipe, workdir: str) -> None:
     networks = objective.make_networks(recipe, text.config if text else None)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
-    _check_same_run(workdir, metadata)
-
-    with jax.set_mesh(mesh), run.open_checkpoints(workdir, keep=recipe.keep_checkpoints, metadata=metadata) as saved:
+    start = _start_step(workdir, metadata)
+    batches = pipeline.batches(
+        recipe.data.source,
+        size=recipe.data.size,
+        batch_size=recipe.batch_size,
+        seed=recipe.data.seed,
+        start_step=start,
+        tokenize=tokenizer,
+        caption_dropout=recipe.data.caption_dropout,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        threads=recipe.data.threads,
+    )
+    with (
+        jax.set_mesh(mesh),
+        run.open_checkpoints(workdir, keep=recipe.keep_checkpoints, metadata=metadata) as saved,
+        closing(MetricWriter(workdir, start)) as writer,
+    ):
         tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-        abstract, state = _start(recipe, networks, tx, mesh, placed, restoring=saved.latest() is not None)
-        if saved.latest() is not None:
-            state = saved.restore(abstract)
-        start = int(state.step)
+        abstract = _abstract_state(recipe, networks, tx, mesh, placed)
+        state = saved.restore(abstract) if start else _fresh_state(recipe, networks, tx, abstract)
         frozen = jax.device_put({"text_encoder": text.params} if text else {}, rules.replicated(mesh))
         step_fn = _compile_step(recipe, networks, tx, abstract, mesh, placed)
-        writer = MetricWriter(workdir, start)
         sampler = sampling.make_sampler(recipe, networks, tokenizer, frozen)
-        batches = pipeline.batches(
-            recipe.data.source,
-            size=recipe.data.size,
-            batch_size=recipe.batch_size,
-            seed=recipe.data.seed,
-            start_step=start,
-            tokenize=tokenizer,
-            caption_dropout=recipe.data.caption_dropout,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            threads=recipe.data.threads,
-        )
-        try:
-            placement = rules.batch_sharding(mesh, placed)
-            _loop(recipe, state, frozen, batches, step_fn, saved, writer, sampler, placement)
-        finally:
-            writer.close()
+        _loop(recipe, state, frozen, batches, step_fn, saved, writer, sampler, rules.batch_sharding(mesh, placed))
 
 
 def _loop(
@@ -140,15 +139,11 @@ class _Window:
         self._rows, self._since = [], now
 
 
-def _start(
-    recipe: Recipe, networks: objective.Networks, tx: Any, mesh: Mesh, placed: rules.Rules, *, restoring: bool
-) -> Any:
-    """The abstract state with its shardings and, unless a checkpoint will replace it, the initial state on the mesh."""
-
-    def fresh(key: jax.Array) -> TrainState:
-        return init_state(objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH), tx)
-
-    boxed = jax.eval_shape(fresh, jax.random.key(recipe.seed))
+def _abstract_state(
+    recipe: Recipe, networks: objective.Networks, tx: Any, mesh: Mesh, placed: rules.Rules
+) -> TrainState:
+    """Shapes, dtypes and places of the state, without making it; the parameter table goes to the log."""
+    boxed = jax.eval_shape(partial(_init, recipe, networks, tx), jax.random.key(recipe.seed))
     shardings = rules.state_shardings(boxed, mesh, placed)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -157,26 +152,33 @@ def _start(
     )
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
-    if restoring:
-        return abstract, None
-    state = jax.jit(lambda key: nn.meta.unbox(fresh(key)), out_shardings=shardings)(jax.random.key(recipe.seed))
+    return abstract
+
+
+def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract: TrainState) -> TrainState:
+    """Step 0, made in place on the mesh: random weights, or those of the release `init_from`."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if recipe.init_from:
-        state = _with_released_weights(recipe, state, abstract, tx)
-    return abstract, state
+        return jax.device_put(init_state(_released_weights(recipe, abstract), tx), places)
+    make = jax.jit(lambda key: nn.meta.unbox(_init(recipe, networks, tx, key)), out_shardings=places)
+    return make(jax.random.key(recipe.seed))
 
 
-def _with_released_weights(recipe: Recipe, state: TrainState, abstract: TrainState, tx: Any) -> TrainState:
+def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
+    return init_state(objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH), tx)
+
+
+def _released_weights(recipe: Recipe, abstract: TrainState) -> Any:
     stage = release.read_stage(recipe.init_from)
     weights = {"unet": stage.unet_params}
-    if "text_encoder" in state.params:
+    if "text_encoder" in abstract.params:
         if stage.text_params is None:
-            raise ValueError(f"init_from {recipe.init_from!r} holds no text encoder: a base stage needs one")
+            raise ValueError(f"init_from {recipe.init_from!r} holds no text encoder: set text_encoder_from as well")
         weights["text_encoder"] = stage.text_params
     want, have = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (abstract.params, weights))
     if want != have:
         raise ValueError(f"init_from {recipe.init_from!r} holds a net of another shape than unet {recipe.unet!r}")
-    place = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.device_put(init_state(jax.tree.map(lambda w: np.asarray(w, np.float32), weights), tx), place)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
 
 
 def _compile_step(
@@ -195,14 +197,23 @@ def _compile_step(
 
 
 def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
-    return release.read_text_encoder(recipe.text_encoder_from) if recipe.stage == "super-resolution" else None
+    if not recipe.text_encoder_from:
+        return None
+    text = release.read_text_encoder(recipe.text_encoder_from)
+    wanted = presets.UNETS[recipe.unet].encoder_hid_dim
+    if text.config.d_model != wanted:
+        raise ValueError(
+            f"text_encoder_from {recipe.text_encoder_from!r} makes states of width {text.config.d_model}, "
+            f"{recipe.unet!r} reads {wanted}: name the release it goes with"
+        )
+    return text
 
 
-def _check_same_run(workdir: str, metadata: dict[str, Any]) -> None:
-    """A work folder belongs to one recipe; only how long and how often may change between starts."""
-    before = run.read_metadata(workdir)
-    if before is None:
-        return
+def _start_step(workdir: str, metadata: dict[str, Any]) -> int:
+    """The step to go on from. A work folder belongs to one recipe; only how long and how often may change."""
+    step, before = run.read_latest(workdir)
+    if not before:
+        return 0
     free = (
         "steps",
         "log_every",
@@ -223,3 +234,4 @@ def _check_same_run(workdir: str, metadata: dict[str, Any]) -> None:
         raise ValueError(
             f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']}"
         )
+    return step

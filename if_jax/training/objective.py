@@ -35,14 +35,14 @@ class Networks:
 
 
 def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networks:
-    """Builds the modules a recipe names; later stages pass the configuration of the encoder they take over."""
+    """Builds the modules a recipe names; `text_config` is the frozen encoder's, where there is one."""
     dtype = jnp.dtype(recipe.compute_dtype)
     text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
     return Networks(UNet(presets.UNETS[recipe.unet], dtype=dtype), T5Encoder(text_config, dtype=dtype))
 
 
 def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
-    """Fresh parameters, boxed with their logical axis names: {"unet"} and, for a base stage, {"text_encoder"}."""
+    """Fresh parameters, boxed with their logical axis names: {"unet"} and {"text_encoder"} unless that is frozen."""
     unet_key, text_key = jax.random.split(key)
     config: UNetConfig = networks.unet.config
     side = recipe.data.crop or recipe.data.size
@@ -54,7 +54,7 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     if config.aug_level_embedding:
         inputs.append(jnp.zeros((1,), jnp.int32))
     params = {"unet": networks.unet.init(unet_key, *inputs)["params"]}
-    if recipe.stage == "base":
+    if not recipe.text_encoder_from:
         ids = jnp.zeros((1, text_length), jnp.int32)
         params["text_encoder"] = networks.text_encoder.init(text_key, ids, jnp.ones_like(ids))["params"]
     return params
@@ -66,7 +66,7 @@ def make_loss(
     """Returns `loss(params, frozen, batch, key) -> (mean loss, metrics)` for the recipe's stage.
 
     `batch` holds "image" uint8 (B, S, S, 3), "ids" and "mask" int32 (B, L). `frozen` holds the parameters that are
-    used but not trained: the text encoder of a later stage.
+    used but not trained: a frozen text encoder.
     """
     schedule = cosine_schedule()
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs

@@ -38,7 +38,7 @@ def publish(
     for workdir, stage_steps, stage_guidance, stage_level in given:
         _, metadata, ema = run.read_ema(workdir)
         recipe = to_recipe(metadata["recipe"])
-        stages.append(make_stage(recipe, ema, text_encoder_sha256=metadata["text_encoder_sha256"] or None))
+        stages.append(_trained_stage(recipe, ema, metadata["text_encoder_sha256"] or None))
         default = stage_defaults(recipe)
         defaults.append(
             release.StageDefaults(
@@ -50,22 +50,29 @@ def publish(
     release.write_cascade(cascade, stages, defaults, dtype=dtype, overwrite=overwrite)
 
 
-def make_stage(
-    recipe: Recipe, params: Any, *, size: int | None = None, text_encoder_sha256: str | None = None
-) -> release.Stage:
-    """What a recipe trains, as the stage that inference and release know; `size`: draw at another size."""
+def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.Stage:
+    """What a recipe trains, without its text, as inference and release know it; `size`: draw at another size."""
     unet = presets.UNETS[recipe.unet]
     unet = dataclasses.replace(unet, sample_size=size or unet.sample_size)
     scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=PREDICTIONS[recipe.prediction])
-    stage = release.Stage(recipe.stage, unet, params["unet"], scheduler, text_encoder_sha256=text_encoder_sha256)
-    if recipe.stage == "super-resolution":
-        return stage
-    text = presets.T5_ENCODERS[recipe.text_encoder]
-    tokenizer = load_tokenizer("bytes")
-    return dataclasses.replace(stage, text_config=text, text_params=params["text_encoder"], tokenizer=tokenizer)
+    return release.Stage(recipe.stage, unet, unet_params, scheduler)
 
 
 def stage_defaults(recipe: Recipe) -> release.StageDefaults:
     """How a stage draws unless told otherwise: as its recipe samples."""
     level = recipe.sample.aug_level if recipe.stage == "super-resolution" else None
     return release.StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level)
+
+
+def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> release.Stage:
+    """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked."""
+    stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
+    if recipe.stage == "super-resolution":
+        return stage
+    if not recipe.text_encoder_from:
+        config, tokenizer = presets.T5_ENCODERS[recipe.text_encoder], load_tokenizer("bytes")
+        return dataclasses.replace(stage, text_config=config, text_params=ema["text_encoder"], tokenizer=tokenizer)
+    text = release.read_text_encoder(recipe.text_encoder_from)
+    if text.sha256 != sha256:
+        raise ValueError(f"text_encoder_from {recipe.text_encoder_from!r} is not the encoder this run was trained with")
+    return dataclasses.replace(stage, text_config=text.config, text_params=text.params, tokenizer=text.tokenizer)

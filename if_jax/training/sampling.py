@@ -30,7 +30,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     encode = jax.jit(lambda text, ids, mask: networks.text_encoder.apply({"params": text}, ids, mask))
 
     def draw(params: Any, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
-        stage = make_stage(recipe, params, size=recipe.data.size)
+        stage = make_stage(recipe, params["unet"], size=recipe.data.size)
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
         states = encode(params.get("text_encoder", frozen.get("text_encoder")), *tokenizer([*captions, ""]))
         keys = jax.random.split(jax.random.key(recipe.seed), len(captions))

@@ -186,7 +186,7 @@ def test_another_architecture_is_refused(copy):
         release.read_cascade(copy)
     assert "stage_I/unet" in one_line(error) and "down_blocks.1" in one_line(error)
     config.write_text(json.dumps(values | {"cross_attention_dim": 64}))
-    with pytest.raises(ValueError, match="another architecture.* has shape"):
+    with pytest.raises(ValueError, match=r"another architecture.* has shape"):
         release.read_cascade(copy)
 
 

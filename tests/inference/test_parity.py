@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,6 @@ def assert_steps_agree(cascade, how, noise, states):
         output = denoise(x_t, jnp.full(2, jnp.asarray(schedule.timesteps)[i]))
         return samplers.ancestral_step(schedule, output, x_t, jnp.full(2, i), z, sample_max_value=1.5)[0]
 
-    for i, (x_t, expected) in zip(
-        range(schedule.num_steps - 1, -1, -1), zip(states, states[1:], strict=False), strict=True
-    ):
+    indices = range(schedule.num_steps - 1, -1, -1)
+    for i, (x_t, expected) in zip(indices, pairwise(states), strict=True):
         assert np.abs(step(x_t, i, noise.steps[i]) - expected).max() <= 1e-4 * np.abs(expected).max(), i

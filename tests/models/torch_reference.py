@@ -50,6 +50,7 @@ def torch_unet(kind: str) -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
+    torch.set_num_threads(1)  # tiny nets: a second thread only waits
     torch.manual_seed(0)
     net = UNet2DConditionModel.from_config(unet_config_to_diffusers(CONFIGS[kind])).eval()
     with torch.no_grad():

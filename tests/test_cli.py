@@ -1,0 +1,88 @@
+"""The command line: what it writes, and that every mistake ends in one line, a non-zero exit and nothing written."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from click.testing import CliRunner
+from PIL import Image
+
+from if_jax.checkpoints.release import write_cascade
+from if_jax.cli import main
+
+COMMANDS = ("dream", "train", "export", "data", "data build", "data inspect")
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release") / "tiny"
+    write_cascade(folder, tiny.stages(), tiny.DEFAULTS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_lasting_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def _size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_by_an_example(command):
+    result = _run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert command == "data" or "Example:  if-jax" in result.output
+
+
+def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
+    out = tmp_path / "out"
+    result = _run("dream", "a", "b", "--cascade", cascade, "--out", out, "--steps", "2", "--steps", "1")
+    assert result.exit_code == 0, result.output
+    names = {"0000-I.png", "0001-I.png", "0000-II.png", "0001-II.png", "grid-I.png", "grid-II.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert _size(out / "0001-II.png") == (16, 16)
+    Image.new("RGB", (1, 1)).save(out / "0000-I.png")
+    again = _run("dream", "a", "b", "--cascade", cascade, "--out", out, "--steps", "2", "--steps", "1")
+    assert "6 kept" in again.output
+    assert _size(out / "0000-I.png") == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["dream", "a", "--cascade", "nowhere"], "nowhere: no such folder"),
+        (["dream", "a", "--cascade", "TINY", "--stages", "3"], "stages is 3"),
+        (["dream", "a", "--cascade", "TINY", "--steps", "fast"], "'fast'"),
+        (["dream", "a", "--cascade", "TINY", "--steps", "2", "--steps", "2", "--steps", "2"], "given 3 times"),
+        (["train", "--config", "nothing.py", "--workdir", "W"], "recipe 'nothing.py' does not exist"),
+        (["train", "--config", "CONFIG", "--workdir", "W", "--config.bacth=3"], "bacth"),
+        (["train", "--config", "CONFIG", "--workdir", "W", "--config.batch_size=x"], "batch_size"),
+        (["train", "--config", "CONFIG", "--workdir", "W", "--config.stage=bse"], "stage is 'bse'"),
+        (["train", "--config", "CONFIG", "--workdir", "W", "--confg.stage=base"], "confg"),
+        (["train", "--config", "CONFIG", "--workdir", "W", "--config.data.source=gone"], "'gone' does not exist"),
+        (["export", "W", "release"], "no checkpoint under W"),
+        (["data", "build", "folder", "--source", "gone", "--out", "built"], "gone"),
+        (["data", "inspect", "gone"], "'gone' does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(args, message, cascade, tmp_path, monkeypatch):
+    config = tmp_path / "recipe.py"
+    config.write_text("from if_jax.config import default_recipe as get_config\n")
+    names = {"TINY": str(cascade), "CONFIG": str(config)}
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    result = _run(*(names.get(arg, arg) for arg in args))
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit), result.exception
+    last = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(last) == 1 and message in last[0], result.output
+    assert not list(work.rglob("*"))
