@@ -234,46 +234,47 @@ def _surface(
     paint = jnp.asarray(PALETTE)[scene.colour].T
     table = dict(zip(("red", "green", "blue"), paint, strict=True))
     table |= {"x": solids.x, "r": solids.r, "shape": scene.shape, "material": scene.material}
-
-    def look(name: str) -> jax.Array:
-        return _look_up(table[name].astype(jnp.float32), hit.slot)
+    look = {name: _look_up(values.astype(jnp.float32), hit.slot) for name, values in table.items()}
 
     nx, ny, nz = hit.nx, hit.ny, hit.nz
     inv = jax.lax.rsqrt(ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2])
     vx, vy, vz = ray[0] * inv, ray[1] * inv, ray[2] * inv
     twice = 2.0 * (vx * nx + vy * ny + vz * nz)
     rx, ry, rz = vx - twice * nx, vy - twice * ny, vz - twice * nz  # mirrored view
-    to_lamp = nx * _LIGHT[0] + ny * _LIGHT[1] + nz * _LIGHT[2]
     gloss = jnp.maximum(rx * _LIGHT[0] + ry * _LIGHT[1] + rz * _LIGHT[2], 0.0)
-    diffuse = jnp.maximum(to_lamp, 0.0) * lit
+    gloss = gloss * gloss
+    g8 = (gloss * gloss) * (gloss * gloss)  # the eighth power of the cosine
+    diffuse = jnp.maximum(nx * _LIGHT[0] + ny * _LIGHT[1] + nz * _LIGHT[2], 0.0) * lit
 
     # Floor: light grey, fading into a paler wall far behind.
     fade = jnp.clip((p[1] - 1.5) / 7.0, 0.0, 1.0)
     floor = (0.83 + 0.11 * fade) * (1.0 - (1.0 - fade) * (0.30 * (1.0 - lit) + 0.48 * (1.0 - open_))) * scene.tone
 
-    # Rubber: matte, with a faint wide sheen.
-    g4 = gloss * gloss * gloss * gloss
-    matte = (0.46 + 0.12 * nz) * open_ + 0.58 * diffuse
-    sheen = 0.16 * g4 * g4 * lit
+    # A paint's gain and the white on top. Rubber: matte, with a faint wide sheen.
+    matte, sheen = (0.46 + 0.12 * nz) * open_ + 0.58 * diffuse, 0.16 * g8 * lit
+    mirror, shine = _metal(look, p, rz, g8, diffuse, lit, open_)
+    is_metal, is_floor = look["material"] > 0.5, hit.slot < 0
+    gain = jnp.minimum(jnp.where(is_metal, mirror, matte), 1.15)
+    white = jnp.where(is_metal, shine, sheen)
+    paints = (look["red"], look["green"], look["blue"])
+    return [jnp.where(is_floor, floor, gain * c + white * (1.0 - 0.25 * c)) for c in paints]
 
-    # Metal: mirrors a bright room above a dark horizon and the floor below it; a small hot spot.
+
+def _metal(
+    look: dict, p: tuple, rz: jax.Array, g8: jax.Array, diffuse: jax.Array, lit: jax.Array, open_: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Metal mirrors a bright room above a dark horizon and the floor below it, and the lamp as a small hot spot."""
     sky = jnp.clip(0.5 + 3.0 * rz, 0.0, 1.0)
     sky = sky * sky * (3.0 - 2.0 * sky)
     room = (0.62 + 0.3 * jnp.minimum(rz, 0.0)) * (1.0 - sky) + sky * (0.34 + 0.95 * jnp.maximum(rz, 0.0))
-    g16 = (g4 * g4) * (g4 * g4)
-    g64 = (g16 * g16) * (g16 * g16)
     # A tall lamp's mirror image streaks down cubes and cylinders, whose flat faces would else look as dull as rubber.
-    across = (p[0] - look("x")) / look("r") + 0.3 * (p[2] / look("r") - 0.87)
-    streak = jnp.where(look("shape") > 0, jnp.clip(1.5 - 5.5 * jnp.abs(across + 0.3), 0.0, 1.0), 0.0)
+    across = (p[0] - look["x"]) / look["r"] + 0.3 * (p[2] / look["r"] - 0.87)
+    streak = jnp.where(look["shape"] > 0, jnp.clip(1.5 - 5.5 * jnp.abs(across + 0.3), 0.0, 1.0), 0.0)
     streak = streak * streak * (3.0 - 2.0 * streak)
     mirror = room * (1.0 + 0.35 * streak) * (0.45 + 0.55 * open_) + 0.26 * diffuse
-    hot = (0.25 * g16 + 0.95 * g64) * lit + 0.34 * streak * open_
-
-    is_metal, is_floor = look("material") > 0.5, hit.slot < 0
-    gain = jnp.where(is_metal, mirror, matte)
-    extra = jnp.where(is_metal, hot, sheen)
-    colours = (look("red"), look("green"), look("blue"))
-    return [jnp.where(is_floor, floor, jnp.minimum(gain, 1.15) * c + extra * (1.0 - 0.25 * c)) for c in colours]
+    g16 = g8 * g8
+    g64 = (g16 * g16) * (g16 * g16)
+    return mirror, (0.25 * g16 + 0.95 * g64) * lit + 0.34 * streak * open_
 
 
 def _look_up(values: jax.Array, slot: jax.Array) -> jax.Array:

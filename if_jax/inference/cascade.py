@@ -76,26 +76,29 @@ class Cascade:
         noise: by stage name, in place of drawn noise. progress(stage, pictures done, of how many).
         Raises ValueError where an argument cannot work.
         """
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed!r}: use a whole number in 0…{2**32 - 1}")
         settings = self._settings(stages, (if_I_kwargs, if_II_kwargs, if_III_kwargs))
         text, empty, negative = self._conditioning(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clean_caption
         )
-        keys = _fold(jax.random.key(seed, impl="threefry2x32"), jnp.arange(len(text)))
         drawn: dict[str, list] = {}
         low_res = None
         for index, (name, stage, how) in enumerate(zip(STAGE_NAMES, self.stages, settings, strict=False)):
             uncond = empty if index else negative
-            inputs = {"keys": _fold(keys, index), "text": text, "uncond": uncond, "low_res": low_res}
-            low_res = self._draw(name, stage, how, inputs, (noise or {}).get(name), batch_size, progress)
+            inputs = {"text": text, "uncond": uncond, "low_res": low_res, "noise": (noise or {}).get(name)}
+            keys_of = partial(_picture_keys, np.uint32(seed), np.uint32(index))
+            low_res = self._draw(name, stage, how, keys_of, inputs, batch_size, progress)
             drawn[name] = list(low_res) if return_tensors else [to_pil(image) for image in low_res]
         return drawn
 
-    def embed(self, captions: Sequence[str], clean_caption: bool = True) -> jax.Array:
+    def embed(self, captions: Sequence[str], clean_caption: bool = True) -> np.ndarray:
         """Text states (B, 77, D) of captions, float32: what `prompt_embeds` takes."""
         base = self.stages[0]
         apply = partial(_encode_text, config=base.text_config, dtype=jnp.dtype(self.dtype))
         # Two rows, prompt and empty caption, are the commonest case; equal captions are encoded once.
-        return encode(apply, base.text_params, base.tokenizer, captions, clean=clean_caption, batch_size=2)
+        states = encode(apply, base.text_params, base.tokenizer, captions, clean=clean_caption, batch_size=2)
+        return np.asarray(states)
 
     def _settings(self, stages: int | None, given: Sequence[Mapping[str, Any] | None]) -> list[StageSettings]:
         """How each of the first `stages` stages is to draw."""
@@ -115,44 +118,41 @@ class Cascade:
         prompt_embeds: np.ndarray | None,
         negative_prompt_embeds: np.ndarray | None,
         clean: bool,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Text states (B, L, D) of the prompts, of the empty caption and of what guidance draws away from."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Text states (B, 77, D) of the prompts, of the empty caption and of what guidance draws away from."""
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("give either prompt or prompt_embeds, not both and not neither")
         prompts = None if prompt is None else _captions("prompt", prompt)
-        count = len(prompts) if prompt_embeds is None else len(prompt_embeds)
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
         negatives = _captions("negative_prompt", "" if negative_prompt is None else negative_prompt)
-        if len(negatives) not in (1, count):
-            raise ValueError(f"{len(negatives)} negative prompts for {count} prompts: give one, or one for each")
         states = self.embed([*(prompts or []), "", *negatives], clean)
-        width = self.stages[0].text_config.d_model
-        text = states[: len(prompts)] if prompt_embeds is None else _embeds("prompt_embeds", prompt_embeds, width)
-        empty = jnp.broadcast_to(states[-len(negatives) - 1], text.shape)
-        negative = states[-len(negatives) :]
+        text, empty, negative = np.split(states, [len(prompts or []), len(prompts or []) + 1])
+        if prompt_embeds is not None:
+            text = _embeds("prompt_embeds", prompt_embeds, states.shape[1:])
         if negative_prompt_embeds is not None:
-            negative = _embeds("negative_prompt_embeds", negative_prompt_embeds, width)
-        return text, empty, jnp.broadcast_to(negative, text.shape)
+            negative = _embeds("negative_prompt_embeds", negative_prompt_embeds, states.shape[1:])
+        if len(negative) not in (1, len(text)):
+            raise ValueError(f"{len(negative)} negative prompts for {len(text)} prompts: give one, or one for each")
+        return text, np.broadcast_to(empty, text.shape), np.broadcast_to(negative, text.shape)
 
     def _draw(
         self,
         name: str,
         stage: Stage,
         settings: StageSettings,
+        keys_of: Callable[[np.ndarray], jax.Array],
         inputs: Mapping[str, Any],
-        noise: StageNoise | None,
         batch_size: int,
         progress: Progress | None,
     ) -> np.ndarray:
         """All pictures of one stage (B, H, W, 3), in programs of equal batch size."""
-        total, drawn = len(inputs["keys"]), []
+        total, drawn = len(inputs["text"]), []
         for rows in _chunks(total, batch_size):
             if progress is not None:
                 progress(name, sum(map(len, drawn)), total)
-            part = jax.tree.map(lambda array, rows=rows: array[rows], dict(inputs))
-            part_noise = None if noise is None else _noise_rows(noise, rows)
-            images = draw_stage(stage, settings, **part, noise=part_noise, dtype=self.dtype)
+            part = {word: None if value is None else value[rows] for word, value in inputs.items()}
+            images = draw_stage(stage, settings, keys_of(rows), **part, dtype=self.dtype)
             drawn.append(np.asarray(images)[: total - sum(map(len, drawn))])
         if progress is not None:
             progress(name, total, total)
@@ -164,9 +164,11 @@ def _encode_text(params: Any, ids: jax.Array, mask: jax.Array, *, config: T5Conf
     return T5Encoder(config, dtype=dtype).apply({"params": params}, ids, mask)
 
 
-def _fold(keys: jax.Array, data: int | jax.Array) -> jax.Array:
-    """Keys (B,) from one key and B numbers, or from B keys and one number."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0 if keys.ndim else None, 0 if np.ndim(data) else None))(keys, data)
+@jax.jit
+def _picture_keys(seed: jax.Array, stage: jax.Array, rows: jax.Array) -> jax.Array:
+    """One key for each picture (B,), from the seed, the stage and the picture's number alone."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), stage))(rows)
 
 
 def _on_device(stage: Stage) -> Stage:
@@ -186,11 +188,6 @@ def _chunks(total: int, batch_size: int) -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(start, start + size), total - 1)
 
 
-def _noise_rows(noise: StageNoise, rows: np.ndarray) -> StageNoise:
-    low_res = None if noise.low_res is None else noise.low_res[rows]
-    return StageNoise(noise.initial[rows], noise.steps[:, rows], low_res)
-
-
 def _captions(word: str, given: str | Sequence[str]) -> list[str]:
     captions = [given] if isinstance(given, str) else list(given)
     if not captions:
@@ -201,8 +198,8 @@ def _captions(word: str, given: str | Sequence[str]) -> list[str]:
     return captions
 
 
-def _embeds(word: str, given: np.ndarray, width: int) -> jax.Array:
-    states = jnp.asarray(given, jnp.float32)
-    if states.ndim != 3 or states.shape[-1] != width:
-        raise ValueError(f"{word} has shape {states.shape}: expected (B, 77, {width})")
+def _embeds(word: str, given: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    states = np.asarray(given, np.float32)
+    if states.shape[1:] != shape or not len(states):
+        raise ValueError(f"{word} has shape {states.shape}: expected (B, {shape[0]}, {shape[1]})")
     return states

@@ -45,6 +45,11 @@ class StageNoise:
     steps: np.ndarray  # (N, B, H, W, 3), row i is used at the i-th least noisy step, row 0 never
     low_res: np.ndarray | None = None  # (B, H, W, 3), super-resolution only
 
+    def __getitem__(self, rows: np.ndarray) -> StageNoise:
+        """The noise of some of the B pictures."""
+        low_res = None if self.low_res is None else self.low_res[rows]
+        return StageNoise(self.initial[rows], self.steps[:, rows], low_res)
+
 
 def stage_settings(name: str, stage: Stage, defaults: StageDefaults, given: dict[str, Any] | None) -> StageSettings:
     """Defaults overridden by IF's words or by those of diffusers.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -31,11 +30,11 @@ def calls(monkeypatch):
     """Replaces drawing by a record of what each stage was given; picture b of a stage is full of 1 + its prompt."""
     seen = []
 
-    def draw(stage, settings, **inputs):
-        seen.append({"stage": stage, "settings": settings, **inputs})
+    def draw(stage, settings, keys, **inputs):
+        seen.append({"stage": stage, "settings": settings, "keys": keys, **inputs})
         size = stage.unet_config.sample_size
-        shade = jnp.abs(inputs["text"]).sum((1, 2)) if inputs["low_res"] is None else inputs["low_res"][:, 0, 0, 0] + 1
-        return jnp.broadcast_to(shade[:, None, None, None], (len(shade), size, size, 3))
+        shade = np.abs(inputs["text"]).sum((1, 2)) if inputs["low_res"] is None else inputs["low_res"][:, 0, 0, 0] + 1
+        return np.broadcast_to(shade[:, None, None, None], (len(shade), size, size, 3))
 
     monkeypatch.setattr(cascade_module, "draw_stage", draw)
     return seen
@@ -90,14 +89,14 @@ def test_negative_prompt_is_for_stage_one_only(cascade, calls):
     cascade.dream(PROMPTS[:2], negative_prompt_embeds=dull[None])
     expected = [(empty, empty), (ugly, ugly), (ugly, dull), (dull, dull)]
     for call, states in zip(calls[::2], expected, strict=True):
-        assert np.array_equal(call["uncond"], jnp.stack(states))
+        assert np.array_equal(call["uncond"], np.stack(states))
     for call in calls[1::2]:
-        assert np.array_equal(call["uncond"], jnp.stack([empty, empty]))
+        assert np.array_equal(call["uncond"], np.stack([empty, empty]))
 
 
 def test_prompt_embeds_in_place_of_prompts(cascade, calls):
     cascade.dream(PROMPTS)
-    cascade.dream(prompt_embeds=np.asarray(cascade.embed(PROMPTS)))
+    cascade.dream(prompt_embeds=cascade.embed(PROMPTS))
     assert all(np.array_equal(calls[i]["text"], calls[i + 2]["text"]) for i in range(2))
 
 
@@ -186,6 +185,9 @@ def test_wrong_settings_are_one_line(kind, given, message):
         ({"prompt": [3]}, "prompt holds 3"),
         ({"prompt_embeds": np.zeros((1, 77, 31))}, r"prompt_embeds has shape \(1, 77, 31\)"),
         ({"prompt": ["a"] * 3, "negative_prompt": ["b"] * 2}, "2 negative prompts for 3 prompts"),
+        ({"prompt": "a", "negative_prompt_embeds": np.zeros((3, 77, 32))}, "3 negative prompts for 1"),
+        ({"prompt": "a", "seed": -1}, "seed is -1"),
+        ({"prompt": "a", "seed": 0.5}, "seed is 0.5"),
         ({"prompt": "a", "stages": 3}, "stages is 3: this cascade has 2"),
         ({"prompt": "a", "batch_size": 0}, "batch_size is 0"),
         ({"prompt": "a", "if_III_kwargs": {"aug_level": 0.1}}, "if_III_kwargs is given, but this cascade has 2"),

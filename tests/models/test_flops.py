@@ -13,9 +13,7 @@ from if_jax.models.presets import UNETS
 from if_jax.models.t5 import T5Config
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [("base", 8), ("base", (4, 12)), ("super-resolution", 16), ("cross-only", 4)]
-)
+@pytest.mark.parametrize(("kind", "size"), [("base", (6, 10)), ("super-resolution", 16), ("cross-only", 4)])
 def test_unet_flops_equal_torch(kind: str, size: int | tuple[int, int]) -> None:
     from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnAddedKVProcessor2_0
 

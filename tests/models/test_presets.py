@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from if_jax.checkpoints.names import unet_config_from_diffusers, unet_config_to_diffusers
-from if_jax.models.presets import T5_ENCODERS, UNETS
+from if_jax.models.presets import SCALE, T5_ENCODERS, UNETS
 from if_jax.models.t5 import T5Encoder
 from if_jax.models.unet import UNet
 
@@ -51,3 +51,9 @@ def test_the_demo_stages_fit_their_text_encoder() -> None:
     width = T5_ENCODERS["demo"].d_model
     assert UNETS["demo-I"].encoder_hid_dim == UNETS["demo-II"].encoder_hid_dim == width
     assert (UNETS["demo-I"].sample_size, UNETS["demo-II"].sample_size) == (64, 256)
+
+
+def test_residual_sums_are_scaled_as_published() -> None:
+    """Not by the square root of two: the difference of 1e-5 per block compounds."""
+    assert UNETS["IF-II-L"].resnet_out_scale_factor == UNETS["IF-II-L"].mid_block_scale_factor == SCALE
+    assert pytest.approx(1.4142271248762552, rel=1e-15) == SCALE

@@ -39,18 +39,12 @@ def settings(config: UNetConfig) -> BlockSettings:
     return UNet(config)._settings
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_whole_net_equals_diffusers(kind: str) -> None:
-    inputs = unet_inputs(CONFIGS[kind])
+@pytest.mark.parametrize(("kind", "size"), [("base", (6, 10)), ("super-resolution", (16, 16)), ("cross-only", (4, 4))])
+def test_whole_net_equals_diffusers(kind: str, size: tuple[int, int]) -> None:
+    inputs = unet_inputs(CONFIGS[kind], size=size)
     out = jax.jit(UNet(CONFIGS[kind]).apply)({"params": unet_params(kind)}, *inputs)
     assert out.dtype == jnp.float32
     assert relative_error(out, torch_forward(kind, *inputs)) < TOLERANCE
-
-
-def test_images_need_not_be_square() -> None:
-    inputs = unet_inputs(CONFIGS["base"], size=(4, 12))
-    out = jax.jit(UNet(CONFIGS["base"]).apply)({"params": unet_params("base")}, *inputs)
-    assert relative_error(out, torch_forward("base", *inputs)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["base", "super-resolution"])
@@ -59,7 +53,7 @@ def test_images_need_not_be_square() -> None:
     [
         ("down_blocks_1", "resnets_0", "none"),  # with a shortcut convolution
         ("down_blocks_1", "resnets_1", "none"),
-        ("down_blocks_1", "downsamplers_0", "down"),
+        ("down_blocks_0", "downsamplers_0", "down"),
         ("up_blocks_0", "upsamplers_0", "up"),
     ],
 )
@@ -126,21 +120,22 @@ def test_gradient_equals_torch() -> None:
     assert relative_error(block["conv1"]["kernel"], reference.conv1.weight.grad.permute(2, 3, 1, 0).numpy()) < TOLERANCE
 
 
-def test_a_fresh_net_returns_zeros_and_starts_as_the_identity() -> None:
-    """IF starts the last convolution of the net, of every residual block and every attention at zero."""
-    config = CONFIGS["base"]
-    inputs = unet_inputs(config)
-    params = nn.meta.unbox(jax.jit(UNet(config).init)(jax.random.key(0), *inputs))["params"]
-    zero = {jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(params) if not np.any(leaf)}
-    kernels = {path for path in zero if "kernel" in path}
-    names = ("['conv2']", "['to_out_0']", "['conv_out']")
-    everywhere = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)}
-    assert kernels == {path for path in everywhere if "kernel" in path and any(name in path for name in names)}
-    assert not np.any(jax.jit(UNet(config).apply)({"params": params}, *inputs))
+def test_what_if_starts_at_zero_and_nothing_else() -> None:
+    """The last convolution of the net, of every residual block and every attention: a fresh net returns zeros."""
+    config = UNetConfig(
+        2, (8,), (1,), (True,), 32, 6, attention_head_dim=8, addition_embed_type_num_heads=2, norm_num_groups=4
+    )
+    key = jax.random.key(0, impl="rbg")  # compiles in half the time
+    out, variables = jax.jit(UNet(config).init_with_output)(key, *unet_inputs(config))
+    assert not np.any(out)
+    for path, leaf in jax.tree.leaves_with_path(nn.meta.unbox(variables)["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("/kernel"):
+            assert np.any(leaf) != name.endswith(("conv2/kernel", "to_out_0/kernel", "conv_out/kernel")), name
 
 
 def test_bfloat16_is_close_and_returns_float32() -> None:
-    kind = "super-resolution"
+    kind = "base"
     inputs = unet_inputs(CONFIGS[kind])
     out = jax.jit(UNet(CONFIGS[kind], dtype=jnp.bfloat16).apply)({"params": unet_params(kind)}, *inputs)
     assert out.dtype == jnp.float32
@@ -163,13 +158,13 @@ def test_every_kernel_names_its_two_dimensions() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers_per_block": (1, 2)}, "layers_per_block"),
-        ({"attention_levels": (True,)}, "attention_levels"),
-        ({"block_out_channels": (16, 32, 44)}, "44 must be a multiple of norm_num_groups=8"),
-        ({"attention_head_dim": 32}, "48 attends"),
+        ({"layers_per_block": (1,)}, "layers_per_block=.* must have 2 entries"),
+        ({"attention_levels": (True,)}, "attention_levels=.* must have 2 entries"),
+        ({"block_out_channels": (16, 44)}, "44 must be a multiple of norm_num_groups=8"),
+        ({"attention_head_dim": 24}, "32 attends"),
         ({"cross_attention_dim": 40}, "cross_attention_dim=40"),
         ({"addition_embed_type_num_heads": 5}, "encoder_hid_dim=24"),
-        ({"sample_size": 10}, "sample_size=10 must be a multiple of 4"),
+        ({"sample_size": 9}, "sample_size=9 must be a multiple of 2"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
@@ -184,8 +179,8 @@ def test_wrong_inputs_are_named() -> None:
         inputs = dict(zip(("x_t", "t", "text_states", "aug_level"), unet_inputs(config, size=size), strict=True))
         jax.eval_shape(UNet(config).apply, {"params": abstract_params(config)}, **{**inputs, **change})
 
-    with pytest.raises(ValueError, match="image of 6x8: both sides must be multiples of 4"):
-        run("base", size=(6, 8))
+    with pytest.raises(ValueError, match="image of 7x8: both sides must be multiples of 2"):
+        run("base", size=(7, 8))
     with pytest.raises(ValueError, match=r"x_t has shape .* expected \(B, H, W, 6\)"):
         run("super-resolution", x_t=np.zeros((2, 16, 16, 3), np.float32))
     with pytest.raises(ValueError, match=r"text_states has shape \(2, 11, 8\); expected \(B, L, 24\)"):

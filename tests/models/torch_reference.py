@@ -14,8 +14,6 @@ from if_jax.models.presets import SCALE
 from if_jax.models.unet import UNet, UNetConfig
 
 _SHARED = {
-    "block_out_channels": (16, 32, 48),
-    "layers_per_block": (1, 2, 1),
     "cross_attention_dim": 64,
     "encoder_hid_dim": 24,
     "attention_head_dim": 8,
@@ -23,10 +21,12 @@ _SHARED = {
     "norm_num_groups": 8,
 }
 CONFIGS = {
-    "base": UNetConfig(8, attention_levels=(False, True, True), **_SHARED),
+    "base": UNetConfig(8, (16, 32), (1, 2), (False, True), **_SHARED),
     "super-resolution": UNetConfig(
         16,
-        attention_levels=(False, False, True),
+        (16, 32, 48),
+        (1, 2, 1),
+        (False, False, True),
         in_channels=6,
         time_embedding_dim=48,
         aug_level_embedding=True,
@@ -36,9 +36,20 @@ CONFIGS = {
         mid_block_scale_factor=SCALE,
         **_SHARED,
     ),
-    # Two settings no released stage uses, and what diffusers' own tests call a stage: nothing may be assumed of them.
+    # What no released stage has: text alone in attention, attention at the full resolution, another eps, two scales.
     "cross-only": UNetConfig(
-        4, (32, 64), (2, 1), (True, False), 32, 16, 3, 6, 16, 2, norm_eps=1e-3, only_cross_attention=True
+        4,
+        (32, 64),
+        (1, 1),
+        (True, False),
+        cross_attention_dim=32,
+        encoder_hid_dim=16,
+        attention_head_dim=16,
+        addition_embed_type_num_heads=2,
+        norm_eps=1e-3,
+        resnet_out_scale_factor=1.25,
+        mid_block_scale_factor=1.5,
+        only_cross_attention=True,
     ),
 }
 LENGTH = 11
