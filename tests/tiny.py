@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ SUPER_RESOLUTION = UNetConfig(
     **_SHARED,
 )
 DEFAULTS = (StageDefaults("3", 4.0), StageDefaults("2", 3.0, 200))
+
+
+def one_level(config: UNetConfig) -> UNetConfig:
+    """The same kind of net without resampling: for training, whose programs take long to compile."""
+    return replace(config, block_out_channels=(16,), layers_per_block=(1,), attention_levels=(True,))
 
 
 @cache

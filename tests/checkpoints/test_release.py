@@ -146,6 +146,21 @@ def test_existing_release_is_kept_unless_overwritten(copy, monkeypatch):
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
+def test_old_release_returns_when_the_new_one_cannot_take_its_place(copy, monkeypatch):
+    rename = Path.rename
+
+    def refuse_the_new_one(self, target):
+        if self.name.endswith(".partial"):
+            raise PermissionError(errno.EACCES, "not allowed")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    with pytest.raises(PermissionError):
+        release.write_cascade(copy, tiny.stages(), tiny.DEFAULTS, overwrite=True)
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+    release.read_cascade(copy)
+
+
 def test_overwrite_spares_what_is_no_release(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="not a release") as error:

@@ -32,8 +32,8 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module", autouse=True)
 def tiny_presets():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.UNETS, "tiny-I", tiny.BASE)
-        patch.setitem(presets.UNETS, "tiny-II", tiny.SUPER_RESOLUTION)
+        patch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))
+        patch.setitem(presets.UNETS, "tiny-II", tiny.one_level(tiny.SUPER_RESOLUTION))
         patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
         yield
 
