@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,15 @@ def compare_stage(
     stage, name = ours.stages[index], STAGE_NAMES[index]
     jax_side = Side(lambda low_res: draw_ours(ours, index, how, noise, prompts, low_res))
     torch_side = Side(lambda low_res: draw_theirs(pipeline, how, noise, prompts, low_res))
-    pick_memory_format(pipeline, len(prompts))
+    rows = len(prompts) * (1 + (how.guidance_scale != 1.0))
+    memory_format = pick_memory_format(pipeline, rows)
     for _ in range(1 + rounds):
         jax_side.run(low[0])
         torch_side.run(low[1])
     states = [noise.initial]
     draw_theirs(pipeline, how, noise, prompts, low[1], lambda i, t, x: states.append(to_numpy(x)))
     difference = np.abs(jax_side.images - torch_side.images)
-    calls = len(how.timesteps) * (1 + (how.guidance_scale != 1.0))
-    flops = len(prompts) * calls * unet_flops(stage.unet_config, stage.unet_config.sample_size)
+    flops = rows * len(how.timesteps) * unet_flops(stage.unet_config, stage.unet_config.sample_size)
     row = {
         "seconds": jax_side.best,
         "diffusers_seconds": torch_side.best,
@@ -133,7 +134,7 @@ def compare_stage(
         f"if_jax {row['seconds']:.2f} s = {count / row['seconds']:.2f} pictures/s "
         f"({row['share_of_matmul_peak']:.0%} of the matmul peak, compiled in {row['compile_seconds']:.1f} s); "
         f"diffusers {row['diffusers_seconds']:.2f} s = {count / row['diffusers_seconds']:.2f} pictures/s "
-        f"({row['diffusers_share']:.0%}); ratio {row['ratio']:.2f}"
+        f"({row['diffusers_share']:.0%}, {memory_format}); ratio {row['ratio']:.2f}"
     )
     print(
         f"stage {name}: steps agree to {row['step_rel_diff']:.1e} of max |x|, pictures to {row['mean_abs_diff']:.1e} "
@@ -235,8 +236,12 @@ def open_pipelines(folder: Path, count: int) -> list[Any]:
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     pipelines: list[Any] = []
     for name in STAGE_NAMES[:count]:
         parts = (
@@ -250,17 +255,17 @@ def open_pipelines(folder: Path, count: int) -> list[Any]:
     return pipelines
 
 
-def pick_memory_format(pipeline: Any, batch: int) -> None:
-    """Leave the UNet in the memory format in which one forward pass is faster."""
+def pick_memory_format(pipeline: Any, rows: int) -> str:
+    """Leave the UNet in the memory format in which a forward pass of a batch of `rows` is faster; return its name."""
     import torch
 
     config, seconds = pipeline.unet.config, {}
-    x = torch.zeros(2 * batch, config.in_channels, config.sample_size, config.sample_size)
-    inputs = {"encoder_hidden_states": torch.zeros(2 * batch, 77, config.encoder_hid_dim)}
+    x = torch.zeros(rows, config.in_channels, config.sample_size, config.sample_size)
+    inputs = {"encoder_hidden_states": torch.zeros(rows, 77, config.encoder_hid_dim)}
     if config.class_embed_type:
-        inputs["class_labels"] = torch.zeros(2 * batch, dtype=torch.long)
-    formats = (torch.contiguous_format, torch.channels_last)
-    for memory_format in formats:
+        inputs["class_labels"] = torch.zeros(rows, dtype=torch.long)
+    for name in ("contiguous_format", "channels_last"):
+        memory_format = getattr(torch, name)
         pipeline.unet.to(memory_format=memory_format)
         times = []
         for _ in range(3):
@@ -268,8 +273,10 @@ def pick_memory_format(pipeline: Any, batch: int) -> None:
             with torch.inference_mode():
                 pipeline.unet(x.to(memory_format=memory_format), 500, **inputs)
             times.append(time.perf_counter() - start)
-        seconds[memory_format] = min(times)
-    pipeline.unet.to(memory_format=min(formats, key=seconds.get))
+        seconds[name] = min(times)
+    best = min(seconds, key=seconds.get)
+    pipeline.unet.to(memory_format=getattr(torch, best))
+    return best
 
 
 def make_noise(stage: Any, how: Any, batch: int, seed: int) -> StageNoise:
@@ -314,6 +321,7 @@ def summary(rows: list[dict], peak: float, prompts: list[str]) -> dict:
         "matmul_gflops": round(peak / 1e9, 1),
         "batch": len(prompts),
         "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in ("jax", "torch", "diffusers")},
     }
 
 

@@ -100,7 +100,9 @@ def test_half_precision_halves_the_file_and_rounds_once(tmp_path):
     half = release.read_stage(tmp_path / "float16").unet_params
     assert equal(half, jax.tree.map(lambda w: w.astype(np.float16).astype(np.float32), stage.unet_params))
     # Read in half and written again, nothing is lost a second time.
-    release.write_stage(tmp_path / "again", release.read_stage(tmp_path / "float16", "float16"), "float16")
+    kept = release.read_stage(tmp_path / "float16", "float16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept.unet_params)} == {np.dtype("float16")}
+    release.write_stage(tmp_path / "again", kept, "float16")
     assert equal(release.read_stage(tmp_path / "again").unet_params, half)
 
 

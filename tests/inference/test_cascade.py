@@ -41,28 +41,27 @@ def calls(monkeypatch):
 
 
 def test_pictures_do_not_depend_on_their_batch(cascade):
-    together = cascade.dream(PROMPTS[:2], seed=3, return_tensors=True)
+    pairs = cascade.dream(PROMPTS, seed=3, batch_size=2, return_tensors=True)  # [0, 1], [2, 2]
     again = cascade.dream([PROMPTS[0], "something else"], seed=3, return_tensors=True)
-    alone = cascade.dream(PROMPTS[0], seed=3, return_tensors=True, stages=1)
     for name, size in (("I", 8), ("II", 16)):
-        assert together[name][0].shape == (size, size, 3) and together[name][0].dtype == np.float32
-        assert np.array_equal(together[name][0], again[name][0])
-        assert np.abs(together[name][0] - together[name][1]).mean() > 0.1
-    np.testing.assert_allclose(alone["I"][0], together["I"][0], atol=2e-5)
-    other = cascade.dream(PROMPTS[:2], seed=4, stages=1, return_tensors=True)
-    assert list(other) == ["I"] and np.abs(other["I"][0] - together["I"][0]).mean() > 0.1
+        assert pairs[name][0].shape == (size, size, 3) and pairs[name][0].dtype == np.float32
+        assert np.array_equal(pairs[name][0], again[name][0])
+        assert np.abs(pairs[name][0] - pairs[name][1]).mean() > 0.1
+    alone = cascade.dream(PROMPTS, seed=3, batch_size=1, return_tensors=True, stages=1)
+    assert list(alone) == ["I"]
+    np.testing.assert_allclose(alone["I"], pairs["I"], atol=2e-5)
+    other = cascade.dream(PROMPTS, seed=4, batch_size=2, stages=1, return_tensors=True)
+    assert np.abs(other["I"][0] - pairs["I"][0]).mean() > 0.1
 
 
 def test_one_compilation_serves_other_scales_levels_and_steps(cascade):
-    words = [{}, {"guidance_scale": 2.0, "timesteps": [5, 400, 900]}]
-    for given in words:
-        cascade.dream(PROMPTS[:2], stages=1, if_I_kwargs=given)
-        compiled = drawing._draw._cache_size()
-    assert drawing._draw._cache_size() == compiled  # the second call, in place of the first's program
-    changed = cascade.dream(PROMPTS[:2], stages=1, if_I_kwargs=words[1], return_tensors=True)
-    usual = cascade.dream(PROMPTS[:2], stages=1, return_tensors=True)
+    usual = cascade.dream(PROMPTS[:2], return_tensors=True)
+    compiled = drawing._draw._cache_size()
+    given = {"guidance_scale": 2.0, "timesteps": [5, 400, 900]}
+    changed = cascade.dream(PROMPTS[:2], if_I_kwargs=given, if_II_kwargs={"noise_level": 5}, return_tensors=True)
     assert drawing._draw._cache_size() == compiled
-    assert np.abs(changed["I"][0] - usual["I"][0]).mean() > 0.01
+    for name in ("I", "II"):
+        assert np.abs(changed[name][0] - usual[name][0]).mean() > 0.01
 
 
 def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
