@@ -61,7 +61,7 @@ def test_one_compilation_serves_other_scales_levels_and_steps(cascade):
     changed = cascade.dream(PROMPTS[:2], if_I_kwargs=given, if_II_kwargs={"noise_level": 5}, return_tensors=True)
     assert drawing._draw._cache_size() == compiled
     for name in ("I", "II"):
-        assert np.abs(changed[name][0] - usual[name][0]).mean() > 0.01
+        assert np.abs(changed[name][0] - usual[name][0]).mean() > 1e-3, name  # rounding alone gives 1e-6
 
 
 def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
