@@ -67,7 +67,7 @@ def inject(monkeypatch):
 
 
 def test_pictures_and_steps_agree(folder, cascade, inject):
-    """Float32 in both; the limits are those the project promises for its own weights."""
+    """Float32 in both, whatever the weights are stored in."""
     noise = {"I": noise_for(8, 3, False), "II": noise_for(16, 2, True)}
     ours = cascade.dream(PROMPTS, noise=noise, return_tensors=True)
     base = tiny.open_in_diffusers(folder / "stage_I")
@@ -88,7 +88,8 @@ def test_pictures_and_steps_agree(folder, cascade, inject):
         ).images
         low = to_numpy(theirs)
         difference = np.abs(np.stack(ours[name]) - low)
-        assert difference.mean() <= 2e-3 and difference.max() <= 2e-2, name
+        # Rounding alone gives 1e-7; a noise level that is off by one step gives 1e-4.
+        assert difference.mean() <= 1e-5 and difference.max() <= 1e-3, name
         if name == "I":
             assert_steps_agree(cascade, how, noise[name], states)
 
