@@ -129,6 +129,9 @@ def train(context: click.Context, config: str, workdir: str) -> None:
 @click.option("--steps", multiple=True, help="Default steps of stage I, II, …; repeatable.")
 @click.option("--guidance", multiple=True, type=float, help="Default guidance scale of stage I, II, …; repeatable.")
 @click.option("--noise-level", multiple=True, type=int, help="Default noise level (0-999) of stage II, …; repeatable.")
+@click.option("--max-shard-size", help="Largest weight file, such as 5GB [default: one file].")
+@click.option("--variant", help="Word in the names of the weight files, such as fp16.")
+@click.option("--scores", type=click.Path(dir_okay=False), help="JSON of measured scores for the model card.")
 @click.option("--overwrite", is_flag=True, help="Replace CASCADE if it exists.")
 @_plain_errors
 def export(
@@ -138,17 +141,98 @@ def export(
     steps: tuple[str, ...],
     guidance: tuple[float, ...],
     noise_level: tuple[int, ...],
+    max_shard_size: str | None,
+    variant: str | None,
+    scores: str | None,
     overwrite: bool,
 ) -> None:
     """Publish the EMA weights of RUNS (stage I, II, …) as a release that stock diffusers opens.
 
+    One super-resolution run alone becomes a stage folder rather than a cascade.
+
     \b
     Example:  if-jax export runs/I runs/II my_cascade --dtype float16
     """
+    from if_jax.checkpoints.files import parse_bytes, read_json
+    from if_jax.checkpoints.tensors import Storage
     from if_jax.training.publish import publish
 
-    publish(runs, cascade, dtype=dtype, steps=steps, guidance=guidance, noise_level=noise_level, overwrite=overwrite)
+    publish(
+        runs,
+        cascade,
+        storage=Storage(dtype, parse_bytes(max_shard_size) if max_shard_size else None, variant),
+        steps=steps,
+        guidance=guidance,
+        noise_level=noise_level,
+        scores=read_json(Path(scores)) if scores else None,
+        overwrite=overwrite,
+    )
     click.echo(f"{cascade}: {len(runs)} stage(s), {dtype}")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("destination")
+@click.option("--to", "layout", required=True, type=click.Choice(["diffusers", "deepfloyd"]), help="Layout to write.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Precision [default: as it is].")
+@click.option("--max-shard-size", help="Largest weight file, such as 5GB [default: one file].")
+@click.option("--variant", help="Word in the names of the weight files, such as fp16.")
+@click.option("--text-encoder", help="T5 folder or release whose encoder goes with a base stage that has none.")
+@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
+@_plain_errors
+def convert(
+    source: str,
+    destination: str,
+    layout: str,
+    dtype: str | None,
+    max_shard_size: str | None,
+    variant: str | None,
+    text_encoder: str | None,
+    overwrite: bool,
+) -> None:
+    """Copy the model in SOURCE to DESTINATION in another layout or precision, without changing a bit it need not.
+
+    SOURCE is a cascade, a diffusers IF folder, a DeepFloyd folder (config.yml, pytorch_model.bin) or a T5 folder.
+
+    \b
+    Example:  if-jax convert IF-I-M-v1.0 if_m --to diffusers --text-encoder t5-v1_1-xxl
+              if-jax convert my_cascade for_deepfloyd --to deepfloyd
+    """
+    from tqdm import tqdm
+
+    from if_jax.checkpoints import convert as converter
+    from if_jax.checkpoints.files import parse_bytes
+    from if_jax.checkpoints.tensors import Storage
+
+    storage = Storage(dtype, parse_bytes(max_shard_size) if max_shard_size else None, variant)
+    model = converter.open_model(source, text_encoder)
+    with tqdm(total=converter.stored_bytes(model, storage), unit="B", unit_scale=True, desc=layout) as bar:
+        converter.write_model(model, destination, layout, storage, overwrite, progress=bar.update)
+    count = len(model.stages)
+    click.echo(f"{destination}: " + (f"{count} stage(s)" if count else "text encoder") + f", {layout} layout")
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--tolerance", default=1e-5, show_default=True, help="Largest relative difference that passes.")
+@click.option("--pictures", type=click.Path(file_okay=False), help="Draw with both; folder for the picture.")
+@click.option("--torch", is_flag=True, help="Outputs of A's blocks from stock PyTorch diffusers and transformers.")
+@_plain_errors
+def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool) -> None:
+    """Compare the models in A and B (any layout): every tensor, every block's output, how they draw.
+
+    Exits with 1 where they differ by more than the tolerance, naming the tensors.
+
+    \b
+    Example:  if-jax verify IF-I-M-v1.0 if_m
+    """
+    from if_jax.inference.verify import verify as compare
+
+    report = compare(a, b, tolerance, pictures, torch, say=click.echo)
+    if report.failures:
+        raise click.ClickException(f"{a} and {b} are not the same model: {len(report.failures)} difference(s)")
+    click.echo(f"the same model, to {tolerance:g}")
 
 
 @main.group()

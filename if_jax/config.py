@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ class Recipe:
     text_encoder: str = "demo"  # the T5 preset that is trained together with a base stage
     text_encoder_from: str = ""  # or the stage folder whose encoder is used, frozen; later stages need it
     init_from: str = ""  # a stage folder of a release whose weights training starts from
+    init_only: str = ""  # only weights whose name holds this pattern (regular expression), the others at random
     prediction: str = "eps"  # what the UNet's first three channels mean: "eps" (IF) or "v"
     sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
     batch_size: int = 64
@@ -191,6 +193,12 @@ def _check(recipe: Recipe) -> None:
     for key, value in (("ema_decay", recipe.ema_decay), ("data.caption_dropout", recipe.data.caption_dropout)):
         if not 0 <= value < 1:
             raise ValueError(f"recipe key {key} is {value}: it must lie in [0, 1)")
+    try:
+        re.compile(recipe.init_only)
+    except re.error as error:
+        raise ValueError(f"recipe key init_only is {recipe.init_only!r}: no regular expression ({error})") from None
+    if recipe.init_only and not recipe.init_from:
+        raise ValueError(f"recipe key init_only is {recipe.init_only!r} without init_from: name the stage folder too")
     unet = presets.UNETS[recipe.unet]
     super_resolution = recipe.stage == "super-resolution"
     if unet.aug_level_embedding != super_resolution:

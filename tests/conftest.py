@@ -1,7 +1,9 @@
 """Every test runs on the CPU, with eight fake devices, so that a mesh is a mesh."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -11,3 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Programs that several tests compile alike are compiled once per session.
 _CACHE = tempfile.TemporaryDirectory(prefix="if_jax_tests_", ignore_cleanup_errors=True)
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+
+# What tests/fetch_assets.py fetches, among it the original IF as an importable package.
+ASSETS = Path(os.environ.get("IF_JAX_TEST_ASSETS", Path(__file__).parent.parent / ".assets"))
+sys.path.append(str(ASSETS))

@@ -7,12 +7,14 @@ A parameter keeps its path; `resnets_0` becomes `resnets.0` for the module lists
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
+from if_jax.checkpoints.tensors import Lazy
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
@@ -173,36 +175,49 @@ def t5_config_from_hf(values: Mapping[str, Any]) -> T5Config:
 
 def to_torch(params: Params, kind: Kind) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter under its torch name and in torch's layout, contiguous; one at a time to keep memory small."""
-    for path, leaf in _walk(params):
-        array = np.asarray(leaf)
-        yield _torch_name(path, kind), np.ascontiguousarray(array.transpose(_to_torch_axes(path, array.ndim)))
+    for name, tensor in lazy_torch(params, kind).items():
+        yield name, np.ascontiguousarray(tensor)
 
 
-def from_torch(get: Callable[[str], np.ndarray], names: Iterable[str], abstract: Params, kind: Kind) -> dict[str, Any]:
-    """Reads the tensors `names` through `get` into the tree `abstract` of ShapeDtypeStructs, cast to its dtypes.
+def lazy_torch(params: Params, kind: Kind) -> dict[str, Lazy]:
+    """Every parameter under its torch name and in torch's layout, read when asked for."""
+    return {_torch_name(path, kind): _transposed(leaf, _to_torch_axes(path, leaf.ndim)) for path, leaf in _walk(params)}
+
+
+def from_torch(tensors: Mapping[str, Any], abstract: Params, kind: Kind) -> dict[str, Any]:
+    """The tree `abstract` of ShapeDtypeStructs filled from torch's tensors, cast to its dtypes; errors as below."""
+
+    def read(leaf: Lazy, target: Any) -> np.ndarray:
+        return np.ascontiguousarray(leaf).astype(target.dtype, copy=False)
+
+    return jax.tree.map(read, lazy_from_torch(tensors, abstract, kind), abstract)
+
+
+def lazy_from_torch(tensors: Mapping[str, Any], abstract: Params, kind: Kind) -> dict[str, Any]:
+    """The tree `abstract` with one `Lazy` for each parameter, of the tensor's own dtype and in our layout.
 
     Strict: every parameter is found, every tensor is used exactly once and every shape fits, or ValueError names the
-    tensors before anything is read (shapes: while reading).
+    tensors, before anything is read.
     """
-    found = list(names)
     wanted = {_torch_name(path, kind): (path, leaf) for path, leaf in _walk(abstract)}
-    sources = {name: name for name in found if name not in TIED[kind]}
+    sources = {name: name for name in tensors if name not in TIED[kind]}
     for alias, name in TIED[kind].items():
-        if alias in found:
+        if alias in tensors:
             sources.setdefault(name, alias)
     problems = []
     if missing := sorted(wanted.keys() - sources.keys()):
         problems.append(f"missing {_some(missing)}")
     if extra := sorted(sources.keys() - wanted.keys()):
         problems.append(f"unexpected {_some(extra)}")
-    if twice := sorted({name for name in found if found.count(name) > 1} if len(set(found)) < len(found) else ()):
-        problems.append(f"given twice {_some(twice)}")
     if problems:
         raise ValueError(f"{kind} weights do not fit the configuration: {'; '.join(problems)}")
     tree: dict[str, Any] = {}
     for name, (path, leaf) in wanted.items():
-        array = _from_torch_layout(get(sources[name]), path, leaf.shape, name)
-        _insert(tree, path, array.astype(leaf.dtype, copy=False))
+        tensor, axes = tensors[sources[name]], _to_torch_axes(path, len(leaf.shape))
+        expected = tuple(leaf.shape[i] for i in axes)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the configuration says {expected}")
+        _insert(tree, path, _transposed(tensor, np.argsort(axes)))
     return tree
 
 
@@ -214,7 +229,7 @@ def _walk(tree: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield (*path, name), value
 
 
-def _insert(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
+def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Lazy) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
@@ -233,12 +248,9 @@ def _to_torch_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
     return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
 
 
-def _from_torch_layout(array: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...], name: str) -> np.ndarray:
-    axes = _to_torch_axes(path, len(shape))
-    expected = tuple(shape[i] for i in axes)
-    if tuple(array.shape) != expected:
-        raise ValueError(f"{name} has shape {tuple(array.shape)}; the configuration says {expected}")
-    return np.ascontiguousarray(array.transpose(np.argsort(axes)))
+def _transposed(tensor: Any, axes: Sequence[int]) -> Lazy:
+    shape = tuple(tensor.shape[i] for i in axes)
+    return Lazy(shape, np.dtype(tensor.dtype), lambda: np.asarray(tensor).transpose(axes))
 
 
 def _differences(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, Any]]) -> list[str]:

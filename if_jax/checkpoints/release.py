@@ -9,29 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints import names
+from if_jax.checkpoints.files import appears_whole, parse_config, read_json, require_file, sha256_of, write_json
 from if_jax.checkpoints.scheduler import (
     SchedulerConfig,
     noising_scheduler_to_diffusers,
     scheduler_from_diffusers,
     scheduler_to_diffusers,
 )
-from if_jax.checkpoints.tensors import (
-    DTYPES,
-    appears_whole,
-    read_json,
-    require_file,
-    sha256_of,
-    weight_files,
-    write_json,
-)
+from if_jax.checkpoints.tensors import Progress, Storage, weight_files
 from if_jax.checkpoints.weights import (
     DIFFUSERS_VERSION,
     STEMS,
     Params,
+    load_params,
     read_params,
     text_encoder_sha256,
     write_config,
@@ -58,7 +53,7 @@ class TextEncoder:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage as it is released; parameters are nested dicts of float32 arrays without logical names.
+    """One stage as it is released; parameters are nested dicts of arrays (or `Lazy`) without logical names.
 
     A super-resolution stage has no text encoder of its own; `text_encoder_sha256` says which one it was trained with
     (None: not known, as for IF's own releases). A base stage may leave it None: it is then computed.
@@ -80,8 +75,8 @@ class Stage:
             raise ValueError(f"stage kind is {self.kind!r}, but its UNet is of the other kind")
         if self.text_config is not None and self.text_config.d_model != self.unet_config.encoder_hid_dim:
             raise ValueError(
-                f"the text encoder makes states of width {self.text_config.d_model}, the UNet reads "
-                f"{self.unet_config.encoder_hid_dim}: they were not trained together"
+                f"the text encoder makes states of width {self.text_config.d_model} (d_model), the UNet reads "
+                f"{self.unet_config.encoder_hid_dim} (encoder_hid_dim): they were not trained together"
             )
 
 
@@ -101,40 +96,47 @@ IF_DEFAULTS = (StageDefaults("150", 7.0), StageDefaults("smart50", 4.0, 250), St
 def write_stage(
     folder: str | Path,
     stage: Stage,
-    dtype: str = "float32",
+    storage: Storage | None = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write one stage as a complete diffusers folder, whole or not at all.
 
-    dtype: "float32", "float16" or "bfloat16" (T5's `wo` stays float32 in float16, as transformers keeps it).
+    storage: float32 in one file unless given (T5's `wo` stays float32 in float16, as transformers keeps it).
     metadata: extra strings for the headers of the weight files.
     Raises ValueError where the folder exists and `overwrite` is false, OSError when the disk is full.
     """
     with appears_whole(Path(folder), overwrite) as beside:
-        _write_stage_files(beside, _with_hash(stage), dtype, metadata or {})
+        write_stage_files(beside, with_hash(stage), storage or Storage(), metadata or {})
 
 
-def read_stage(folder: str | Path, dtype: str | None = None) -> Stage:
-    """Read one stage; parameters come as NumPy arrays, float32 unless `dtype` names another type.
+def read_stage(folder: str | Path, dtype: str | None = "float32") -> Stage:
+    """Read one stage into memory, its parameters as NumPy arrays of `dtype`; None: opened, `Lazy` in stored precision.
 
     Raises FileNotFoundError naming the missing file, ValueError where weights and configuration do not fit.
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
     kinds = {pipeline: kind for kind, pipeline in PIPELINES.items()}
-    if index.get("_class_name") not in kinds:
+    if str(index.get("_class_name")) not in kinds:
         raise ValueError(f"{folder}: holds a {index.get('_class_name')}, expected one of {', '.join(kinds)}")
+    path = folder / "unet/config.json"
+    config = parse_config(path, read_json(path), names.unet_config_from_diffusers)
+    path = folder / "scheduler/scheduler_config.json"
+    scheduler = parse_config(path, read_json(path), scheduler_from_diffusers)
+    params, metadata = read_params(folder / "unet", "unet", config)
+    params = params if dtype is None else load_params(params, dtype)
+    kind, sha256 = kinds[index["_class_name"]], metadata.get(HASH_KEY)
+    text = read_text_encoder(folder, dtype) if has_component(folder, index, "text_encoder") else None
     try:
-        config = names.unet_config_from_diffusers(read_json(folder / "unet/config.json"))
-        scheduler = scheduler_from_diffusers(read_json(folder / "scheduler/scheduler_config.json"))
+        stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256)
+        return stage if text is None else with_text(stage, text)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    params, metadata = read_params(folder / "unet", "unet", config, dtype)
-    stage = Stage(kinds[index["_class_name"]], config, params, scheduler, text_encoder_sha256=metadata.get(HASH_KEY))
-    if not (index.get("text_encoder") or [None])[0]:
-        return stage
-    text = read_text_encoder(folder, dtype)
+
+
+def with_text(stage: Stage, text: TextEncoder) -> Stage:
+    """The stage with a text encoder of its own."""
     return replace(
         stage,
         text_config=text.config,
@@ -144,18 +146,23 @@ def read_stage(folder: str | Path, dtype: str | None = None) -> Stage:
     )
 
 
-def read_text_encoder(folder: str | Path, dtype: str | None = None) -> TextEncoder:
-    """Read the text encoder of a cascade or of a base stage folder; errors as `read_stage`."""
+def read_text_encoder(folder: str | Path, dtype: str | None = "float32") -> TextEncoder:
+    """Read the text encoder of a cascade or base stage folder, or a T5 folder alone; `dtype` and errors as above."""
     folder = Path(folder)
     if (folder / "cascade.json").is_file():
         folder = folder / _cascade_rows(folder)[0]["folder"]
-    try:
-        config = names.t5_config_from_hf(read_json(folder / "text_encoder/config.json"))
-    except ValueError as error:
-        raise ValueError(f"{folder}/text_encoder: {error}") from None
-    params, metadata = read_params(folder / "text_encoder", "text_encoder", config, dtype)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    return TextEncoder(config, params, tokenizer, metadata.get(HASH_KEY) or text_encoder_sha256(params))
+    alone = not (folder / "text_encoder").exists() and not (folder / "model_index.json").exists()
+    weights, tokenizer = (folder, folder) if alone else (folder / "text_encoder", folder / "tokenizer")
+    config = parse_config(weights / "config.json", read_json(weights / "config.json"), names.t5_config_from_hf)
+    params, metadata = read_params(weights, "text_encoder", config)
+    read = load_tokenizer(tokenizer)
+    if read.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{tokenizer}: the tokenizer has {read.vocab_size} ids, the text encoder's table {config.vocab_size} rows: "
+            "they do not belong together"
+        )
+    params = params if dtype is None else load_params(params, dtype)
+    return TextEncoder(config, params, read, metadata.get(HASH_KEY) or text_encoder_sha256(params))
 
 
 def write_cascade(
@@ -163,30 +170,40 @@ def write_cascade(
     stages: Sequence[Stage],
     defaults: Sequence[StageDefaults],
     *,
-    dtype: str = "float32",
+    storage: Storage | None = None,
     overwrite: bool = False,
+    metadata: Sequence[Mapping[str, str]] = (),
+    card: str = "",
+    progress: Progress | None = None,
 ) -> None:
     """Join trained stages: a base stage with its text encoder, then super-resolution stages in growing size.
 
+    storage: precision, shards and variant of all weight files, float32 in one file unless given. metadata: extra
+    strings for the headers of each stage's weight files. card: text of README.md, the model card.
     Raises ValueError where the stages do not fit each other, among others where a later stage was trained with another
     text encoder than the base stage brings.
     """
-    stages = [_with_hash(stage) for stage in stages]
-    _check_stages(stages, defaults)
+    stages = [with_hash(stage) for stage in stages]
+    check_stages(stages, defaults)
     with appears_whole(Path(folder), overwrite) as beside:
         rows = []
-        for name, stage, default in zip(STAGE_NAMES, stages, defaults, strict=False):
-            _write_stage_files(beside / f"stage_{name}", stage, dtype, {HASH_KEY: stages[0].text_encoder_sha256})
+        for name, stage, default, extra in zip_longest(STAGE_NAMES[: len(stages)], stages, defaults, metadata):
+            told = {HASH_KEY: stages[0].text_encoder_sha256, **(extra or {})}
+            write_stage_files(beside / f"stage_{name}", stage, storage or Storage(), told, progress)
             row = {"folder": f"stage_{name}", "kind": stage.kind, "size": stage.unet_config.sample_size}
             rows.append(row | {"defaults": asdict(default), "sha256": _weight_hashes(beside / f"stage_{name}")})
         content = {"format": 1, HASH_KEY: stages[0].text_encoder_sha256, "stages": rows}
         write_json(beside / "cascade.json", content)
+        if card:
+            (beside / "README.md").write_text(card, encoding="utf-8")
 
 
 def read_cascade(
-    folder: str | Path, dtype: str | None = None, stages: int | None = None
+    folder: str | Path, dtype: str | None = "float32", stages: int | None = None
 ) -> tuple[list[Stage], list[StageDefaults]]:
     """Read a cascade (its first `stages` stages) or a base stage folder, and check that its parts belong together.
+
+    dtype: as for `read_stage`.
 
     Raises FileNotFoundError naming what is missing, ValueError where a weight file is not the one recorded.
     """
@@ -195,7 +212,7 @@ def read_cascade(
         raise FileNotFoundError(f"{folder}: no such folder; give a release folder")
     if (folder / "model_index.json").is_file():
         stage = read_stage(folder, dtype)
-        _check_stages([stage], IF_DEFAULTS[:1])
+        check_stages([stage], IF_DEFAULTS[:1])
         return [stage], [IF_DEFAULTS[0]]
     rows = _cascade_rows(folder)[:stages]
     for row in rows:
@@ -205,8 +222,8 @@ def read_cascade(
             if sha256_of(path) != recorded:
                 raise ValueError(f"{path}: not the weights this cascade was written with; copy or export it again")
     found = [read_stage(folder / row["folder"], dtype) for row in rows]
-    defaults = [StageDefaults(**row["defaults"]) for row in rows]
-    _check_stages(found, defaults)
+    defaults = [read_defaults(folder / "cascade.json", row) for row in rows]
+    check_stages(found, defaults)
     return found, defaults
 
 
@@ -216,21 +233,40 @@ def _cascade_rows(folder: Path) -> list[dict[str, Any]]:
     content = read_json(path)
     if content.get("format") != 1:
         raise ValueError(f"{path}: format {content.get('format')!r} is unknown; this if_jax reads format 1")
-    rows, known = content.get("stages"), {field.name for field in fields(StageDefaults)}
-    for row in rows or [{}]:
-        if not {"folder", "sha256", "defaults"} <= row.keys() or row["defaults"].keys() != known:
-            raise ValueError(f"{path}: a stage lacks its folder, sha256 or defaults ({', '.join(sorted(known))})")
+    return stage_rows(path, content.get("stages"), sha256=dict)
+
+
+def stage_rows(path: Path, rows: Any, **kinds: type) -> list[dict[str, Any]]:
+    """The stages that a file lists, each with its folder, its defaults and what `kinds` names, or ValueError."""
+    known, kinds = {field.name for field in fields(StageDefaults)}, {"folder": str, "defaults": dict, **kinds}
+    for row in rows if rows and isinstance(rows, list) else [{}]:
+        whole = isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items())
+        if not whole or row["defaults"].keys() != known:
+            raise ValueError(f"{path}: a stage lacks its {' or '.join(kinds)} ({', '.join(sorted(known))})")
     return rows
 
 
-def _with_hash(stage: Stage) -> Stage:
+def read_defaults(path: Path, row: Mapping[str, Any]) -> StageDefaults:
+    """The defaults in a row of `stage_rows`; `path` is named where a value is of the wrong type."""
+    return parse_config(path, row["defaults"], lambda values: StageDefaults(**values))
+
+
+def has_component(folder: Path, index: Mapping[str, Any], name: str) -> bool:
+    """Whether a model_index.json has a component: [library, class], both null where it is left out."""
+    entry = index.get(name) or [None]
+    if not isinstance(entry, list):
+        raise ValueError(f"{folder / 'model_index.json'}: {name}={entry!r} must be [library, class]; copy it again")
+    return entry[0] is not None
+
+
+def with_hash(stage: Stage) -> Stage:
     """The stage with its text encoder's identity filled in, where it can be computed."""
     if stage.text_encoder_sha256 is not None or stage.text_params is None:
         return stage
     return replace(stage, text_encoder_sha256=text_encoder_sha256(stage.text_params))
 
 
-def _check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> None:
+def check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> None:
     if not 1 <= len(stages) <= len(STAGE_NAMES) or len(defaults) != len(stages):
         raise ValueError(f"{len(stages)} stages and {len(defaults)} defaults: give one to {len(STAGE_NAMES)} of each")
     base = stages[0]
@@ -256,10 +292,10 @@ def _check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) ->
             raise ValueError(f"defaults of stage {name}: a {stage.kind} stage {needs}")
 
 
-def _write_stage_files(folder: Path, stage: Stage, dtype: str, metadata: Mapping[str, str]) -> None:
+def write_stage_files(
+    folder: Path, stage: Stage, storage: Storage, metadata: Mapping[str, str], progress: Progress | None = None
+) -> None:
     """The files of one stage, into a folder that is renamed into place by the caller."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     super_resolution, has_text = stage.kind == "super-resolution", stage.text_params is not None
     index: dict[str, Any] = {"_class_name": PIPELINES[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
     index |= {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
@@ -274,13 +310,26 @@ def _write_stage_files(folder: Path, stage: Stage, dtype: str, metadata: Mapping
         write_config(folder / "image_noising_scheduler/scheduler_config.json", noising_scheduler_to_diffusers())
     metadata = {HASH_KEY: stage.text_encoder_sha256, **metadata} if stage.text_encoder_sha256 else metadata
     unet_config = names.unet_config_to_diffusers(stage.unet_config)
-    write_params(folder / "unet", "unet", unet_config, stage.unet_params, dtype, metadata)
+    write_params(folder / "unet", "unet", unet_config, stage.unet_params, storage, metadata, progress)
     if has_text:
-        text_config = names.t5_config_to_hf(stage.text_config) | {"dtype": dtype}
-        write_params(folder / "text_encoder", "text_encoder", text_config, stage.text_params, dtype, metadata)
+        write_text_encoder(folder / "text_encoder", stage.text_config, stage.text_params, storage, metadata, progress)
     if stage.tokenizer:
         stage.tokenizer.save(folder / "tokenizer")
     write_json(folder / "model_index.json", index)
+
+
+def write_text_encoder(
+    folder: Path,
+    config: T5Config,
+    params: Params,
+    storage: Storage,
+    metadata: Mapping[str, str],
+    progress: Progress | None = None,
+) -> None:
+    """The files of a text encoder as transformers' `T5EncoderModel` opens them, into a folder of its own."""
+    dtype = storage.dtype or params["shared"]["embedding"].dtype.name
+    content = names.t5_config_to_hf(config) | {"dtype": dtype}
+    write_params(folder, "text_encoder", content, params, storage, metadata, progress)
 
 
 def _weight_hashes(folder: Path) -> dict[str, str]:

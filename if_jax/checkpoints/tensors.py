@@ -1,8 +1,8 @@
-"""Tensor files (safetensors) and folders that appear whole or not at all.
+"""Tensor files, read and written one tensor at a time: safetensors (whole or in shards) and PyTorch's `.bin`.
 
 A safetensors file is eight bytes (little-endian length of the header), a JSON header naming the type, shape and byte
-range of every tensor, then the raw tensors. The writer here needs one tensor in memory at a time, so a net spread over
-many devices is saved without gathering it on the host.
+range of every tensor, then the raw tensors. Tensors are read from memory-mapped files when they are asked for, so a
+net of any size is converted, or put on its devices, without a second copy of it in memory.
 Source: the format description in the safetensors README.
 """
 
@@ -11,175 +11,313 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp  # for bfloat16, which numpy itself lacks
 import numpy as np
 
+from if_jax.checkpoints.files import read_json, require_file, write_json
+
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_RELEASE_MARKS = ("cascade.json", "model_index.json")
+VARIANTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # diffusers' words in file names
+CONTENT_KEY = "content_sha256"  # in the metadata of our files: SHA-256 of all bytes behind the header
+Progress = Callable[[int], None]  # is told how many bytes were written since the last call
+_BIN_STEMS = {"model": "pytorch_model"}  # transformers' other name for the same weights in its .bin files
 
 
-def write_tensors(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    dtype_of: Callable[[str], str],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write one safetensors file, a tensor at a time.
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """One tensor, known by shape and dtype, its values read when `np.asarray` asks for them."""
 
-    shapes: every tensor's name and shape, in the order in which `tensors` yields them. dtype_of(name): a key of DTYPES.
-    Raises ValueError when a value does not fit the type, or when `tensors` and `shapes` disagree.
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        values = self.read()
+        return values.astype(dtype, copy=bool(copy)) if dtype is not None else values.copy() if copy else values
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights are stored: precision (None: as they are), largest file in bytes (None: one file), variant name."""
+
+    dtype: str | None = "float32"
+    shard_bytes: int | None = None
+    variant: str | None = None  # "fp16" puts it into the file names, as diffusers does
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+        if self.variant is not None and not re.fullmatch(r"[A-Za-z0-9_]+", self.variant):
+            raise ValueError(f"variant {self.variant!r} cannot be part of a file name: use letters, such as fp16")
+        if self.shard_bytes is not None and self.shard_bytes < 1:
+            raise ValueError(f"shard size is {self.shard_bytes} bytes: use 1 or more")
+
+    def file_name(self, stem: str, number: int, count: int) -> str:
+        """The name of shard `number` (from 1) of `count`."""
+        stem += f".{self.variant}" if self.variant else ""
+        return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """Open the weights of a folder: ({name: tensor}, the metadata of its files).
+
+    Finds `stem.safetensors`, its shards with their index, half precision variants of both, and `.bin` files.
+    Raises FileNotFoundError naming the file that is missing, ValueError for a file that is damaged, disagrees with the
+    index, or (`.bin`) holds anything but tensors.
     """
-    header, end = {"__metadata__": dict(metadata)}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype_of(name)).itemsize
-        header[name] = {"dtype": DTYPES[dtype_of(name)], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the first tensor starts on a multiple of eight bytes
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        expected = iter(shapes.items())
-        for name, tensor in tensors:
-            if (name, tensor.shape) != next(expected, None):
-                raise ValueError(f"{path.name}: tensor {name} {tensor.shape} came out of order while it was written")
-            file.write(_cast(name, tensor, dtype_of(name)).tobytes())
-        if next(expected, None) is not None:
-            raise ValueError(f"{path.name}: fewer tensors than announced were written")
+    tensors: dict[str, Lazy] = {}
+    metadata: dict[str, str] = {}
+    for path in (paths := weight_files(folder, stem)):
+        found, told = (read_bin(path), {}) if path.suffix == ".bin" else _open_safetensors(path)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise ValueError(f"{path}: holds {twice[0]}, which another shard holds as well; copy the folder again")
+        tensors |= found
+        metadata |= told
+    if index := _index_file(folder, stem, paths):
+        listed = read_json(index)["weight_map"]
+        for name, file in listed.items():
+            if name not in tensors:
+                raise ValueError(f"{folder / file}: lacks {name}, which {index.name} says it holds; copy it again")
+        if extra := sorted(tensors.keys() - listed.keys()):
+            raise ValueError(f"{index}: does not list {extra[0]}, which its shards hold; copy the folder again")
+    return tensors, metadata
 
 
-def read_tensors(folder: Path, stem: str) -> tuple[Callable[[str], np.ndarray], list[str], dict[str, str]]:
-    """Open the weights of a folder: (get one tensor by name, all names, the file's own metadata).
+def read_bin(path: Path) -> dict[str, Lazy]:
+    """Open a PyTorch file of tensors, memory-mapped; whatever would run code while it is opened is refused.
 
-    Finds `stem.safetensors`, the sharded `stem.safetensors.index.json` or the half precision `stem.fp16.safetensors`.
-    Raises FileNotFoundError naming the file that is missing, ValueError for a file that is no safetensors file.
+    Raises ValueError for a damaged file, one with anything but tensors in it, or where PyTorch is not installed.
     """
-    from safetensors import SafetensorError, safe_open
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"{path}: reading .bin files needs PyTorch: pip install torch, or get safetensors") from None
+    from pickle import UnpicklingError
 
-    files, names, metadata = {}, {}, {}
-    for path in weight_files(folder, stem):
-        try:
-            files[path] = safe_open(path, framework="numpy")
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from None
-        names.update(dict.fromkeys(files[path].keys(), path))
-        metadata.update(files[path].metadata() or {})
-    return (lambda name: files[names[name]].get_tensor(name)), list(names), metadata
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError(f"{path}: no PyTorch file, or older than PyTorch 1.6; copy it, or torch.save it, again")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError:
+        raise ValueError(f"{path}: refused, it holds more than tensors and could run code when opened") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"{path}: not a whole PyTorch file ({reason}); copy it again") from None
+    pairs = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in pairs):
+        raise ValueError(f"{path}: holds something else than named tensors; give a file of weights alone")
+    kinds = {getattr(torch, name): _numpy_dtype(name) for name in DTYPES}
+    if other := next((name for name, tensor in state.items() if tensor.dtype not in kinds), None):
+        raise ValueError(f"{path}: {other} is of type {state[other].dtype}; if_jax reads {', '.join(DTYPES)}")
+    if other := next((name for name, tensor in state.items() if tensor.layout != torch.strided), None):
+        raise ValueError(f"{path}: {other} is a sparse tensor; if_jax reads plain ones")
+
+    def lazy(tensor: Any) -> Lazy:
+        dtype = kinds[tensor.dtype]
+        tensor = tensor.detach()  # some files hold parameters that still ask for gradients
+        raw = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+        return Lazy(tuple(tensor.shape), dtype, lambda: raw.numpy().view(dtype))
+
+    return {name: lazy(tensor) for name, tensor in state.items()}
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files that hold a model's weights; raises FileNotFoundError for the first that is missing."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        paths = [folder / shard for shard in shards]
-    else:
-        whole, half = folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"
-        paths = [half if half.exists() and not whole.exists() else whole]
-    for path in paths:
-        require_file(path)
-    return paths
+    """The files that hold a model's weights, best precision first; raises FileNotFoundError where one is missing."""
+    for path in _candidates(folder, stem):
+        if path.is_file():
+            if path.suffix != ".json":
+                return [path]
+            listed = read_json(path).get("weight_map")
+            if not listed or not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+                raise ValueError(f"{path}: has no weight_map; copy the folder again")
+            shards = [folder / name for name in sorted(set(listed.values()))]
+            for shard in shards:
+                require_file(shard)
+            return shards
+    require_file(folder / f"{stem}.safetensors")
+    raise AssertionError("require_file raises")
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; one clear line where it is missing or is no JSON object."""
-    require_file(path)
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); copy or export the release again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, expected an object")
-    return content
+def write_tensors(
+    folder: Path,
+    stem: str,
+    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str],
+    storage: Storage | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write safetensors files, a tensor at a time.
 
-
-def write_json(path: Path, content: Mapping) -> None:
-    """Write a JSON object with sorted keys, the way model folders usually hold it."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def require_file(path: Path) -> None:
-    """Raise FileNotFoundError, naming the file, unless it exists."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the release lacks this file; copy the folder again or export it anew")
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def appears_whole(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder beside `destination`, renamed onto it on success and removed, with its new parents, on failure.
-
-    Raises ValueError where the destination exists and `overwrite` is false, or where it is no release and would be
-    lost; OSError with one clear line where the disk is full.
+    specs: every tensor's (shape, key of DTYPES), in the order in which `tensors` yields them. metadata: strings for the
+    header, to which the SHA-256 of the content is added.
+    Raises ValueError when a value does not fit the type, or when `tensors` and `specs` disagree.
     """
-    destination = Path(os.path.abspath(destination))
-    _check_destination(destination, overwrite)
-    new_parents = [parent for parent in destination.parents if not parent.exists()]  # nearest first
-    beside = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        _rename_over(beside, destination)
-    except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        for parent in new_parents:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            line = "no space left, so nothing was written; free some or choose another disk"
-            raise OSError(errno.ENOSPC, line, str(destination)) from None
-        raise
+    storage = storage or Storage()
+    shards = _plan(specs, storage.shard_bytes)
+    source = iter(tensors)
+    names = [storage.file_name(stem, number, len(shards)) for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_safetensors(folder / name, {key: specs[key] for key in shard}, source, metadata, progress)
+    if next(source, None) is not None:
+        raise ValueError(f"{stem}: more tensors than announced were written")
+    if len(shards) > 1:
+        index = f"{stem}.safetensors.index" + (f".{storage.variant}.json" if storage.variant else ".json")
+        total = sum(tensor_bytes(spec) for spec in specs.values())
+        listed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": listed})
 
 
-def _check_destination(destination: Path, overwrite: bool) -> None:
-    if not destination.exists():
-        return
-    if not overwrite:
-        raise ValueError(f"{destination} exists already: choose another folder or ask to overwrite it")
-    is_release = destination.is_dir() and any((destination / mark).exists() for mark in _RELEASE_MARKS)
-    is_empty = destination.is_dir() and not any(destination.iterdir())
-    if not (is_release or is_empty):
-        raise ValueError(f"{destination} is not a release, so it is not overwritten: choose another folder")
+def write_bin(
+    path: Path,
+    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    progress: Progress | None = None,
+) -> None:
+    """Write a PyTorch file of tensors (a flat dict), gathered in a file beside it rather than in memory.
+
+    Arguments and errors as for `write_tensors`; OSError where the disk has no room for both files.
+    """
+    import torch
+
+    total = sum(tensor_bytes(spec) for spec in specs.values())
+    if shutil.disk_usage(path.parent).free < 2 * total:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    scratch, state, end = path.with_suffix(".scratch"), {}, 0
+    buffer = np.memmap(scratch, np.uint8, mode="w+", shape=(max(total, 1),))
+    source = iter(tensors)
+    for name, spec in specs.items():
+        given, tensor = next(source, (None, None))
+        if given != name or tuple(tensor.shape) != spec[0]:
+            raise ValueError(f"{path.name}: {given} came in place of {name} {spec[0]} while it was written")
+        start, end = end, end + tensor_bytes(spec)
+        buffer[start:end] = cast(name, tensor, spec[1]).reshape(-1).view(np.uint8)
+        raw = np.asarray(buffer[start:end]).view(np.int16 if spec[1] == "bfloat16" else _numpy_dtype(spec[1]))
+        state[name] = torch.from_numpy(raw).view(getattr(torch, spec[1])).reshape(spec[0])
+        if progress is not None:
+            progress(end - start)
+    torch.save(state, path)
+    del state, raw, buffer
+    scratch.unlink()
 
 
-def _rename_over(beside: Path, destination: Path) -> None:
-    """Rename onto the destination; the release that was there is set aside first, so one of the two always exists."""
-    if not destination.exists():
-        beside.rename(destination)
-        return
-    aside = beside.with_suffix(".old")
-    destination.rename(aside)
-    try:
-        beside.rename(destination)
-    except OSError:
-        aside.rename(destination)
-        raise
-    shutil.rmtree(aside)
+def tensor_bytes(spec: tuple[tuple[int, ...], str]) -> int:
+    """Bytes of one tensor of the given (shape, key of DTYPES)."""
+    shape, dtype = spec
+    return int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
 
 
-def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-        raise ValueError(f"{name} holds values that are not finite: export a run that has not diverged")
+def cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor in the precision it is stored in, contiguous; ValueError where a value is not finite or does not fit."""
+    if not np.isfinite(tensor if tensor.dtype != jnp.bfloat16 else tensor.astype(np.float32)).all():
+        raise ValueError(f"{name} holds values that are not finite: use weights that have not diverged")
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(tensor).astype(_numpy_dtype(dtype))
-    if dtype == "float16" and not np.isfinite(cast).all():
+        stored = np.ascontiguousarray(tensor).astype(_numpy_dtype(dtype), copy=False)
+    if dtype == "float16" and tensor.dtype != np.float16 and not np.isfinite(stored).all():
         largest = float(np.abs(tensor).max())
-        raise ValueError(f"{name}: largest value {largest:.3g} does not fit float16; export in bfloat16 or float32")
-    return cast
+        raise ValueError(f"{name}: largest value {largest:.3g} does not fit float16; store it in bfloat16 or float32")
+    return stored
+
+
+def _candidates(folder: Path, stem: str) -> Iterator[Path]:
+    """Where weights may lie, in the order of preference."""
+    for name, suffix in ((stem, "safetensors"), (_BIN_STEMS.get(stem, stem), "bin")):
+        for variant in ("", ".fp32", ".bf16", ".fp16"):
+            yield folder / f"{name}{variant}.{suffix}"
+            yield folder / f"{name}.{suffix}.index{variant}.json"
+            yield folder / f"{name}{variant}.{suffix}.index.json"  # as older writers call it
+
+
+def _index_file(folder: Path, stem: str, files: list[Path]) -> Path | None:
+    found = next(path for path in _candidates(folder, stem) if path.is_file())
+    return None if [found] == files else found
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:  # checks the header against the file's length
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from None
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    kinds = {stored: name for name, stored in DTYPES.items()}
+    if other := next((name for name, row in header.items() if row["dtype"] not in kinds), None):
+        raise ValueError(f"{path}: {other} is of type {header[other]['dtype']}; if_jax reads {', '.join(kinds)}")
+    content = np.memmap(path, np.uint8, mode="r", offset=8 + length) if _has_content(header) else np.empty(0, np.uint8)
+
+    def lazy(row: dict[str, Any]) -> Lazy:
+        (start, end), shape, dtype = row["data_offsets"], tuple(row["shape"]), _numpy_dtype(kinds[row["dtype"]])
+        # A fresh view for every reader: what is mapped costs no memory of our own.
+        return Lazy(shape, dtype, lambda: np.asarray(content[start:end]).view(dtype).reshape(shape))
+
+    return {name: lazy(row) for name, row in header.items()}, metadata
+
+
+def _has_content(header: Mapping[str, Any]) -> bool:
+    return any(row["data_offsets"][1] for row in header.values())
+
+
+def _plan(specs: Mapping[str, tuple[tuple[int, ...], str]], shard_bytes: int | None) -> list[list[str]]:
+    """Names by shard, in order; a tensor larger than a shard gets its own."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, spec in specs.items():
+        if shard_bytes is not None and shards[-1] and filled + tensor_bytes(spec) > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor_bytes(spec)
+    return shards
+
+
+def _write_safetensors(
+    path: Path,
+    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    tensors: Iterator[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str],
+    progress: Progress | None,
+) -> None:
+    unknown = "0" * 64  # stands in for the hash of what is still to be written
+    header, end = {"__metadata__": {**metadata, CONTENT_KEY: unknown}}, 0
+    for name, spec in specs.items():
+        start, end = end, end + tensor_bytes(spec)
+        header[name] = {"dtype": DTYPES[spec[1]], "shape": list(spec[0]), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the first tensor starts on a multiple of eight bytes
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (shape, dtype) in specs.items():
+            given, tensor = next(tensors, (None, None))
+            if given != name or tuple(tensor.shape) != shape:
+                raise ValueError(f"{path.name}: {given} came in place of {name} {shape} while it was written")
+            stored = memoryview(cast(name, tensor, dtype).reshape(-1).view(np.uint8))
+            digest.update(stored)
+            file.write(stored)
+            if progress is not None:
+                progress(len(stored))
+        mark = f'"{CONTENT_KEY}":"'.encode()
+        file.seek(8 + text.index(mark) + len(mark))
+        file.write(digest.hexdigest().encode())
 
 
 def _numpy_dtype(dtype: str) -> np.dtype:
-    import jax.numpy as jnp  # numpy itself has no bfloat16
-
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     return np.dtype(getattr(jnp, dtype))

@@ -1,4 +1,4 @@
-"""The weights of one network: config.json beside a safetensors file with the tensor names of torch."""
+"""The weights of one network: config.json beside safetensors files with the tensor names of torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from if_jax.checkpoints import names
-from if_jax.checkpoints.tensors import read_tensors, write_json, write_tensors
+from if_jax.checkpoints.files import write_json
+from if_jax.checkpoints.tensors import Progress, Storage, read_tensors, write_tensors
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH
@@ -49,35 +50,73 @@ def text_encoder_sha256(params: Params) -> str:
 
 def write_config(path: Path, content: Mapping) -> None:
     """Write one component's configuration into its new folder."""
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content | {"_diffusers_version": DIFFUSERS_VERSION})
 
 
-def write_params(folder: Path, part: str, config: Mapping, params: Params, dtype: str, metadata: Mapping) -> None:
+def stored_specs(params: Params, kind: names.Kind, dtype: str | None) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and precision of every tensor as it is stored: in `dtype`, or (None) as it is."""
+
+    def precision(name: str, own: np.dtype) -> str:
+        keep = dtype == "float16" and name.endswith("DenseReluDense.wo.weight")  # as transformers keeps it
+        return "float32" if keep else dtype or own.name
+
+    return {
+        name: (tensor.shape, precision(name, tensor.dtype)) for name, tensor in names.lazy_torch(params, kind).items()
+    }
+
+
+def write_params(
+    folder: Path,
+    part: str,
+    config: Mapping,
+    params: Params,
+    storage: Storage,
+    metadata: Mapping[str, str],
+    progress: Progress | None = None,
+) -> None:
     """Write config.json and the weights of a `part` of STEMS, one tensor in memory at a time."""
     write_config(folder / "config.json", config)
     kind = _kind(part)
-    # Views of one zero have the shapes and cost nothing, so the arrays themselves are visited once, while writing.
-    hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), params)
-    shapes = {name: tuple(tensor.shape) for name, tensor in names.to_torch(hollow, kind)}
-
-    def dtype_of(name: str) -> str:
-        return "float32" if dtype == "float16" and name.endswith("DenseReluDense.wo.weight") else dtype
-
-    path = folder / f"{STEMS[part]}.safetensors"
-    write_tensors(path, shapes, names.to_torch(params, kind), dtype_of, {"format": "pt", **metadata})
+    specs = stored_specs(params, kind, storage.dtype)
+    metadata = {"format": "pt", **metadata}
+    write_tensors(folder, STEMS[part], specs, names.to_torch(params, kind), metadata, storage, progress)
 
 
-def read_params(folder: Path, part: str, config: UNetConfig | T5Config, dtype: str | None) -> tuple[Params, dict]:
-    """The weights of a `part` of STEMS as NumPy arrays (float32 unless `dtype` names another), and their metadata."""
-    get, found, metadata = read_tensors(folder, STEMS[part])
+def read_params(folder: Path, part: str, config: UNetConfig | T5Config) -> tuple[Params, dict[str, str]]:
+    """The weights of a `part` of STEMS as a tree of `Lazy`, each tensor in its stored precision, and their metadata.
+
+    Raises FileNotFoundError naming what is missing, ValueError where the files do not fit the configuration.
+    """
+    tensors, metadata = read_tensors(folder, STEMS[part])
+    kind = _kind(part)
+    for alias, name in names.TIED[kind].items():
+        if alias in tensors and name in tensors and not np.array_equal(tensors[alias], tensors[name]):
+            raise ValueError(f"{folder}: {alias} and {name} differ, though they are one table; copy the folder again")
     try:
-        params = names.from_torch(get, found, abstract_params(config), _kind(part))
+        return names.lazy_from_torch(tensors, abstract_params(config), kind), metadata
     except ValueError as error:
         raise ValueError(f"{folder}: the weights are of another architecture than config.json says: {error}") from None
-    target = jnp.dtype(dtype or "float32")
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(target, copy=False), params), metadata
 
 
-def _kind(part: str) -> str:
+def load_params(lazy: Params, dtype: str = "float32", shardings: Any = None) -> Params:
+    """Read a tree of `Lazy` into memory, or (with a tree of `shardings`) straight to its place on a mesh.
+
+    One tensor is read at a time and dropped before the next, so no second copy of the net ever exists.
+    """
+
+    def load(leaf: Any) -> np.ndarray:
+        return np.array(leaf, jnp.dtype(dtype), order="C")
+
+    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        values = np.asarray(leaf)
+        made = jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: np.array(values[index], jnp.dtype(dtype), order="C")
+        )
+        return jax.block_until_ready(made)
+
+    return jax.tree.map(load, lazy) if shardings is None else jax.tree.map(place, lazy, shardings)
+
+
+def _kind(part: str) -> names.Kind:
     return "t5" if part == "text_encoder" else "unet"

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, read_cascade
+from if_jax.checkpoints.release import IF_DEFAULTS, STAGE_NAMES, Stage, StageDefaults, check_stages, read_cascade
+from if_jax.checkpoints.weights import load_params
 from if_jax.inference.drawing import StageNoise, StageSettings, draw_stage, stage_settings
 from if_jax.inference.pictures import to_pil
 from if_jax.models.t5 import T5Config, T5Encoder
@@ -42,10 +43,17 @@ class Cascade:
             folder = DEMO
         if stages is not None and stages < 1:
             raise ValueError(f"stages is {stages}: use 1 or more")
-        found, defaults = read_cascade(folder, stages=stages)
+        found, defaults = read_cascade(folder, None, stages)
         if stages is not None and stages > len(found):
             raise ValueError(f"stages is {stages}, but {folder} has {len(found)}: use {len(found)} or fewer")
-        return cls(tuple(_on_device(stage) for stage in found), tuple(defaults), dtype)
+        return cls.of(found, defaults, dtype)
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage], defaults: Sequence[StageDefaults] = (), dtype: Any = jnp.float32) -> Cascade:
+        """A cascade of stages that are open already; without defaults they draw as IF's own code calls them."""
+        defaults = tuple(defaults) or IF_DEFAULTS[: len(stages)]
+        check_stages(stages, defaults)
+        return cls(tuple(_on_device(stage) for stage in stages), defaults, dtype)
 
     def dream(
         self,
@@ -172,8 +180,13 @@ def _picture_keys(seed: jax.Array, stage: jax.Array, rows: jax.Array) -> jax.Arr
 
 
 def _on_device(stage: Stage) -> Stage:
-    """Parameters are copied to the device once, not at every call."""
-    return replace(stage, unet_params=jax.device_put(stage.unet_params), text_params=jax.device_put(stage.text_params))
+    """Parameters go straight from the file to the device, tensor by tensor, as float32."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def load(lazy: Any) -> Any:
+        return load_params(lazy, "float32", jax.tree.map(lambda _: place, lazy))
+
+    return replace(stage, unet_params=load(stage.unet_params), text_params=load(stage.text_params))
 
 
 def _chunks(total: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -26,6 +26,7 @@ from if_jax.text import tokens
 from if_jax.tracking.writer import MetricWriter
 from if_jax.training import objective, optimizer, sampling
 from if_jax.training.step import TrainState, init_state, make_step
+from if_jax.training.warm_start import start_from_release
 
 
 def train(recipe: Recipe, workdir: str) -> None:
@@ -158,27 +159,16 @@ def _abstract_state(
 def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract: TrainState) -> TrainState:
     """Step 0, made in place on the mesh: random weights, or those of the release `init_from`."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    if recipe.init_from:
-        return jax.device_put(init_state(_released_weights(recipe, abstract), tx), places)
     make = jax.jit(lambda key: nn.meta.unbox(_init(recipe, networks, tx, key)), out_shardings=places)
-    return make(jax.random.key(recipe.seed))
+    key = jax.random.key(recipe.seed)
+    if not recipe.init_from:
+        return make(key)
+    params = start_from_release(recipe, abstract.params, lambda: make(key).params)
+    return jax.jit(partial(init_state, optimizer=tx), out_shardings=places, donate_argnums=0)(params)
 
 
 def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
     return init_state(objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH), tx)
-
-
-def _released_weights(recipe: Recipe, abstract: TrainState) -> Any:
-    stage = release.read_stage(recipe.init_from)
-    weights = {"unet": stage.unet_params}
-    if "text_encoder" in abstract.params:
-        if stage.text_params is None:
-            raise ValueError(f"init_from {recipe.init_from!r} holds no text encoder: set text_encoder_from as well")
-        weights["text_encoder"] = stage.text_params
-    want, have = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (abstract.params, weights))
-    if want != have:
-        raise ValueError(f"init_from {recipe.init_from!r} holds a net of another shape than unet {recipe.unet!r}")
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
 
 
 def _compile_step(
@@ -222,7 +212,7 @@ def _start_step(workdir: str, metadata: dict[str, Any]) -> int:
         "sample.",
         "mesh.",
         "data.threads",
-        "init_from",
+        "init_",
     )
     changed = {
         key: pair for key, pair in differences(before["recipe"], metadata["recipe"]).items() if not key.startswith(free)

@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.scheduler import PREDICTIONS, SchedulerConfig
-from if_jax.config import Recipe, to_recipe
+from if_jax.checkpoints.tensors import Storage
+from if_jax.config import Recipe, recipe_to_dict, to_recipe
 from if_jax.models import presets
 from if_jax.text.tokens import load_tokenizer
+from if_jax.training.card import model_card
 
 
 def publish(
     runs: Sequence[str],
-    cascade: str,
+    folder: str,
     *,
-    dtype: str = "float32",
+    storage: Storage | None = None,
     steps: Sequence[str] = (),
     guidance: Sequence[float] = (),
     noise_level: Sequence[int] = (),
+    scores: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes the newest EMA weights of `runs` (stage I, II, …) as the release folder `cascade`.
+    """Writes the newest EMA weights of `runs` (stage I, II, …) as the release `folder`.
 
-    How a stage draws by default comes from its recipe's `sample` section; `steps`, `guidance` (one for each stage) and
-    `noise_level` (one for each stage after the first) replace it.
+    A base stage, alone or followed by others, becomes a cascade; a super-resolution run alone a stage folder. How a
+    stage draws by default comes from its recipe's `sample` section; `steps`, `guidance` (one for each stage) and
+    `noise_level` (one for each stage after the first) replace it. Recipe and step go into the weight files and,
+    with the measured `scores`, into the model card README.md.
 
     Raises:
       FileNotFoundError: a run without a finished checkpoint.
       ValueError: stages that do not belong together, or a folder that exists.
     """
-    stages, defaults = [], []
+    stages, defaults, recipes, trained = [], [], [], []
     given = zip_longest(runs, steps[: len(runs)], guidance[: len(runs)], (None, *noise_level)[: len(runs)])
     for workdir, stage_steps, stage_guidance, stage_level in given:
-        _, metadata, ema = run.read_ema(workdir)
+        step, metadata, ema = run.read_ema(workdir)
         recipe = to_recipe(metadata["recipe"])
         stages.append(_trained_stage(recipe, ema, metadata["text_encoder_sha256"] or None))
+        recipes.append(recipe_to_dict(recipe))
+        trained.append(step)
         default = stage_defaults(recipe)
         defaults.append(
             release.StageDefaults(
@@ -47,7 +56,13 @@ def publish(
                 default.noise_level if stage_level is None else stage_level,
             )
         )
-    release.write_cascade(cascade, stages, defaults, dtype=dtype, overwrite=overwrite)
+    rows = zip(recipes, trained, strict=True)
+    told = [{"recipe": json.dumps(recipe, sort_keys=True), "step": str(step)} for recipe, step in rows]
+    if len(stages) == 1 and stages[0].kind != "base":
+        release.write_stage(folder, stages[0], storage, told[0], overwrite)
+        return
+    card = model_card(Path(folder).name, stages, defaults, recipes, trained, scores)
+    release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, metadata=told, card=card)
 
 
 def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.Stage:

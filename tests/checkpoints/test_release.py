@@ -15,6 +15,7 @@ import tiny
 
 from if_jax.checkpoints import names, release, tensors
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
+from if_jax.checkpoints.tensors import Storage
 from if_jax.models.unet import UNet
 
 
@@ -63,7 +64,7 @@ def test_stock_diffusers_opens_the_folders_in_float32(tmp_path, dtype):
     torch = pytest.importorskip("torch")
     from diffusers import IFPipeline, IFSuperResolutionPipeline
 
-    release.write_cascade(tmp_path / "c", tiny.stages(), tiny.DEFAULTS, dtype=dtype)
+    release.write_cascade(tmp_path / "c", tiny.stages(), tiny.DEFAULTS, storage=Storage(dtype))
     for name, kind in (("I", IFPipeline), ("II", IFSuperResolutionPipeline)):
         folder = tmp_path / f"c/stage_{name}"
         pipeline = tiny.open_in_diffusers(folder)
@@ -94,7 +95,7 @@ def assert_same_weights(params, kind, module):
 def test_half_precision_halves_the_file_and_rounds_once(tmp_path):
     stage = tiny.stages()[1]
     for dtype in ("float32", "float16"):
-        release.write_stage(tmp_path / dtype, stage, dtype)
+        release.write_stage(tmp_path / dtype, stage, Storage(dtype))
     sizes = [(tmp_path / d / "unet/diffusion_pytorch_model.safetensors").stat().st_size for d in ("float16", "float32")]
     assert 0.49 < sizes[0] / sizes[1] < 0.53
     half = release.read_stage(tmp_path / "float16").unet_params
@@ -102,7 +103,7 @@ def test_half_precision_halves_the_file_and_rounds_once(tmp_path):
     # Read in half and written again, nothing is lost a second time.
     kept = release.read_stage(tmp_path / "float16", "float16")
     assert {leaf.dtype for leaf in jax.tree.leaves(kept.unet_params)} == {np.dtype("float16")}
-    release.write_stage(tmp_path / "again", kept, "float16")
+    release.write_stage(tmp_path / "again", kept, Storage("float16"))
     assert equal(release.read_stage(tmp_path / "again").unet_params, half)
 
 
@@ -111,7 +112,7 @@ def test_weights_that_cannot_be_released(tmp_path, factor, message):
     stage = tiny.stages()[1]
     params = jax.tree.map(lambda w: w * np.float32(factor), stage.unet_params)
     with pytest.raises(ValueError, match=message) as error:
-        release.write_stage(tmp_path / "s", replace(stage, unet_params=params), "float16")
+        release.write_stage(tmp_path / "s", replace(stage, unet_params=params), Storage("float16"))
     one_line(error)
     assert not list(tmp_path.iterdir())
 
@@ -119,12 +120,12 @@ def test_weights_that_cannot_be_released(tmp_path, factor, message):
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     calls = iter(range(10_000))
 
-    def cast_until_full(*args, original=tensors._cast):
+    def cast_until_full(*args, original=tensors.cast):
         if next(calls) == 150:  # in the second network, after the first file is complete
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*args)
 
-    monkeypatch.setattr(tensors, "_cast", cast_until_full)
+    monkeypatch.setattr(tensors, "cast", cast_until_full)
     with pytest.raises(OSError, match="no space left") as error:
         release.write_cascade(tmp_path / "new/deep/cascade", tiny.stages(), tiny.DEFAULTS)
     assert error.value.errno == errno.ENOSPC and str(tmp_path / "new/deep/cascade") in one_line(error)
@@ -137,7 +138,7 @@ def test_existing_release_is_kept_unless_overwritten(copy, monkeypatch):
         release.write_cascade(copy, tiny.stages(), tiny.DEFAULTS)
     assert str(copy) in one_line(error)
     with monkeypatch.context() as patched:  # a failure while overwriting leaves the old release as it was
-        patched.setattr(tensors, "_cast", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patched.setattr(tensors, "cast", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError):
             release.write_cascade(copy, tiny.stages(), tiny.DEFAULTS, overwrite=True)
     assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
@@ -240,7 +241,7 @@ def test_identity_of_the_text_encoder_survives_half_precision(tmp_path):
     base, later = tiny.stages()
     sha256 = release.text_encoder_sha256(base.text_params)
     release.write_cascade(
-        tmp_path / "half", [base, replace(later, text_encoder_sha256=sha256)], tiny.DEFAULTS, dtype="float16"
+        tmp_path / "half", [base, replace(later, text_encoder_sha256=sha256)], tiny.DEFAULTS, storage=Storage("float16")
     )
     assert release.read_text_encoder(tmp_path / "half").sha256 == sha256
     found, defaults = release.read_cascade(tmp_path / "half")

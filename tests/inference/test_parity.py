@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.tensors import Storage
 from if_jax.diffusion import samplers
 from if_jax.diffusion.schedule import cosine_schedule, respace
 from if_jax.inference.cascade import Cascade
@@ -25,7 +26,7 @@ PROMPTS = ["a red cube left of a blue sphere", "three yellow cubes"]
 @pytest.fixture(scope="module", params=["float32", "float16"])
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("release") / "cascade"
-    release.write_cascade(folder, tiny.stages(), tiny.DEFAULTS, dtype=request.param)
+    release.write_cascade(folder, tiny.stages(), tiny.DEFAULTS, storage=Storage(request.param))
     return folder
 
 

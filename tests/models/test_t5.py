@@ -37,7 +37,7 @@ def reference() -> Any:
 def params(reference: Any) -> dict[str, Any]:
     state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     init = jax.eval_shape(T5Encoder(CONFIG).init, jax.random.key(0), *inputs())
-    return from_torch(state.__getitem__, state, nn.meta.unbox(init)["params"], "t5")
+    return from_torch(state, nn.meta.unbox(init)["params"], "t5")
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:

@@ -75,7 +75,7 @@ def torch_unet(kind: str) -> Any:
 def unet_params(kind: str) -> dict[str, Any]:
     """The weights of `torch_unet(kind)` as our parameters."""
     state = {name: tensor.numpy() for name, tensor in torch_unet(kind).state_dict().items()}
-    return from_torch(state.__getitem__, state, abstract_params(CONFIGS[kind]), "unet")
+    return from_torch(state, abstract_params(CONFIGS[kind]), "unet")
 
 
 def abstract_params(config: UNetConfig) -> dict[str, Any]:

@@ -1,0 +1,240 @@
+"""Models from one layout to another, tensor by tensor: diffusers folders, cascades, T5 folders, DeepFloyd's own layout.
+
+A model is opened without reading its weights, checked (every tensor used exactly once, every shape right), and written
+again; what passes through memory is one tensor. The DeepFloyd layout is `config.yml` beside `pytorch_model.bin`, for
+one stage. What it has no place for goes beside it, so that nothing is lost on the way back: `if_jax.json` (scheduler,
+identity of the text encoder, defaults of a cascade) and `t5/` (the text encoder as transformers knows it).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from if_jax.checkpoints import deepfloyd, names, release
+from if_jax.checkpoints.files import appears_whole, parse_config, read_json, require_file, write_json
+from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, TextEncoder
+from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
+from if_jax.checkpoints.tensors import Lazy, Progress, Storage, read_bin, tensor_bytes, write_bin
+from if_jax.checkpoints.weights import abstract_params, stored_specs
+
+LAYOUTS = ("diffusers", "deepfloyd")
+_CEILING = {"base": 1.5, "super-resolution": 1.0}  # of dynamic thresholding, in IF's own sampling code
+# Parts of a pipeline that if_jax does not run: copied as they are where the target has a place for them.
+_CARRIED = ("feature_extractor", "safety_checker", "watermarker")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a folder holds, opened: one stage, the stages of a cascade, or a text encoder alone."""
+
+    folder: Path
+    stages: tuple[Stage, ...]
+    defaults: tuple[StageDefaults, ...] = ()  # given: the stages are a cascade
+    text: TextEncoder | None = None  # given: no stage, a text encoder alone
+
+    def networks(self) -> Iterator[tuple[str, names.Kind, Any, Any]]:
+        """(name, kind, configuration, parameters) of every network."""
+        for name, stage in zip(STAGE_NAMES, self.stages, strict=False):
+            prefix = f"stage_{name}/" if self.defaults else ""
+            yield f"{prefix}unet", "unet", stage.unet_config, stage.unet_params
+            if stage.text_params is not None:
+                yield f"{prefix}text_encoder", "t5", stage.text_config, stage.text_params
+        if self.text is not None:
+            yield "text_encoder", "t5", self.text.config, self.text.params
+
+
+def open_model(folder: str | Path, text_encoder: str | Path | None = None) -> Model:
+    """Open any folder that if_jax knows; nothing but headers is read.
+
+    text_encoder: a T5 folder (or a release that has one), for a base stage that comes without.
+    Raises FileNotFoundError naming what is missing, ValueError where weights and configuration do not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give a model folder")
+    model = _open(folder)
+    if text_encoder is None:
+        return model
+    if not model.stages or model.stages[0].kind != "base":
+        raise ValueError(f"{folder}: a text encoder goes with a base stage, and this folder has none")
+    joined = release.with_text(model.stages[0], release.read_text_encoder(text_encoder, None))
+    return replace(model, stages=(joined, *model.stages[1:]))
+
+
+def write_model(
+    model: Model,
+    folder: str | Path,
+    layout: str,
+    storage: Storage,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model as a folder of `layout` ("diffusers", "deepfloyd"), whole or not at all.
+
+    Raises ValueError where the layout cannot express the model or the folder exists, OSError when the disk is full.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
+    if layout == "deepfloyd":
+        _write_deepfloyd(model, Path(folder), storage, overwrite, progress)
+    elif model.defaults:
+        release.write_cascade(
+            folder, model.stages, model.defaults, storage=storage, overwrite=overwrite, progress=progress
+        )
+    else:
+        with appears_whole(Path(folder), overwrite) as beside:
+            if model.text is not None:
+                _write_text(beside, model.text, storage, progress)
+            else:
+                release.write_stage_files(beside, release.with_hash(model.stages[0]), storage, {}, progress)
+                _carry_components(model.folder, beside)
+
+
+def stored_bytes(model: Model, storage: Storage) -> int:
+    """Bytes of all tensors as they will be written: the whole of a progress bar."""
+    specs = (stored_specs(params, kind, storage.dtype) for _, kind, _, params in model.networks())
+    return sum(tensor_bytes(spec) for part in specs for spec in part.values())
+
+
+def _open(folder: Path) -> Model:
+    if (folder / "cascade.json").is_file():
+        stages, defaults = release.read_cascade(folder, None)
+        return Model(folder, tuple(stages), tuple(defaults))
+    if (folder / "model_index.json").is_file():
+        return Model(folder, (release.read_stage(folder, None),))
+    if (folder / "config.yml").is_file():
+        return Model(folder, (_read_deepfloyd_stage(folder),))
+    if (folder / "if_jax.json").is_file():
+        return _read_deepfloyd_cascade(folder)
+    if (folder / "config.json").is_file():
+        return Model(folder, (), text=release.read_text_encoder(folder, None))
+    raise FileNotFoundError(
+        f"{folder}: no model; expected cascade.json, model_index.json, config.yml (DeepFloyd) or a T5's config.json"
+    )
+
+
+def _write_text(folder: Path, text: TextEncoder, storage: Storage, progress: Progress | None) -> None:
+    """A T5 folder as transformers knows it: weights and tokenizer side by side."""
+    metadata = {release.HASH_KEY: text.sha256}
+    release.write_text_encoder(folder, text.config, text.params, storage, metadata, progress)
+    text.tokenizer.save(folder)
+
+
+def _carry_components(source: Path, target: Path) -> None:
+    """Copy the safety checker and its like, with their entries in model_index.json."""
+    if not (source / "model_index.json").is_file():
+        return
+    old, new = read_json(source / "model_index.json"), read_json(target / "model_index.json")
+    for name in _CARRIED:
+        if release.has_component(source, old, name) and (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+            new[name] = old[name]
+    if "requires_safety_checker" in old:
+        new["requires_safety_checker"] = old["requires_safety_checker"]
+    write_json(target / "model_index.json", new)
+
+
+def _read_deepfloyd_stage(folder: Path) -> Stage:
+    try:
+        values = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / 'config.yml'}: not readable as YAML ({error}); copy it again") from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{folder / 'config.yml'}: holds no settings; copy it again")
+    config = parse_config(folder / "config.yml", values, deepfloyd.unet_config_from_deepfloyd)
+    params = _deepfloyd_params(folder / "pytorch_model.bin", config)
+    kind = "super-resolution" if config.aug_level_embedding else "base"
+    beside = read_json(folder / "if_jax.json") if (folder / "if_jax.json").is_file() else {}
+    scheduler = SchedulerConfig(_CEILING[kind])
+    if told := beside.get("scheduler"):
+        scheduler = parse_config(folder / "if_jax.json", told, scheduler_from_diffusers)
+    stage = Stage(kind, config, params, scheduler, text_encoder_sha256=beside.get(release.HASH_KEY))
+    if not (folder / "t5").exists():
+        return stage
+    return release.with_text(stage, release.read_text_encoder(folder / "t5", None))
+
+
+def _deepfloyd_params(path: Path, config: Any) -> Any:
+    """The weights of a DeepFloyd stage as a tree of `Lazy`; every tensor is accounted for before any is read."""
+    require_file(path)
+    state, rows = read_bin(path), deepfloyd.table(config)
+    expected = {row.name: row for row in rows}
+    problems = []
+    if missing := sorted(expected.keys() - state.keys()):
+        problems.append(f"missing {', '.join(missing[:5])}")
+    if extra := sorted(state.keys() - expected.keys()):
+        problems.append(f"unexpected {', '.join(extra[:5])}")
+    problems += [
+        f"{row.name} has shape {state[row.name].shape} where config.yml says {row.shape}"
+        for row in rows
+        if row.name in state and state[row.name].shape != row.shape
+    ][:1]
+    if problems:
+        raise ValueError(f"{path}: the weights are of another architecture than config.yml says: {'; '.join(problems)}")
+
+    def lazy(row: deepfloyd.Row, part: str) -> Lazy:
+        tensor = state[row.name]
+        return Lazy(row.part_shape, tensor.dtype, lambda: deepfloyd.split(row, np.asarray(tensor))[part])
+
+    parts = {part: lazy(row, part) for row in rows for part in row.parts}
+    return names.lazy_from_torch(parts, abstract_params(config), "unet")
+
+
+def _read_deepfloyd_cascade(folder: Path) -> Model:
+    rows = release.stage_rows(folder / "if_jax.json", read_json(folder / "if_jax.json").get("stages"))
+    for row in rows:
+        require_file(folder / row["folder"] / "config.yml")
+    stages = tuple(_read_deepfloyd_stage(folder / row["folder"]) for row in rows)
+    defaults = tuple(release.read_defaults(folder / "if_jax.json", row) for row in rows)
+    release.check_stages(stages, defaults)
+    return Model(folder, stages, defaults)
+
+
+def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bool, progress: Progress | None) -> None:
+    if model.text is not None:
+        raise ValueError(f"{model.folder} is a text encoder, which DeepFloyd reads as it is: convert it to diffusers")
+    if storage.shard_bytes or storage.variant:
+        raise ValueError("the DeepFloyd layout is one pytorch_model.bin: leave out the shard size and the variant")
+    stages = [release.with_hash(stage) for stage in model.stages]
+    configs = [deepfloyd.unet_config_to_deepfloyd(stage.unet_config, _main_dtype(stage, storage)) for stage in stages]
+    with appears_whole(folder, overwrite) as beside:
+        rows = []
+        for name, stage, config in zip(STAGE_NAMES, stages, configs, strict=False):
+            place = beside / f"stage_{name}" if model.defaults else beside
+            place.mkdir(exist_ok=True)
+            _write_deepfloyd_stage(place, stage, config, storage, progress)
+            rows.append({"folder": place.name})
+        if model.defaults:
+            told = [row | {"defaults": asdict(default)} for row, default in zip(rows, model.defaults, strict=True)]
+            write_json(beside / "if_jax.json", {"format": 1, "stages": told})
+
+
+def _write_deepfloyd_stage(
+    folder: Path, stage: Stage, config: Mapping[str, Any], storage: Storage, progress: Progress | None
+) -> None:
+    (folder / "config.yml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+    tensors = names.lazy_torch(stage.unet_params, "unet")
+    rows, specs = deepfloyd.table(stage.unet_config), {}
+    for row in rows:
+        found = {tensors[part].dtype.name for part in row.parts}
+        if storage.dtype is None and len(found) > 1:
+            raise ValueError(f"{', '.join(row.parts)} are stored in {' and '.join(sorted(found))}: give one --dtype")
+        specs[row.name] = (row.shape, storage.dtype or found.pop())
+    joined = ((row.name, deepfloyd.join(row, {part: np.asarray(tensors[part]) for part in row.parts})) for row in rows)
+    write_bin(folder / "pytorch_model.bin", specs, joined, progress)
+    beside = {"format": 1, "scheduler": scheduler_to_diffusers(stage.scheduler)}
+    write_json(folder / "if_jax.json", beside | {release.HASH_KEY: stage.text_encoder_sha256})
+    if stage.text_params is not None:
+        text = TextEncoder(stage.text_config, stage.text_params, stage.tokenizer, stage.text_encoder_sha256)
+        _write_text(folder / "t5", text, storage, progress)
+
+
+def _main_dtype(stage: Stage, storage: Storage) -> str:
+    return storage.dtype or stage.unet_params["conv_in"]["kernel"].dtype.name

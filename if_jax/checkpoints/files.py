@@ -1,0 +1,126 @@
+"""Folders that appear whole or not at all, and the small JSON files in them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+# A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
+_RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json")
+# How our configurations annotate their fields, and the values of JSON and YAML that fit.
+_KINDS = {"int": int, "float": (int, float), "bool": bool, "str": str, "int | None": (int, type(None))}
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; one clear line where it is missing or is no JSON object."""
+    require_file(path)
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); copy or export the release again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def parse_config(path: Path, content: Any, parse: Callable[[Any], Any]) -> Any:
+    """The dataclass that `parse` makes of a file's content; ValueError names the file and what does not fit."""
+    try:
+        config = parse(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise ValueError(f"{path}: a value is of the wrong type ({error}); copy the file again") from None
+    for field in fields(config):
+        value, entry = getattr(config, field.name), re.fullmatch(r"tuple\[(\w+), \.\.\.\]", field.type)
+        entries, kind = (value, entry[1]) if entry else ((value,), field.type)
+        if not all(isinstance(each, _KINDS[kind]) for each in entries):
+            raise ValueError(f"{path}: {field.name}={value!r} must be of type {field.type}; copy the file again")
+    return config
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write a JSON object with sorted keys, the way model folders usually hold it."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def parse_bytes(text: str) -> int:
+    """ "5GB" -> 5,000,000,000 and "200MiB" -> 209,715,200; ValueError for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"size {text!r} is not understood: write it like 500MB or 5GB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError, naming the file, unless it exists."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the release lacks this file; copy the folder again or export it anew")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def appears_whole(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a folder beside `destination`, renamed onto it on success and removed, with its new parents, on failure.
+
+    Raises ValueError where the destination exists and `overwrite` is false, or where it is no release and would be
+    lost; OSError with one clear line where the disk is full.
+    """
+    destination = Path(os.path.abspath(destination))
+    _check_destination(destination, overwrite)
+    new_parents = [parent for parent in destination.parents if not parent.exists()]  # nearest first
+    beside = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        _rename_over(beside, destination)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        for parent in new_parents:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            line = "no space left, so nothing was written; free some or choose another disk"
+            raise OSError(errno.ENOSPC, line, str(destination)) from None
+        raise
+
+
+def _check_destination(destination: Path, overwrite: bool) -> None:
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{destination} exists already: choose another folder or ask to overwrite it")
+    is_release = destination.is_dir() and any((destination / mark).exists() for mark in _RELEASE_MARKS)
+    is_empty = destination.is_dir() and not any(destination.iterdir())
+    if not (is_release or is_empty):
+        raise ValueError(f"{destination} is not a release, so it is not overwritten: choose another folder")
+
+
+def _rename_over(beside: Path, destination: Path) -> None:
+    """Rename onto the destination; the release that was there is set aside first, so one of the two always exists."""
+    if not destination.exists():
+        beside.rename(destination)
+        return
+    aside = beside.with_suffix(".old")
+    destination.rename(aside)
+    try:
+        beside.rename(destination)
+    except OSError:
+        aside.rename(destination)
+        raise
+    shutil.rmtree(aside)

@@ -1,0 +1,254 @@
+"""Are two model folders the same model? Tensor by tensor, block by block, picture by picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from if_jax.checkpoints import names
+from if_jax.checkpoints.convert import Model, open_model
+from if_jax.checkpoints.weights import load_params
+from if_jax.inference.cascade import Cascade
+from if_jax.inference.pictures import grid
+from if_jax.models.t5 import T5Config, T5Encoder
+from if_jax.models.unet import UNet, UNetConfig
+from if_jax.text.tokens import TEXT_LENGTH
+
+TOLERANCE = 1e-5  # float32: rounding alone stays below it
+PROMPT = "two red spheres and a blue cube"
+_BLOCKS = re.compile(r"(down_blocks|up_blocks|block)_\d+|mid_block|encoder_hid_proj|conv_in")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What two tensors or activations of one name differ by: max |Δ| over the largest magnitude of the first."""
+
+    name: str
+    relative: float
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was compared, in lines for a person, and the differences above the tolerance."""
+
+    lines: list[str]
+    failures: list[Difference]
+
+
+def verify(
+    a: str | Path,
+    b: str | Path,
+    tolerance: float = TOLERANCE,
+    pictures: str | Path | None = None,
+    torch: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Compare two model folders of any layout; tensors go by the names that diffusers gives them.
+
+    tolerance: largest relative difference of a tensor or of a block's output that passes.
+    pictures: folder for both models' pictures side by side, where both can draw. torch: the outputs of A's blocks come
+    from stock diffusers and transformers, which must be able to open A. say: is told each line as it is known.
+    Raises ValueError where a folder is damaged or the two hold different kinds of model.
+    """
+    first, second = open_model(a), open_model(b)
+    report = Report([], [])
+
+    def tell(line: str) -> None:
+        report.lines.append(line)
+        say(line)
+
+    pairs = _pairs(first, second)
+    for name, config_a, config_b, params_a, params_b, kind in pairs:
+        if config_a != config_b:
+            told = _unlike(config_a, config_b)
+            tell(f"{name}: configurations differ: {told}")
+            report.failures.append(Difference(name, np.inf, told))
+            continue
+        report.failures.extend(_compare_tensors(name, kind, params_a, params_b, tolerance, tell))
+        expected = torch_activations(first.folder / name, config_a) if torch else activations(config_a, params_a)
+        gc.collect()  # the first net is gone before the second is loaded
+        report.failures.extend(_compare_blocks(name, expected, activations(config_b, params_b), tolerance, tell))
+    report.failures.extend(_compare_settings(first, second, tell))
+    if pictures is not None:
+        tell(_draw_both(first, second, Path(pictures)))
+    return report
+
+
+def activations(config: UNetConfig | T5Config, params: Any) -> dict[str, np.ndarray]:
+    """The output of every block of a network, float32, on one fixed random input; lazy parameters are loaded here."""
+    inputs = _inputs(config)
+    module = T5Encoder(config) if isinstance(config, T5Config) else UNet(config)
+
+    @jax.jit
+    def run(params: Any, *inputs: Any) -> tuple[Any, Any]:
+        def is_block(module: Any, method: str) -> bool:
+            return method == "__call__" and bool(_BLOCKS.fullmatch(module.name or ""))
+
+        out, kept = module.apply({"params": params}, *inputs, capture_intermediates=is_block, mutable="intermediates")
+        return out, kept["intermediates"]
+
+    out, kept = run(load_params(params), *inputs)
+    return {**dict(_flat(kept)), "output": np.asarray(out)}
+
+
+def torch_activations(folder: Path, config: UNetConfig | T5Config) -> dict[str, np.ndarray]:
+    """The same from PyTorch: diffusers' UNet2DConditionModel or transformers' T5EncoderModel, opened from `folder`."""
+    try:
+        import torch
+        from diffusers import UNet2DConditionModel
+        from transformers import T5EncoderModel
+    except ImportError as error:
+        raise ValueError(f"comparing with PyTorch needs torch, diffusers and transformers ({error})") from None
+    is_text = isinstance(config, T5Config)
+    folder = folder if folder.is_dir() else folder.parent  # a T5 folder alone
+    try:
+        net = (T5EncoderModel if is_text else UNet2DConditionModel).from_pretrained(folder).float().eval()
+    except OSError as error:
+        raise ValueError(f"{folder}: PyTorch cannot open it: {str(error).splitlines()[0]}") from None
+    kept: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Callable:
+        def hook(module: Any, args: Any, out: Any) -> None:
+            kept[name] = _from_torch(out[0] if isinstance(out, tuple) else out)
+
+        return hook
+
+    for name, module in net.named_modules():
+        ours = re.sub(r"\.(\d+)", r"_\1", name)
+        if _BLOCKS.fullmatch(ours.rsplit(".", 1)[-1]):
+            module.register_forward_hook(keep(ours))
+    given = [torch.from_numpy(np.moveaxis(x, -1, 1).copy() if x.ndim == 4 else x) for x in _inputs(config)]
+    with torch.inference_mode():
+        if is_text:
+            out = net(input_ids=given[0], attention_mask=given[1]).last_hidden_state
+        else:
+            out = net(given[0], given[1], given[2], class_labels=given[3] if len(given) > 3 else None).sample
+    return {**kept, "output": _from_torch(out)}
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    values = tensor.float().numpy()
+    return np.moveaxis(values, 1, -1) if values.ndim == 4 else values
+
+
+def _inputs(config: UNetConfig | T5Config) -> tuple[np.ndarray, ...]:
+    """One fixed random input of a network."""
+    rng = np.random.default_rng(0)
+    if isinstance(config, T5Config):
+        ids = rng.integers(2, config.vocab_size, (2, TEXT_LENGTH)).astype(np.int32)
+        return ids, (np.arange(TEXT_LENGTH) < [[TEXT_LENGTH], [9]]).astype(np.int32)
+    side = min(config.sample_size, 2 * config.size_multiple)
+    image = rng.normal(size=(2, side, side, config.in_channels)).astype(np.float32)
+    text = rng.normal(size=(2, TEXT_LENGTH, config.encoder_hid_dim)).astype(np.float32)
+    level = (np.asarray([100, 700], np.int32),) if config.aug_level_embedding else ()
+    return (image, np.asarray([10, 900], np.int32), text, *level)
+
+
+def _pairs(first: Model, second: Model) -> list[tuple]:
+    """The networks of both by name; ValueError where they hold different ones."""
+    one, two = ({name: row for name, *row in model.networks()} for model in (first, second))
+    if one.keys() != two.keys():
+        raise ValueError(
+            f"{first.folder} holds {', '.join(one)}; {second.folder} holds {', '.join(two)}: not the same kind of model"
+        )
+    return [(name, one[name][1], two[name][1], one[name][2], two[name][2], one[name][0]) for name in one]
+
+
+def _compare_tensors(
+    name: str, kind: names.Kind, a: Any, b: Any, tolerance: float, tell: Callable[[str], None]
+) -> list[Difference]:
+    """Both sides were opened strictly, so every tensor of one has its partner in the other."""
+    one, two = names.lazy_torch(a, kind), names.lazy_torch(b, kind)
+    found, types = [], {}
+    for tensor in one:
+        left, right = np.asarray(one[tensor]), np.asarray(two[tensor])
+        found.append(_difference(f"{name}: {tensor}", left, right))
+        if left.dtype != right.dtype:
+            types[f"{left.dtype} and {right.dtype}"] = types.get(f"{left.dtype} and {right.dtype}", 0) + 1
+    changed = [row for row in found if row.relative > 0]
+    largest = max(found, key=lambda row: row.relative)
+    stored = "".join(f", {count} stored as {pair}" for pair, count in types.items())
+    tell(
+        f"{name}: {len(found)} tensors, 0 unmapped, {len(changed)} differ, max |Δ| {largest.relative:.2g} relative"
+        + (f" ({largest.name.split(': ')[1]})" if changed else "")
+        + stored
+    )
+    failures = [row for row in changed if row.relative > tolerance]
+    for row in failures[:5]:
+        tell(f"  differs: {row.name.split(': ')[1]} by {row.relative:.2g} relative{row.note}")
+    if len(failures) > 5:
+        tell(f"  and {len(failures) - 5} more")
+    return failures
+
+
+def _compare_blocks(name: str, one: dict, two: dict, tolerance: float, tell: Callable[[str], None]) -> list[Difference]:
+    found = [_difference(f"{name}: {block}", one[block], two[block]) for block in one]
+    for row in found:
+        tell(f"  {row.name.split(': ')[1]:<32} max |Δ| {row.relative:.2g} relative{row.note}")
+    return [row for row in found if not row.relative <= tolerance]
+
+
+def _compare_settings(first: Model, second: Model, tell: Callable[[str], None]) -> Iterator[Difference]:
+    """How the stages draw: schedulers, tokens, defaults."""
+    for number, (a, b) in enumerate(zip(first.stages, second.stages, strict=True)):
+        if a.scheduler != b.scheduler:
+            told = _unlike(a.scheduler, b.scheduler)
+            tell(f"stage {number + 1}: schedulers differ: {told}")
+            yield Difference("scheduler", np.inf, told)
+        if a.tokenizer and b.tokenizer:
+            ids = [stage.tokenizer([PROMPT, "", "Ünïcödé <pad> 123"])[0] for stage in (a, b)]
+            if not np.array_equal(*ids):
+                tell(f"stage {number + 1}: tokenizers differ")
+                yield Difference("tokenizer", np.inf)
+    if first.defaults and second.defaults and first.defaults != second.defaults:
+        tell("defaults of the cascades differ")
+        yield Difference("defaults", np.inf)
+
+
+def _draw_both(first: Model, second: Model, folder: Path) -> str:
+    """One prompt, one seed, few steps, drawn by both: a grid of two rows."""
+    rows = []
+    for model in (first, second):
+        if not model.stages or model.stages[0].kind != "base" or model.stages[0].text_params is None:
+            return f"{model.folder} cannot draw without a text encoder: no pictures"
+        drawn = Cascade.of(model.stages, model.defaults).dream(PROMPT, if_I_kwargs={"num_inference_steps": 20})
+        rows.append([pictures[0] for pictures in drawn.values()])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "verify.png"
+    grid([picture.resize(rows[0][-1].size, 0) for row in rows for picture in row], columns=len(rows[0])).save(path)
+    return f"pictures of both, one row each: {path}"
+
+
+def _difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference:
+    if a.shape != b.shape:
+        return Difference(name, np.inf, f" (shapes {a.shape} and {b.shape})")
+    if a.dtype == b.dtype and np.array_equal(a, b):
+        return Difference(name, 0.0)
+    one, two = a.astype(np.float32), b.astype(np.float32)
+    if not (np.isfinite(one).all() and np.isfinite(two).all()):
+        return Difference(name, np.inf, " (not finite)")
+    gap = float(np.abs(one - two).max())
+    return Difference(name, gap / max(float(np.abs(one).max()), np.finfo(np.float32).tiny))
+
+
+def _unlike(a: Any, b: Any) -> str:
+    pairs = ((field.name, getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a))
+    return ", ".join(f"{name} {x!r} and {y!r}" for name, x, y in pairs if x != y)
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Block name → its output; a level that also returns its skips counts by its first output."""
+    for key, value in tree.items():
+        if key == "__call__":
+            first = value[0]
+            yield path, np.asarray(first[0] if isinstance(first, tuple) else first)
+        else:
+            yield from _flat(value, f"{path}.{key}" if path else key)

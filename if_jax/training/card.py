@@ -1,0 +1,105 @@
+"""The model card of a release: its README.md, made from the recipes that trained it and the scores it was given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults
+from if_jax.checkpoints.weights import abstract_params
+
+_HEAD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [if_jax, deepfloyd-if, pixel-diffusion, cascade]
+---
+
+# {title}
+
+Text-to-image in pixel space: {stages}. Trained with if_jax; stock PyTorch `diffusers` opens every stage folder.
+"""
+_USE = """
+## Use
+
+```python
+from if_jax import Cascade
+
+Cascade.load("PATH").dream(["a prompt"], seed=0)["{last}"][0].save("picture.png")
+```
+
+```python
+from diffusers import DiffusionPipeline
+
+stage_I = DiffusionPipeline.from_pretrained("PATH/stage_I")
+image = stage_I("a prompt", output_type="pt", guidance_scale={guidance}).images
+"""
+_USE_NEXT = """stage_{name} = DiffusionPipeline.from_pretrained(
+    "PATH/stage_{name}", text_encoder=stage_I.text_encoder, tokenizer=stage_I.tokenizer
+)
+image = stage_{name}("a prompt", image=image, output_type="pt", guidance_scale={guidance}).images
+"""
+
+
+def model_card(
+    title: str,
+    stages: Sequence[Stage],
+    defaults: Sequence[StageDefaults],
+    recipes: Sequence[Mapping[str, Any]],
+    steps: Sequence[int],
+    scores: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown.
+
+    recipes, steps: by stage, the recipe (plain values) and how many steps it was trained for. scores: measured
+    figures by name, numbers or one level of groups of numbers, as `if-jax evaluate --json` writes them.
+    """
+    sizes = " → ".join(str(stage.unet_config.sample_size) for stage in stages)
+    text = _HEAD.format(title=title, stages=f"{sizes} pixels")
+    text += "\n## Stages\n\n" + _stage_table(stages, defaults, recipes, steps)
+    text += _USE.format(last=STAGE_NAMES[len(stages) - 1], guidance=defaults[0].guidance_scale)
+    for name, default in zip(STAGE_NAMES[1 : len(stages)], defaults[1:], strict=True):
+        text += _USE_NEXT.format(name=name, guidance=default.guidance_scale)
+    text += "```\n\n## Scores\n\n" + _score_table(scores or {})
+    for name, recipe in zip(STAGE_NAMES, recipes, strict=False):
+        text += f"\n## Recipe of stage {name}\n\n```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```\n"
+    return text
+
+
+def _stage_table(
+    stages: Sequence[Stage],
+    defaults: Sequence[StageDefaults],
+    recipes: Sequence[Mapping[str, Any]],
+    steps: Sequence[int],
+) -> str:
+    rows = [
+        "| stage | draws | UNet | trained on | predicts | draws by default |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, stage, default, recipe, step in zip(STAGE_NAMES, stages, defaults, recipes, steps, strict=False):
+        size = sum(int(np.prod(leaf.shape)) for leaf in _leaves(abstract_params(stage.unet_config)))
+        seen = f"{step:,} steps of {recipe['batch_size']} from `{recipe['data']['source']}`"
+        level = "" if default.noise_level is None else f", noise level {default.noise_level}"
+        how = f"steps {default.sample_timestep_respacing}, guidance {default.guidance_scale:g}{level}"
+        rows.append(
+            f"| {name} ({stage.kind}) | {stage.unet_config.sample_size} px | {recipe['unet']}, {size / 1e6:,.1f} M "
+            f"| {seen} | {stage.scheduler.prediction} | {how} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _score_table(scores: Mapping[str, Any]) -> str:
+    if not scores:
+        return "None measured yet.\n"
+    rows = ["| measure | value |", "| --- | --- |"]
+    for name, value in scores.items():
+        for part, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            label = f"{name}: {part}" if part else name
+            rows.append(f"| {label} | {f'{number:.4g}' if isinstance(number, float) else number} |")
+    return "\n".join(rows) + "\n"
+
+
+def _leaves(tree: Mapping[str, Any]) -> list[Any]:
+    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, Mapping) else [value])]
