@@ -90,6 +90,8 @@ def read_params(folder: Path, part: str, config: UNetConfig | T5Config) -> tuple
     """
     tensors, metadata = read_tensors(folder, STEMS[part])
     kind = _kind(part)
+    if kind == "t5":  # a whole T5, as Google publishes it, brings a decoder that no encoder needs
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "lm_head."))}
     for alias, name in names.TIED[kind].items():
         if alias in tensors and name in tensors and not np.array_equal(tensors[alias], tensors[name]):
             raise ValueError(f"{folder}: {alias} and {name} differ, though they are one table; copy the folder again")

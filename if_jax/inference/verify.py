@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import re
 from collections.abc import Callable, Iterator
@@ -84,7 +85,13 @@ def verify(
 
 def activations(config: UNetConfig | T5Config, params: Any) -> dict[str, np.ndarray]:
     """The output of every block of a network, float32, on one fixed random input; lazy parameters are loaded here."""
-    inputs = _inputs(config)
+    out, kept = _compiled(config)(load_params(params), *_inputs(config))
+    return {**dict(_flat(kept)), "output": np.asarray(out)}
+
+
+@functools.cache
+def _compiled(config: UNetConfig | T5Config) -> Callable[..., tuple[Any, Any]]:
+    """One program for both models: parameters and inputs → the output, and those of the blocks."""
     module = T5Encoder(config) if isinstance(config, T5Config) else UNet(config)
 
     @jax.jit
@@ -95,8 +102,7 @@ def activations(config: UNetConfig | T5Config, params: Any) -> dict[str, np.ndar
         out, kept = module.apply({"params": params}, *inputs, capture_intermediates=is_block, mutable="intermediates")
         return out, kept["intermediates"]
 
-    out, kept = run(load_params(params), *inputs)
-    return {**dict(_flat(kept)), "output": np.asarray(out)}
+    return run
 
 
 def torch_activations(folder: Path, config: UNetConfig | T5Config) -> dict[str, np.ndarray]:
