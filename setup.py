@@ -48,7 +48,7 @@ EXTRAS_REQUIRE = {
     "data": ["gcsfs"],  # data sets and runs at gs:// paths
     "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
     "wandb": ["wandb>=0.18"],
-    "test": [*TORCH, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+    "test": [*TORCH, "wandb>=0.18", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
 }
 
 setup(

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.prediction = "v"
     config.batch_size = 32
     config.steps = 20_000
-    config.ema_decay = 0.999
+    config.ema_decays = (0.999,)
     config.data.source = "scenes"
     config.data.size = 64
     config.optimizer.learning_rate = 1e-3

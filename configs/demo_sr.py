@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample_max_value = 1.0
     config.batch_size = 32
     config.steps = 10_000
-    config.ema_decay = 0.999
+    config.ema_decays = (0.999,)
     config.data.source = "scenes"
     config.data.size = 256
     config.data.low_size = 64

@@ -131,6 +131,7 @@ def train(context: click.Context, config: str, workdir: str) -> None:
 @click.option("--noise-level", multiple=True, type=int, help="Default noise level (0-999) of stage II, …; repeatable.")
 @click.option("--max-shard-size", help="Largest weight file, such as 5GB [default: one file].")
 @click.option("--variant", help="Word in the names of the weight files, such as fp16.")
+@click.option("--ema-decay", default="", help="Which average of the weights [default: the recipe's first].")
 @click.option("--scores", type=click.Path(dir_okay=False), help="JSON of measured scores for the model card.")
 @click.option("--overwrite", is_flag=True, help="Replace CASCADE if it exists.")
 @_plain_errors
@@ -143,6 +144,7 @@ def export(
     noise_level: tuple[int, ...],
     max_shard_size: str | None,
     variant: str | None,
+    ema_decay: str,
     scores: str | None,
     overwrite: bool,
 ) -> None:
@@ -165,6 +167,7 @@ def export(
         guidance=guidance,
         noise_level=noise_level,
         scores=read_json(Path(scores)) if scores else None,
+        ema_decay=ema_decay,
         overwrite=overwrite,
     )
     click.echo(f"{cascade}: {len(runs)} stage(s), {dtype}")

@@ -20,7 +20,12 @@ import ml_collections
 from if_jax.models import presets
 
 STAGE_KINDS = ("base", "super-resolution")
-PREDICTIONS = ("eps", "v")
+PREDICTIONS = ("eps", "v", "x0")
+LOSS_WEIGHTS = ("none", "min-snr", "sigmoid")  # of diffusion/losses.py
+OPTIMIZERS = ("adamw", "adafactor", "muon")
+LR_SCHEDULES = ("cosine", "one-cycle", "constant")
+REMAT = ("none", "blocks", "dots")
+DTYPES = ("float32", "bfloat16")
 RULES = ("dp", "fsdp", "fsdp_tp")  # the rule sets of parallel/rules.py
 
 
@@ -32,6 +37,7 @@ class DataConfig:
     size: int = 64  # side of the pictures, pixels
     crop: int = 0  # super-resolution: train on random crops of this side; 0 = the full frame
     low_size: int = 64  # super-resolution: side of the low-resolution picture the stage starts from
+    low_blur: float = 0.0  # super-resolution: half of the low-res pictures are blurred, σ in [0, this] of their pixels
     caption_dropout: float = 0.1  # share of captions replaced by "" (what guidance calls unconditional)
     seed: int = 0
     threads: int = 2
@@ -39,11 +45,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine decay to `final_learning_rate`."""
+    """The optimizer behind a global-norm clip, and its learning rate over the run."""
 
-    learning_rate: float = 1e-4
+    name: str = "adamw"  # adamw, adafactor (T5X's, no first moment) or muon (matrices orthogonalised, the rest AdamW)
+    schedule: str = "cosine"  # linear warm-up then cosine; one-cycle: cosine up as well (IF); constant after warm-up
+    learning_rate: float = 1e-4  # at the peak
+    initial_learning_rate: float = 0.0
     final_learning_rate: float = 0.0
     warmup_steps: int = 1000
+    moment_dtype: str = "float32"  # of AdamW's and Muon's first moment; the second stays float32
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.0
@@ -77,6 +87,28 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The fixed-timestep loss on held-out pictures: one number per timestep, the same on any number of devices."""
+
+    every: int = 0  # steps; 0 = never
+    source: str = "scenes"  # another seed of the scenes, or a data set folder kept out of training
+    samples: int = 64
+    batch_size: int = 16
+    timesteps: tuple[int, ...] = (50, 250, 500, 750, 950)
+    aug_level: int = 250  # super-resolution: noise level of the low-resolution picture
+    seed: int = 1_000_003  # of scenes, and of the noise
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When an update is left out, and when a run stops: a gradient that is not finite, or far above its average."""
+
+    spike_factor: float = 20.0  # times the running average of the gradient norm; 0 = only what is not finite
+    grace_steps: int = 100  # before the average is trusted
+    max_in_a_row: int = 10  # so many updates left out one after another stop the run
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run."""
 
@@ -86,12 +118,16 @@ class Recipe:
     text_encoder_from: str = ""  # or the stage folder whose encoder is used, frozen; later stages need it
     init_from: str = ""  # a stage folder of a release whose weights training starts from
     init_only: str = ""  # only weights whose name holds this pattern (regular expression), the others at random
-    prediction: str = "eps"  # what the UNet's first three channels mean: "eps" (IF) or "v"
+    prediction: str = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
+    loss_weight: str = "none"  # of the squared error by timestep: none (IF), min-snr or sigmoid
+    noise_size: int = 64  # the cosine schedule, shifted to be as noisy for pictures of this side as 64 px are (IF: 64)
     sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
-    batch_size: int = 64
+    batch_size: int = 64  # pictures per update
+    accumulate: int = 1  # parts a batch is computed in, one after another, for less memory
     steps: int = 100_000
-    compute_dtype: str = "float32"
-    ema_decay: float = 0.9999
+    compute_dtype: str = "float32"  # of matrix products and convolutions; the state is float32
+    remat: str = "none"  # what the backward pass computes again: nothing, whole blocks, all but matrix products
+    ema_decays: tuple[float, ...] = (0.9999,)  # the first one is drawn with and released
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
@@ -99,6 +135,9 @@ class Recipe:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    wandb: str = ""  # project on Weights & Biases, "" = not used; WANDB_MODE=offline works without a network
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
 
@@ -166,23 +205,30 @@ def _build(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
-        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
+        entry = typing.get_args(hint)[0]
+        if isinstance(value, list | tuple):
+            return tuple(_coerce(v, entry, f"{key}[{i}]") for i, v in enumerate(value))
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    wanted = "a list of strings" if isinstance(hint, types.GenericAlias) else f"a {hint.__name__}"
+    listed = isinstance(hint, types.GenericAlias)
+    wanted = f"a list of {typing.get_args(hint)[0].__name__}" if listed else f"a {hint.__name__}"
     raise ValueError(f"recipe key {key} is {value!r} ({type(value).__name__}): it must be {wanted}")
 
 
 def _check(recipe: Recipe) -> None:
     _choice("stage", recipe.stage, STAGE_KINDS)
     _choice("prediction", recipe.prediction, PREDICTIONS)
-    _choice("compute_dtype", recipe.compute_dtype, ("float32", "bfloat16"))
+    _choice("loss_weight", recipe.loss_weight, LOSS_WEIGHTS)
+    _choice("compute_dtype", recipe.compute_dtype, DTYPES)
+    _choice("remat", recipe.remat, REMAT)
+    _choice("optimizer.name", recipe.optimizer.name, OPTIMIZERS)
+    _choice("optimizer.schedule", recipe.optimizer.schedule, LR_SCHEDULES)
+    _choice("optimizer.moment_dtype", recipe.optimizer.moment_dtype, DTYPES)
     _choice("unet", recipe.unet, tuple(presets.UNETS))
     _choice("mesh.rules", recipe.mesh.rules, RULES)
-    for key in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+    for key in ("batch_size", "accumulate", "steps", "log_every", "checkpoint_every", "keep_checkpoints", "noise_size"):
         if getattr(recipe, key) < 1:
             raise ValueError(f"recipe key {key} is {getattr(recipe, key)}: it must be at least 1")
     if recipe.checkpoint_every % recipe.log_every:  # a resumed run must repeat whole windows of the log
@@ -190,9 +236,15 @@ def _check(recipe: Recipe) -> None:
             f"recipe key checkpoint_every is {recipe.checkpoint_every}: "
             f"it must be a multiple of log_every {recipe.log_every}"
         )
-    for key, value in (("ema_decay", recipe.ema_decay), ("data.caption_dropout", recipe.data.caption_dropout)):
+    if recipe.batch_size % recipe.accumulate:
+        raise ValueError(f"recipe key accumulate is {recipe.accumulate}: it must divide batch_size {recipe.batch_size}")
+    if not recipe.ema_decays:
+        raise ValueError("recipe key ema_decays is empty: give at least one decay, such as 0.9999")
+    decays = [(f"ema_decays[{i}]", decay) for i, decay in enumerate(recipe.ema_decays)]
+    for key, value in (*decays, ("data.caption_dropout", recipe.data.caption_dropout)):
         if not 0 <= value < 1:
             raise ValueError(f"recipe key {key} is {value}: it must lie in [0, 1)")
+    _check_validation(recipe.validation)
     try:
         re.compile(recipe.init_only)
     except re.error as error:
@@ -221,6 +273,13 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"recipe key data.size is {recipe.data.size}: it must be a multiple of data.low_size")
     if recipe.data.crop > recipe.data.size:
         raise ValueError(f"recipe key data.crop is {recipe.data.crop}: it must be at most data.size {recipe.data.size}")
+
+
+def _check_validation(validation: ValidationConfig) -> None:
+    if outside := [t for t in (*validation.timesteps, validation.aug_level) if not 0 <= t < 1000]:
+        raise ValueError(f"recipe keys validation.timesteps and aug_level: {outside[0]} is not in 0…999")
+    if validation.every and (not validation.timesteps or validation.samples < 1 or validation.batch_size < 1):
+        raise ValueError("recipe section validation needs timesteps, and at least one of samples and batch_size")
 
 
 def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -86,14 +86,20 @@ def write_model(
         _write_deepfloyd(model, Path(folder), storage, overwrite, progress)
     elif model.defaults:
         release.write_cascade(
-            folder, model.stages, model.defaults, storage=storage, overwrite=overwrite, progress=progress
+            folder,
+            model.stages,
+            model.defaults,
+            storage=storage,
+            overwrite=overwrite,
+            card=_card(model),
+            progress=progress,
         )
     else:
         with appears_whole(Path(folder), overwrite) as beside:
             if model.text is not None:
                 _write_text(beside, model.text, storage, progress)
             else:
-                release.write_stage_files(beside, release.with_hash(model.stages[0]), storage, {}, progress)
+                release.write_stage_files(beside, release.with_hash(model.stages[0]), storage, progress)
                 _carry_components(model.folder, beside)
 
 
@@ -122,9 +128,14 @@ def _open(folder: Path) -> Model:
 
 def _write_text(folder: Path, text: TextEncoder, storage: Storage, progress: Progress | None) -> None:
     """A T5 folder as transformers knows it: weights and tokenizer side by side."""
-    metadata = {release.HASH_KEY: text.sha256}
+    metadata = {release.HASH_KEY: text.sha256, **text.notes}
     release.write_text_encoder(folder, text.config, text.params, storage, metadata, progress)
     text.tokenizer.save(folder)
+
+
+def _card(model: Model) -> str:
+    path = model.folder / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _carry_components(source: Path, target: Path) -> None:
@@ -155,7 +166,10 @@ def _read_deepfloyd_stage(folder: Path) -> Stage:
     scheduler = SchedulerConfig(_CEILING[kind])
     if told := beside.get("scheduler"):
         scheduler = parse_config(folder / "if_jax.json", told, scheduler_from_diffusers)
-    stage = Stage(kind, config, params, scheduler, text_encoder_sha256=beside.get(release.HASH_KEY))
+    sha256, notes = beside.get(release.HASH_KEY), beside.get("notes", {})
+    if not all(isinstance(word, str) for word in (sha256 or "", *notes, *notes.values())):
+        raise ValueError(f"{folder / 'if_jax.json'}: {release.HASH_KEY} and notes must be words; copy the file again")
+    stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes)
     if not (folder / "t5").exists():
         return stage
     return release.with_text(stage, release.read_text_encoder(folder / "t5", None))
@@ -214,6 +228,8 @@ def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bo
         if model.defaults:
             told = [row | {"defaults": asdict(default)} for row, default in zip(rows, model.defaults, strict=True)]
             write_json(beside / "if_jax.json", {"format": 1, "stages": told})
+            if card := _card(model):
+                (beside / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_deepfloyd_stage(
@@ -230,7 +246,8 @@ def _write_deepfloyd_stage(
     joined = ((row.name, deepfloyd.join(row, {part: np.asarray(tensors[part]) for part in row.parts})) for row in rows)
     write_bin(folder / "pytorch_model.bin", specs, joined, progress)
     beside = {"format": 1, "scheduler": scheduler_to_diffusers(stage.scheduler)}
-    write_json(folder / "if_jax.json", beside | {release.HASH_KEY: stage.text_encoder_sha256})
+    beside |= {release.HASH_KEY: stage.text_encoder_sha256, "notes": dict(stage.notes)}
+    write_json(folder / "if_jax.json", beside)
     if stage.text_params is not None:
         text = TextEncoder(stage.text_config, stage.text_params, stage.tokenizer, stage.text_encoder_sha256)
         _write_text(folder / "t5", text, storage, progress)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 # A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
-_RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json")
+_RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json", "tokenizer_config.json")
 # How our configurations annotate their fields, and the values of JSON and YAML that fit.
-_KINDS = {"int": int, "float": (int, float), "bool": bool, "str": str, "int | None": (int, type(None))}
+_KINDS = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 def read_json(path: Path) -> dict:
@@ -41,10 +41,9 @@ def parse_config(path: Path, content: Any, parse: Callable[[Any], Any]) -> Any:
     except (TypeError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{path}: a value is of the wrong type ({error}); copy the file again") from None
     for field in fields(config):
-        value, entry = getattr(config, field.name), re.fullmatch(r"tuple\[(\w+), \.\.\.\]", field.type)
-        entries, kind = (value, entry[1]) if entry else ((value,), field.type)
-        if not all(isinstance(each, _KINDS[kind]) for each in entries):
-            raise ValueError(f"{path}: {field.name}={value!r} must be of type {field.type}; copy the file again")
+        value = getattr(config, field.name)
+        if not _fits(value, field.type):
+            raise ValueError(f"{path}: {field.name}={value!r:.80} must be of type {field.type}; copy the file again")
     return config
 
 
@@ -98,6 +97,15 @@ def appears_whole(destination: Path, overwrite: bool = False) -> Iterator[Path]:
             line = "no space left, so nothing was written; free some or choose another disk"
             raise OSError(errno.ENOSPC, line, str(destination)) from None
         raise
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value is of the type that a field of our configurations is annotated with."""
+    if annotation.endswith(" | None"):
+        return value is None or _fits(value, annotation.removesuffix(" | None"))
+    if entries := re.fullmatch(r"tuple\[(\w+), \.\.\.\]", annotation):
+        return isinstance(value, tuple) and all(isinstance(entry, _KINDS[entries[1]]) for entry in value)
+    return isinstance(value, _KINDS[annotation])
 
 
 def _check_destination(destination: Path, overwrite: bool) -> None:

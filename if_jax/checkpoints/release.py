@@ -8,8 +8,7 @@ CASCADE/stage_II/      IFSuperResolutionPipeline: unet, scheduler, image_noising
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import zip_longest
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from if_jax.checkpoints.scheduler import (
     scheduler_from_diffusers,
     scheduler_to_diffusers,
 )
-from if_jax.checkpoints.tensors import Progress, Storage, weight_files
+from if_jax.checkpoints.tensors import CONTENT_KEY, Progress, Storage, weight_files
 from if_jax.checkpoints.weights import (
     DIFFUSERS_VERSION,
     STEMS,
@@ -49,6 +48,7 @@ class TextEncoder:
     params: Params
     tokenizer: Tokenizer
     sha256: str
+    notes: Mapping[str, str] = field(default_factory=dict)  # see `Stage.notes`
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,7 @@ class Stage:
     text_params: Params | None = None
     tokenizer: Tokenizer | None = None
     text_encoder_sha256: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)  # for the headers of the weight files: recipe, step
 
     def __post_init__(self) -> None:
         if self.kind not in PIPELINES:
@@ -97,17 +98,15 @@ def write_stage(
     folder: str | Path,
     stage: Stage,
     storage: Storage | None = None,
-    metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write one stage as a complete diffusers folder, whole or not at all.
 
     storage: float32 in one file unless given (T5's `wo` stays float32 in float16, as transformers keeps it).
-    metadata: extra strings for the headers of the weight files.
     Raises ValueError where the folder exists and `overwrite` is false, OSError when the disk is full.
     """
     with appears_whole(Path(folder), overwrite) as beside:
-        write_stage_files(beside, with_hash(stage), storage or Storage(), metadata or {})
+        write_stage_files(beside, with_hash(stage), storage or Storage())
 
 
 def read_stage(folder: str | Path, dtype: str | None = "float32") -> Stage:
@@ -129,10 +128,15 @@ def read_stage(folder: str | Path, dtype: str | None = "float32") -> Stage:
     kind, sha256 = kinds[index["_class_name"]], metadata.get(HASH_KEY)
     text = read_text_encoder(folder, dtype) if has_component(folder, index, "text_encoder") else None
     try:
-        stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256)
+        stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes_of(metadata))
         return stage if text is None else with_text(stage, text)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def notes_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a weight file's header says besides what every file's says."""
+    return {name: value for name, value in metadata.items() if name not in ("format", CONTENT_KEY, HASH_KEY)}
 
 
 def with_text(stage: Stage, text: TextEncoder) -> Stage:
@@ -162,7 +166,7 @@ def read_text_encoder(folder: str | Path, dtype: str | None = "float32") -> Text
             "they do not belong together"
         )
     params = params if dtype is None else load_params(params, dtype)
-    return TextEncoder(config, params, read, metadata.get(HASH_KEY) or text_encoder_sha256(params))
+    return TextEncoder(config, params, read, metadata.get(HASH_KEY) or text_encoder_sha256(params), notes_of(metadata))
 
 
 def write_cascade(
@@ -172,14 +176,13 @@ def write_cascade(
     *,
     storage: Storage | None = None,
     overwrite: bool = False,
-    metadata: Sequence[Mapping[str, str]] = (),
     card: str = "",
     progress: Progress | None = None,
 ) -> None:
     """Join trained stages: a base stage with its text encoder, then super-resolution stages in growing size.
 
-    storage: precision, shards and variant of all weight files, float32 in one file unless given. metadata: extra
-    strings for the headers of each stage's weight files. card: text of README.md, the model card.
+    storage: precision, shards and variant of all weight files, float32 in one file unless given. card: text of
+    README.md, the model card.
     Raises ValueError where the stages do not fit each other, among others where a later stage was trained with another
     text encoder than the base stage brings.
     """
@@ -187,9 +190,9 @@ def write_cascade(
     check_stages(stages, defaults)
     with appears_whole(Path(folder), overwrite) as beside:
         rows = []
-        for name, stage, default, extra in zip_longest(STAGE_NAMES[: len(stages)], stages, defaults, metadata):
-            told = {HASH_KEY: stages[0].text_encoder_sha256, **(extra or {})}
-            write_stage_files(beside / f"stage_{name}", stage, storage or Storage(), told, progress)
+        for name, stage, default in zip(STAGE_NAMES, stages, defaults, strict=False):
+            told = replace(stage, text_encoder_sha256=stages[0].text_encoder_sha256)
+            write_stage_files(beside / f"stage_{name}", told, storage or Storage(), progress)
             row = {"folder": f"stage_{name}", "kind": stage.kind, "size": stage.unet_config.sample_size}
             rows.append(row | {"defaults": asdict(default), "sha256": _weight_hashes(beside / f"stage_{name}")})
         content = {"format": 1, HASH_KEY: stages[0].text_encoder_sha256, "stages": rows}
@@ -292,9 +295,7 @@ def check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> 
             raise ValueError(f"defaults of stage {name}: a {stage.kind} stage {needs}")
 
 
-def write_stage_files(
-    folder: Path, stage: Stage, storage: Storage, metadata: Mapping[str, str], progress: Progress | None = None
-) -> None:
+def write_stage_files(folder: Path, stage: Stage, storage: Storage, progress: Progress | None = None) -> None:
     """The files of one stage, into a folder that is renamed into place by the caller."""
     super_resolution, has_text = stage.kind == "super-resolution", stage.text_params is not None
     index: dict[str, Any] = {"_class_name": PIPELINES[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
@@ -308,7 +309,8 @@ def write_stage_files(
     if super_resolution:
         index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
         write_config(folder / "image_noising_scheduler/scheduler_config.json", noising_scheduler_to_diffusers())
-    metadata = {HASH_KEY: stage.text_encoder_sha256, **metadata} if stage.text_encoder_sha256 else metadata
+    metadata = {HASH_KEY: stage.text_encoder_sha256} if stage.text_encoder_sha256 else {}
+    metadata |= stage.notes
     unet_config = names.unet_config_to_diffusers(stage.unet_config)
     write_params(folder / "unet", "unet", unet_config, stage.unet_params, storage, metadata, progress)
     if has_text:

@@ -62,11 +62,14 @@ def read_latest(workdir: str) -> tuple[int, dict[str, Any]]:
         return latest.step, dict(checkpointer.checkpointables_metadata(latest.step).custom_metadata or {})
 
 
-def read_ema(workdir: str) -> tuple[int, dict[str, Any], Any]:
+def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
     """The newest checkpoint's (step, metadata, EMA parameters as host arrays): what a release is made of.
+
+    decay: which of the run's averages, the first one of its recipe unless given.
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
+      ValueError: the run keeps no such average.
     """
     folder = _folder(workdir)
     if not folder.exists():
@@ -77,14 +80,18 @@ def read_ema(workdir: str) -> tuple[int, dict[str, Any], Any]:
             raise FileNotFoundError(f"no finished checkpoint under {workdir}: let the run save one first")
         info = checkpointer.checkpointables_metadata(latest.step)
         state = info.metadata["state"]
-        ema = state["ema"] if isinstance(state, dict) else state.ema
+        averages = state["ema"] if isinstance(state, dict) else state.ema
+        decay = decay or f"{info.custom_metadata['recipe']['ema_decays'][0]:g}"
+        if decay not in averages:
+            raise ValueError(f"{workdir} keeps no EMA of decay {decay}: choose one of {', '.join(averages)}")
+        ema = averages[decay]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), ema)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     with context:
-        loaded = ocp.load(folder / str(latest.step), {"ema": abstract}, checkpointable_name="state")
-    return latest.step, dict(info.custom_metadata or {}), jax.device_get(loaded["ema"])
+        loaded = ocp.load(folder / str(latest.step), {"ema": {decay: abstract}}, checkpointable_name="state")
+    return latest.step, dict(info.custom_metadata or {}), jax.device_get(loaded["ema"][decay])
 
 
 def _folder(workdir: str) -> epath.Path:

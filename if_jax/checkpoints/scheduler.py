@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # our words → those of diffusers
+from if_jax.diffusion.schedule import Schedule, cosine_schedule, schedule_from_betas
+
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # our words → those of diffusers
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class SchedulerConfig:
     beta_schedule: str = "squaredcos_cap_v2"
     prediction_type: str = "epsilon"
     variance_type: str = "learned_range"
+    trained_betas: tuple[float, ...] | None = None  # a schedule of its own, in place of beta_schedule
 
     def __post_init__(self) -> None:
         allowed = {
@@ -34,15 +37,24 @@ class SchedulerConfig:
             if getattr(self, name) not in values:
                 choices = " or ".join(map(repr, values))
                 raise ValueError(f"scheduler {name} is {getattr(self, name)!r}: if_jax samples {choices}")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            count = len(self.trained_betas)
+            raise ValueError(f"scheduler trained_betas holds {count} numbers, one for each of 1000 steps is needed")
         if not 0 < self.dynamic_thresholding_ratio <= 1 or self.sample_max_value < 1:
             raise ValueError(
                 f"scheduler dynamic_thresholding_ratio {self.dynamic_thresholding_ratio} and sample_max_value "
                 f"{self.sample_max_value}: the first must lie in (0, 1], the second be at least 1"
             )
 
+    def schedule(self) -> Schedule:
+        """The chain the stage was trained on, as tables."""
+        if self.trained_betas is not None:
+            return schedule_from_betas(self.trained_betas)
+        return cosine_schedule(self.num_train_timesteps)
+
     @property
     def prediction(self) -> str:
-        """What the UNet's first three channels mean: "eps" or "v"."""
+        """What the UNet's first three channels mean: "eps", "v" or "x0"."""
         return next(ours for ours, theirs in PREDICTIONS.items() if theirs == self.prediction_type)
 
 
@@ -54,7 +66,7 @@ def scheduler_to_diffusers(config: SchedulerConfig) -> dict:
         "thresholding": True,
         "clip_sample": True,  # ignored by diffusers while thresholding is on
         "clip_sample_range": 1.0,
-        "trained_betas": None,
+        "trained_betas": None if config.trained_betas is None else list(config.trained_betas),
     }
 
 
@@ -65,8 +77,6 @@ def noising_scheduler_to_diffusers() -> dict:
 
 def scheduler_from_diffusers(content: Mapping) -> SchedulerConfig:
     """Read a scheduler_config.json of any class; raises ValueError for a setting that would change the pictures."""
-    if content.get("trained_betas") is not None:
-        raise ValueError("scheduler trained_betas is given: if_jax samples the schedule named by beta_schedule")
     if content.get("rescale_betas_zero_snr"):
         raise ValueError("scheduler rescale_betas_zero_snr is true: if_jax samples the schedule as it was trained")
     known = {field.name for field in dataclasses.fields(SchedulerConfig)}
@@ -78,4 +88,6 @@ def scheduler_from_diffusers(content: Mapping) -> SchedulerConfig:
         if not content.get("clip_sample", True) or content.get("clip_sample_range", 1.0) != 1.0:
             raise ValueError("scheduler has neither thresholding nor clip_sample to [-1, 1]: if_jax always bounds x0")
         values["sample_max_value"] = 1.0  # a threshold that cannot exceed 1 is plain clipping
+    if values.get("trained_betas") is not None:
+        values["trained_betas"] = tuple(values["trained_betas"])
     return SchedulerConfig(**values)

@@ -296,7 +296,7 @@ def _write_safetensors(
     progress: Progress | None,
 ) -> None:
     unknown = "0" * 64  # stands in for the hash of what is still to be written
-    header, end = {"__metadata__": {**metadata, CONTENT_KEY: unknown}}, 0
+    header, end = {"__metadata__": {**dict(sorted(metadata.items())), CONTENT_KEY: unknown}}, 0
     for name, spec in specs.items():
         start, end = end, end + tensor_bytes(spec)
         header[name] = {"dtype": DTYPES[spec[1]], "shape": list(spec[0]), "data_offsets": [start, end]}

@@ -12,6 +12,7 @@ Resampling is linear along each axis, so both directions are two small matrix pr
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,32 @@ def downsample(x0: jax.Array, size: int | tuple[int, int]) -> jax.Array:
 def noise_augment(schedule: Schedule, low_up: jax.Array, level: jax.Array, eps: jax.Array) -> jax.Array:
     """y of equation (1). low_up, eps (B, H, W, C); level (B,) int, a timestep of the full training schedule."""
     return add_noise(schedule, low_up, level, eps)
+
+
+def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
+    """Gaussian blur of (B, H, W, C) with sigma (B,) in pixels, at most `max_sigma` (which sets the kernel's reach).
+
+    Edges are mirrored. A sigma of 0 changes nothing.
+    """
+    reach = max(1, math.ceil(3 * max_sigma))
+    offset = jnp.arange(-reach, reach + 1)
+    weights = jnp.exp(-0.5 * (offset / jnp.maximum(sigma, 1e-3)[:, None]) ** 2)  # (B, taps)
+    weights = weights / weights.sum(-1, keepdims=True)
+    for axis in (1, 2):
+        size = image.shape[axis]
+        padding = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
+        wide = jnp.pad(image, padding, mode="reflect")
+        shifted = [jax.lax.slice_in_dim(wide, i, i + size, axis=axis) for i in range(2 * reach + 1)]
+        image = sum(weights[:, i, None, None, None] * part for i, part in enumerate(shifted))
+    return image
+
+
+def random_blur(key: jax.Array, image: jax.Array, max_sigma: float) -> jax.Array:
+    """Blurs a random half of the pictures (B, H, W, C), sigma uniform in [0, max_sigma] (Ho et al., section 4.1)."""
+    pick_key, sigma_key = jax.random.split(key)
+    batch = image.shape[0]
+    sigma = jax.random.uniform(sigma_key, (batch,), maxval=max_sigma)
+    return blur(image, jnp.where(jax.random.bernoulli(pick_key, 0.5, (batch,)), sigma, 0.0), max_sigma)
 
 
 def random_level(key: jax.Array, batch: int, num_timesteps: int = 1000) -> jax.Array:

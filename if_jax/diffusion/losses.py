@@ -13,6 +13,8 @@ Source: Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1; Ho et al. 2020 (
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,9 @@ from if_jax.diffusion.process import (
 )
 from if_jax.diffusion.schedule import Schedule
 
+Weight = Literal["none", "min-snr", "sigmoid"]
+_MIN_SNR_GAMMA, _SIGMOID_BIAS = 5.0, 2.0
+
 
 def hybrid_loss(
     schedule: Schedule,
@@ -37,19 +42,48 @@ def hybrid_loss(
     t: jax.Array,
     *,
     prediction: Prediction = "eps",
+    weight: Weight = "none",
 ) -> dict[str, jax.Array]:
-    """The loss of each image: {"loss": mse + vb · N/1000, "mse": …, "vb": … in bits per dimension}, each (B,) float32.
+    """The loss of each image: {"loss": w · mse + vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
 
     model_output (B, H, W, 2C): the prediction and the variance channels; x0, x_t, eps (B, H, W, C); t (B,) index into
     schedule. `prediction` says what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the
-    ε error divided by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
+    ε error divided by √ᾱ_t: the noisy steps, which decide the composition, weigh more. `weight`: see `loss_weight`.
     """
     model_output, x0, x_t, eps = (a.astype(jnp.float32) for a in (model_output, x0, x_t, eps))
     predicted, variance = split_model_output(model_output)
     mse = _mean_flat((prediction_target(schedule, prediction, x0, t, eps) - predicted) ** 2)
     x0_hat = x0_from_prediction(schedule, prediction, x_t, t, jax.lax.stop_gradient(predicted))
     vb = variational_bound(schedule, x0_hat, variance, x0, x_t, t)
-    return {"loss": mse + vb * (schedule.num_steps / 1000), "mse": mse, "vb": vb}
+    weighted = loss_weight(schedule, prediction, weight, t) * mse
+    return {"loss": weighted + vb * (schedule.num_steps / 1000), "mse": mse, "vb": vb}
+
+
+def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: jax.Array) -> jax.Array:
+    """w_t (B,) by which the squared error of the prediction counts; with λ = ln SNR:
+
+        none      1, whatever is predicted
+        min-snr   min(SNR, 5) / SNR         on the ε error
+        sigmoid   σ(2 − λ) · cosh(λ / 2)    on the ε error
+
+    The ε error is ᾱ times the v error and SNR times the x0 error. cosh(λ / 2) takes back the weight sech(λ / 2) that
+    uniform steps of a cosine schedule put on the ε error, so that λ as such is weighted by the sigmoid.
+    Sources: Hang et al. 2023 (arXiv:2303.09556), eq. 8; Kingma & Gao 2023 (arXiv:2303.00848), section 4.3, bias 2.
+    """
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64) if isinstance(schedule.alpha_bar, np.ndarray) else None
+    if alpha_bar is None:
+        raise ValueError("loss weights are made from the training schedule, outside any compiled function")
+    snr = alpha_bar / (1 - alpha_bar)
+    on_eps = {
+        "min-snr": np.minimum(snr, _MIN_SNR_GAMMA) / snr,
+        "sigmoid": np.cosh(np.log(snr) / 2) / (1 + snr * np.exp(-_SIGMOID_BIAS)),
+    }
+    if weight == "none":
+        return jnp.ones(t.shape, jnp.float32)
+    if weight not in on_eps:
+        raise ValueError(f"loss weight is {weight!r}: use one of {', '.join(get_args(Weight))}")
+    scale = {"eps": 1.0, "v": alpha_bar, "x0": snr}[prediction]
+    return jnp.asarray(on_eps[weight] * scale, jnp.float32)[t]
 
 
 def variational_bound(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from if_jax.diffusion.schedule import Schedule
 
-Prediction = Literal["eps", "v"]  # what the first C channels of a model output mean
+Prediction = Literal["eps", "v", "x0"]  # what the first C channels of a model output mean
 
 
 def add_noise(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
@@ -57,8 +57,10 @@ def eps_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -
 def x0_from_prediction(
     schedule: Schedule, prediction: Prediction, x_t: jax.Array, t: jax.Array, predicted: jax.Array
 ) -> jax.Array:
-    """x0 from what the network predicts. Raises ValueError for a prediction that is neither "eps" nor "v"."""
+    """x0 from what the network predicts. Raises ValueError for a prediction that is not one of `Prediction`."""
     _check(prediction)
+    if prediction == "x0":
+        return predicted
     return (x0_from_eps if prediction == "eps" else x0_from_v)(schedule, x_t, t, predicted)
 
 
@@ -67,7 +69,7 @@ def prediction_target(
 ) -> jax.Array:
     """What the network should have predicted for x_t made of x0 and eps. Raises ValueError as x0_from_prediction."""
     _check(prediction)
-    return eps if prediction == "eps" else v_from_x0_eps(schedule, x0, t, eps)
+    return {"eps": eps, "x0": x0, "v": v_from_x0_eps(schedule, x0, t, eps)}[prediction]
 
 
 def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

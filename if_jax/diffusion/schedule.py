@@ -62,13 +62,18 @@ class Schedule:
         return self.timesteps.shape[0]
 
 
-def cosine_betas(num_timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
+def cosine_betas(num_timesteps: int = 1000, max_beta: float = 0.999, size: int = 64) -> np.ndarray:
     """β of the cosine schedule, float64 (N,): ᾱ follows cos²((u + 0.008)/1.008 · π/2), u in [0, 1].
 
-    Source: Nichol & Dhariwal 2021, eq. 17; named `squaredcos_cap_v2` in scheduler configurations.
+    size: shifts it for pictures of that side, so that their 64 px averages are as noisy at each step as pictures of
+    64 px are: ln SNR falls by 2 ln(size / 64), since averaging (size / 64)² pixels removes that much noise.
+    Source: Nichol & Dhariwal 2021, eq. 17, named `squaredcos_cap_v2` in scheduler configurations; the shift is eq. 4 of
+    Hoogeboom et al. 2023 (arXiv:2301.11093).
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    scale = (64 / size) ** 2
+    f = scale * f / (1 - f + scale * f) if size != 64 else f
     return np.minimum(1 - f[1:] / f[:-1], max_beta)
 
 

@@ -103,7 +103,7 @@ def draw_stage(
     guided = settings.guidance_scale != 1.0
     return _draw(
         stage.unet_params,
-        respace(cosine_schedule(settings.scheduler.num_train_timesteps), settings.timesteps),
+        respace(settings.scheduler.schedule(), settings.timesteps),
         keys,
         text,
         uncond if guided else None,

@@ -7,7 +7,7 @@ in `if_jax.checkpoints.names` is a short rule.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ class BlockSettings:
     skip_time_act: bool
     only_cross_attention: bool
     dtype: jnp.dtype
-    remat: bool
+    remat: str  # "none", "blocks" or "dots"
 
     def norm(self, name: str) -> GroupNorm:
         """A group norm with this UNet's settings."""
@@ -200,7 +200,12 @@ class AttentionPool(nn.Module):
 
 
 def _block_classes(settings: BlockSettings) -> tuple[type[nn.Module], type[nn.Module]]:
-    """The two blocks, recomputed in the backward pass if `remat`: then only their inputs stay in memory."""
-    if settings.remat:
-        return nn.remat(ResBlock), nn.remat(AttentionBlock)
+    """The two blocks, recomputed in the backward pass: all of them, or (dots) all but convolutions and products."""
+    if settings.remat != "none":
+        policy = _keep_products if settings.remat == "dots" else None
+        return nn.remat(ResBlock, policy=policy), nn.remat(AttentionBlock, policy=policy)
     return ResBlock, AttentionBlock
+
+
+def _keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("conv_general_dilated", "dot_general")

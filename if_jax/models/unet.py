@@ -91,11 +91,11 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """The denoiser of one stage. `remat=True` trades a second forward pass per block for memory in training."""
+    """The denoiser of one stage. `remat` trades computing again for memory in training: "blocks", "dots" or "none"."""
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(

@@ -51,7 +51,9 @@ def state_shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
         return isinstance(leaf, nn.LogicallyPartitioned)
 
     def place(leaf: Any) -> NamedSharding:
-        spec = spec_for(leaf.value.shape, leaf.names, mesh, rules) if boxed(leaf) else P()
+        # A factored moment (Adafactor's rows and columns) inherits names it has too few dimensions for.
+        named = boxed(leaf) and len(leaf.names) == leaf.value.ndim
+        spec = spec_for(leaf.value.shape, leaf.names, mesh, rules) if named else P()
         return NamedSharding(mesh, spec)
 
     return jax.tree.map(place, abstract, is_leaf=boxed)

@@ -1,4 +1,4 @@
-"""One writer for a run's numbers and pictures: JSON lines and TensorBoard, on process 0."""
+"""One writer for a run's numbers and pictures: JSON lines, TensorBoard, Weights & Biases; on process 0."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +14,15 @@ from PIL import Image
 
 
 class MetricWriter:
-    """Writes `WORKDIR/metrics.jsonl`, `WORKDIR/tensorboard/` and `WORKDIR/samples/`; silent on other processes.
+    """Writes `WORKDIR/metrics.jsonl`, `tensorboard/`, `samples/` and, with a project, to Weights & Biases.
 
-    A run that resumes at `start_step` first drops the lines written after it: they are about to be written again.
+    Silent on other processes than 0. A run that resumes at `start_step` first drops the lines written after it: they
+    are about to be written again. With WANDB_MODE=offline everything for Weights & Biases stays in `WORKDIR/wandb`.
     """
 
-    def __init__(self, workdir: str, start_step: int) -> None:
+    def __init__(
+        self, workdir: str, start_step: int, wandb_project: str = "", recipe: Mapping[str, Any] | None = None
+    ) -> None:
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -30,6 +34,8 @@ class MetricWriter:
         _drop_lines_after(path, start_step)
         self._lines = path.open("a", buffering=1)
         self._board = SummaryWriter(str(self._root / "tensorboard"), purge_step=start_step + 1)
+        self._wandb = _open_wandb(self._root, wandb_project, recipe) if wandb_project else None
+        self._table: list[list[Any]] = []  # of Weights & Biases: every sample prompt at every step drawn
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; floats are written with all their digits, so that two runs can be compared bit for bit."""
@@ -38,21 +44,46 @@ class MetricWriter:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
 
-    def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Saves a picture as `samples/NAME-STEP.png` and to TensorBoard."""
+    def pictures(self, step: int, name: str, sheet: Image.Image, single: Mapping[str, Image.Image]) -> None:
+        """Saves a sheet of pictures as `samples/NAME-STEP.png` and to TensorBoard.
+
+        single: pictures by prompt, for the table of Weights & Biases that shows every prompt over time.
+        """
         if not self._active:
             return
         folder = self._root / "samples"
         folder.mkdir(exist_ok=True)
-        image.save(folder / f"{name}-{step:07d}.png")
-        self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
+        sheet.save(folder / f"{name}-{step:07d}.png")
+        self._board.add_image(name, np.asarray(sheet), step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._table += [[step, prompt, wandb.Image(picture)] for prompt, picture in single.items()]
+            table = wandb.Table(columns=["step", "prompt", "picture"], data=self._table)
+            self._wandb.log({name: wandb.Image(sheet), f"{name}_table": table}, step=step)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Flushes and closes everything."""
         if self._active:
             self._lines.close()
             self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+def _open_wandb(root: Path, project: str, recipe: Mapping[str, Any] | None) -> Any:
+    """One Weights & Biases run for a work folder, however often training is resumed: its id is kept there."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(f"recipe key wandb is {project!r}, but wandb is not installed: pip install wandb") from None
+    note = root / "wandb_id"
+    if not note.exists():
+        note.write_text(wandb.util.generate_id())
+    return wandb.init(project=project, dir=str(root), id=note.read_text(), resume="allow", config=dict(recipe or {}))
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -24,136 +25,144 @@ from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
 from if_jax.text import tokens
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import objective, optimizer, sampling
-from if_jax.training.step import TrainState, init_state, make_step
+from if_jax.training import objective, optimizer, sampling, validation
+from if_jax.training.metrics import Window, step_flops
+from if_jax.training.step import TrainState, ema_name, init_state, make_step
 from if_jax.training.warm_start import start_from_release
+
+# What may change between two sessions of one run: how long, how often, where, and what is looked at.
+_FREE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "sample.", "validation.", "mesh.", "wandb")
+_FREE += ("data.threads", "init_")
+_BATCH_ARRAYS = ("image", "ids", "mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What one call of `train` works with: the recipe's parts, opened and compiled."""
+
+    recipe: Recipe
+    step_fn: Callable[..., tuple[TrainState, dict]]
+    frozen: Any  # parameters that are used but not trained
+    batches: Iterator[dict[str, np.ndarray]]
+    batch_sharding: jax.sharding.Sharding
+    saved: run.RunCheckpoints
+    writer: MetricWriter
+    window: Window
+    sampler: Callable[[Any], sampling.Sheet]
+    validate: Callable[[Any], dict[str, float]]
 
 
 def train(recipe: Recipe, workdir: str) -> None:
     """Trains until `recipe.steps`, writing checkpoints, metrics and sample grids below `workdir`.
 
     The same command after any interruption goes on from the newest checkpoint and repeats the same losses, bit for bit.
-    Order inside the loop, which resuming relies on: step, metrics, checkpoint, samples. Metrics of step k are fetched
-    after step k+1 has been dispatched, so the device never waits for the host.
 
     Raises:
       ValueError: the recipe does not fit the devices, the data or the run already in `workdir`.
-      FloatingPointError: the loss is no longer finite.
+      FloatingPointError: updates can no longer be made.
     """
     placed = rules.PRESETS[recipe.mesh.rules]
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
-    rules.check_batch_size(recipe.batch_size, mesh, placed)
+    rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, placed)
     text = _frozen_text(recipe)
     networks = objective.make_networks(recipe, text.config if text else None)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     start = _start_step(workdir, metadata)
-    batches = pipeline.batches(
-        recipe.data.source,
-        size=recipe.data.size,
-        batch_size=recipe.batch_size,
-        seed=recipe.data.seed,
-        start_step=start,
-        tokenize=tokenizer,
-        caption_dropout=recipe.data.caption_dropout,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-        threads=recipe.data.threads,
-    )
+    batches = _open_batches(recipe, tokenizer, start)
     with (
         jax.set_mesh(mesh),
         run.open_checkpoints(workdir, keep=recipe.keep_checkpoints, metadata=metadata) as saved,
-        closing(MetricWriter(workdir, start)) as writer,
+        closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
     ):
         tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-        abstract = _abstract_state(recipe, networks, tx, mesh, placed)
+        abstract = abstract_state(recipe, networks, tx, mesh, placed)
+        _log_parameters(abstract)
         state = saved.restore(abstract) if start else _fresh_state(recipe, networks, tx, abstract)
         frozen = jax.device_put({"text_encoder": text.params} if text else {}, rules.replicated(mesh))
-        step_fn = _compile_step(recipe, networks, tx, abstract, mesh, placed)
-        sampler = sampling.make_sampler(recipe, networks, tokenizer, frozen)
-        _loop(recipe, state, frozen, batches, step_fn, saved, writer, sampler, rules.batch_sharding(mesh, placed))
+        batch_sharding = rules.batch_sharding(mesh, placed)
+        schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
+        flops = step_flops(recipe, networks, tokens.TEXT_LENGTH)
+        session = Session(
+            recipe=recipe,
+            step_fn=_compile_step(recipe, networks, tx, abstract, frozen, mesh, placed),
+            frozen=frozen,
+            batches=batches,
+            batch_sharding=batch_sharding,
+            saved=saved,
+            writer=writer,
+            window=Window(recipe, schedule, flops),
+            sampler=sampling.make_sampler(recipe, networks, tokenizer, frozen),
+            validate=validation.make_validation(recipe, networks, tokenizer, frozen, batch_sharding),
+        )
+        _loop(session, state)
 
 
-def _loop(
-    recipe: Recipe,
-    state: TrainState,
-    frozen: Any,
-    batches: Iterator[dict[str, np.ndarray]],
-    step_fn: Any,
-    saved: run.RunCheckpoints,
-    writer: MetricWriter,
-    sampler: Any,
-    sharding: Any,
-) -> None:
-    start = int(state.step)
-    schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
-    window = _Window(recipe, writer, schedule)
+def _loop(s: Session, state: TrainState) -> None:
+    """Order, which resuming relies on: step, metrics, checkpoint, validation, samples.
+
+    Metrics of step k are fetched after step k+1 has been dispatched, so the device never waits for the host.
+    """
+    recipe, start = s.recipe, int(state.step)
+    average = ema_name(recipe.ema_decays[0])
     pending: tuple[int, dict] | None = None
     bar = tqdm(total=recipe.steps, initial=start, unit="step", disable=jax.process_index() != 0, mininterval=2.0)
     with bar:
         for step in range(start + 1, recipe.steps + 1):
-            waited = time.perf_counter()
-            host = next(batches)
-            batch = {
-                name: jax.make_array_from_process_local_data(sharding, host[name]) for name in ("image", "ids", "mask")
-            }
-            waited = time.perf_counter() - waited
-            state, metrics = step_fn(state, frozen, batch)
-            if pending:
-                window.add(*pending, bar)
+            batch, waited = _next_batch(s)
+            with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
+                state, metrics = s.step_fn(state, s.frozen, batch)
+            _report(s, pending, bar)
             pending = (step, {**metrics, "input_wait": waited})
             if step % recipe.checkpoint_every == 0 or step == recipe.steps:
-                window.add(*pending, bar)
+                _report(s, pending, bar)
                 pending = None
-                saved.save(step, state)
-            if recipe.sample.every and (step % recipe.sample.every == 0 or step == recipe.steps):
-                writer.picture(step, "samples", sampler(state.ema))
+                s.saved.save(step, state)
+            if _due(recipe.validation.every, step, recipe.steps):
+                s.writer.scalars(step, s.validate(state.ema[average]))
+            if _due(recipe.sample.every, step, recipe.steps):
+                s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
 
 
-class _Window:
-    """Collects the metrics of `log_every` steps and writes their mean; stops at a loss that is not finite."""
-
-    def __init__(self, recipe: Recipe, writer: MetricWriter, schedule: Any) -> None:
-        self._recipe, self._writer, self._schedule = recipe, writer, schedule
-        self._rows: list[dict[str, float]] = []
-        self._since = time.perf_counter()
-
-    def add(self, step: int, metrics: dict[str, Any], bar: tqdm) -> None:
-        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"loss is {row['loss']} at step {step}: lower optimizer.learning_rate "
-                f"({self._recipe.optimizer.learning_rate}) and start again in a new --workdir"
-            )
-        self._rows.append(row)
-        bar.update(1)
-        if step % self._recipe.log_every:
-            return
-        means = {name: float(np.mean([r[name] for r in self._rows])) for name in row}
-        now = time.perf_counter()
-        seconds = (now - self._since) / len(self._rows)
-        means |= {"learning_rate": float(self._schedule(step - 1)), "step_seconds": seconds}
-        means["images_per_second"] = self._recipe.batch_size / seconds
-        means["input_wait_share"] = means.pop("input_wait") / seconds
-        self._writer.scalars(step, means)
-        bar.set_postfix(loss=f"{means['loss']:.4f}", img_s=f"{means['images_per_second']:.1f}")
-        self._rows, self._since = [], now
+def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
+    """The next batch on its devices, and the seconds the host kept them waiting for it."""
+    began = time.perf_counter()
+    host = next(s.batches)
+    batch = {name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in _BATCH_ARRAYS}
+    return batch, time.perf_counter() - began
 
 
-def _abstract_state(
+def _report(s: Session, pending: tuple[int, dict] | None, bar: tqdm) -> None:
+    if pending is None:
+        return
+    report = s.window.add(*pending)
+    bar.update(1)
+    if report:
+        s.writer.scalars(pending[0], report)
+        told = {"loss": f"{report['loss']:.4f}", "img_s": f"{report['images_per_second']:.1f}"}
+        bar.set_postfix(told | ({"skipped": report["skipped"]} if report["skipped"] else {}))
+
+
+def _due(every: int, step: int, last: int) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def abstract_state(
     recipe: Recipe, networks: objective.Networks, tx: Any, mesh: Mesh, placed: rules.Rules
 ) -> TrainState:
-    """Shapes, dtypes and places of the state, without making it; the parameter table goes to the log."""
+    """Shapes, dtypes and places of the state, without making it; the mesh may be abstract too."""
     boxed = jax.eval_shape(partial(_init, recipe, networks, tx), jax.random.key(recipe.seed))
     shardings = rules.state_shardings(boxed, mesh, placed)
-    abstract = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         nn.meta.unbox(boxed),
         shardings,
     )
+
+
+def _log_parameters(abstract: TrainState) -> None:
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
-    return abstract
 
 
 def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract: TrainState) -> TrainState:
@@ -164,25 +173,82 @@ def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract
     if not recipe.init_from:
         return make(key)
     params = start_from_release(recipe, abstract.params, lambda: make(key).params)
-    return jax.jit(partial(init_state, optimizer=tx), out_shardings=places, donate_argnums=0)(params)
+    fill = partial(init_state, optimizer=tx, decays=recipe.ema_decays)
+    return jax.jit(fill, out_shardings=places, donate_argnums=0)(params)
 
 
 def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
-    return init_state(objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH), tx)
+    params = objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH)
+    return init_state(params, tx, recipe.ema_decays)
 
 
 def _compile_step(
-    recipe: Recipe, networks: objective.Networks, tx: Any, abstract: TrainState, mesh: Mesh, placed: Any
-) -> Any:
-    loss_fn = objective.make_loss(networks, recipe)
+    recipe: Recipe,
+    networks: objective.Networks,
+    tx: Any,
+    abstract: TrainState,
+    frozen: Any,
+    mesh: Mesh,
+    placed: rules.Rules,
+) -> Callable[..., tuple[TrainState, dict]]:
+    """The step as one finished program: it cannot be compiled a second time, other shapes are an error."""
+    lowered = lower_step(recipe, networks, tx, abstract, frozen, mesh, placed)
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"the step does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
+            f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
+            "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
+        ) from None
+
+
+def lower_step(
+    recipe: Recipe,
+    networks: objective.Networks,
+    tx: Any,
+    abstract: TrainState,
+    frozen: Any,
+    mesh: Mesh,
+    placed: rules.Rules,
+) -> jax.stages.Lowered:
+    """The step for a mesh, traced but not compiled; nothing is allocated."""
     state_places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    one = rules.replicated(mesh)
+    one, split = rules.replicated(mesh), rules.batch_sharding(mesh, placed)
+    step = make_step(
+        objective.make_loss(networks, recipe),
+        tx,
+        recipe.ema_decays,
+        recipe.seed + 1,
+        recipe.guard,
+        recipe.accumulate,
+        lambda part: jax.lax.with_sharding_constraint(part, split),
+    )
+    side, length = recipe.data.size, tokens.TEXT_LENGTH
+    rows = {"image": ((side, side, 3), np.uint8), "ids": ((length,), np.int32), "mask": ((length,), np.int32)}
+    batch = {
+        name: jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
+        for name, (shape, dtype) in rows.items()
+    }
     # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
-    return jax.jit(
-        make_step(loss_fn, tx, recipe.ema_decay, recipe.seed + 1),
-        donate_argnums=0,
-        in_shardings=(state_places, one, rules.batch_sharding(mesh, placed)),
-        out_shardings=(state_places, one),
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(state_places, one, split), out_shardings=(state_places, one))
+    return jitted.lower(abstract, frozen, batch)
+
+
+def _open_batches(recipe: Recipe, tokenizer: tokens.Tokenizer, start: int) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.batches(
+        recipe.data.source,
+        size=recipe.data.size,
+        batch_size=recipe.batch_size,
+        seed=recipe.data.seed,
+        start_step=start,
+        tokenize=tokenizer,
+        caption_dropout=recipe.data.caption_dropout,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        threads=recipe.data.threads,
     )
 
 
@@ -200,22 +266,14 @@ def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
 
 
 def _start_step(workdir: str, metadata: dict[str, Any]) -> int:
-    """The step to go on from. A work folder belongs to one recipe; only how long and how often may change."""
+    """The step to go on from. A work folder belongs to one recipe; only what `_FREE` names may change."""
     step, before = run.read_latest(workdir)
     if not before:
         return 0
-    free = (
-        "steps",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "sample.",
-        "mesh.",
-        "data.threads",
-        "init_",
-    )
     changed = {
-        key: pair for key, pair in differences(before["recipe"], metadata["recipe"]).items() if not key.startswith(free)
+        key: pair
+        for key, pair in differences(before["recipe"], metadata["recipe"]).items()
+        if not key.startswith(_FREE)
     }
     if changed:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 
 from if_jax.config import Recipe
 from if_jax.diffusion import augment, losses, process
-from if_jax.diffusion.schedule import Schedule, cosine_schedule
+from if_jax.diffusion.schedule import Schedule, cosine_betas, cosine_schedule, schedule_from_betas
 from if_jax.models import presets
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 
 Params = Any
 Batch = dict[str, jax.Array]
+T_BUCKETS = ("t0-249", "t250-499", "t500-749", "t750-999")  # quarters of the chain, for the metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networ
     """Builds the modules a recipe names; `text_config` is the frozen encoder's, where there is one."""
     dtype = jnp.dtype(recipe.compute_dtype)
     text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
-    return Networks(UNet(presets.UNETS[recipe.unet], dtype=dtype), T5Encoder(text_config, dtype=dtype))
+    unet = UNet(presets.UNETS[recipe.unet], dtype=dtype, remat=recipe.remat)
+    return Networks(unet, T5Encoder(text_config, dtype=dtype))
 
 
 def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
@@ -68,7 +70,7 @@ def make_loss(
     `batch` holds "image" uint8 (B, S, S, 3), "ids" and "mask" int32 (B, L). `frozen` holds the parameters that are
     used but not trained: a frozen text encoder.
     """
-    schedule = cosine_schedule()
+    schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -82,11 +84,23 @@ def make_loss(
         x_t = process.add_noise(schedule, x0, t, eps)
         net_input = x_t if extra is None else jnp.concatenate([x_t, extra], -1)
         output = networks.unet.apply({"params": params["unet"]}, net_input, t, states, aug_level)
-        parts = losses.hybrid_loss(schedule, output, x0, x_t, eps, t, prediction=recipe.prediction)
+        how = {"prediction": recipe.prediction, "weight": recipe.loss_weight}
+        parts = losses.hybrid_loss(schedule, output, x0, x_t, eps, t, **how)
         metrics = {name: jnp.mean(value) for name, value in parts.items()}
-        return metrics["loss"], metrics
+        return metrics["loss"], metrics | _by_timestep(parts["mse"], t)
 
     return loss
+
+
+def training_schedule(recipe: Recipe) -> Schedule:
+    """The noise schedule of the recipe's own pictures; low-resolution pictures are always noised along IF's."""
+    return schedule_from_betas(cosine_betas(size=recipe.noise_size))
+
+
+def _by_timestep(mse: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
+    """Squared error by quarter of the chain: sums and counts, whose quotient over many steps is the mean."""
+    quarter = jax.nn.one_hot(t * len(T_BUCKETS) // 1000, len(T_BUCKETS))  # (B, 4)
+    return {"mse_sum_by_t": mse @ quarter, "count_by_t": quarter.sum(0)}
 
 
 Inputs = tuple[jax.Array, jax.Array | None, jax.Array | None]
@@ -97,15 +111,18 @@ def _base_inputs(schedule: Schedule, recipe: Recipe, image: jax.Array, key: jax.
 
 
 def _super_resolution_inputs(schedule: Schedule, recipe: Recipe, image: jax.Array, key: jax.Array) -> Inputs:
-    crop_key, level_key, noise_key = jax.random.split(key, 3)
-    low_up = augment.upsample(augment.downsample(image, recipe.data.low_size), recipe.data.size)
+    crop_key, level_key, noise_key, blur_key = jax.random.split(key, 4)
+    low = augment.downsample(image, recipe.data.low_size)
+    if recipe.data.low_blur:
+        low = augment.random_blur(blur_key, low, recipe.data.low_blur)
+    low_up = augment.upsample(low, recipe.data.size)
     if recipe.data.crop:
         # Both are cropped after upsampling: the crop then holds exactly what the stage sees at full size.
         image, low_up = _random_crop(
             crop_key, (image, low_up), recipe.data.crop, recipe.data.size // recipe.data.low_size
         )
     level = augment.random_level(level_key, image.shape[0])
-    low_up = augment.noise_augment(schedule, low_up, level, jax.random.normal(noise_key, low_up.shape))
+    low_up = augment.noise_augment(cosine_schedule(), low_up, level, jax.random.normal(noise_key, low_up.shape))
     return image, low_up, level
 
 

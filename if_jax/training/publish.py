@@ -13,6 +13,7 @@ from if_jax.checkpoints import release, run
 from if_jax.checkpoints.scheduler import PREDICTIONS, SchedulerConfig
 from if_jax.checkpoints.tensors import Storage
 from if_jax.config import Recipe, recipe_to_dict, to_recipe
+from if_jax.diffusion.schedule import cosine_betas
 from if_jax.models import presets
 from if_jax.text.tokens import load_tokenizer
 from if_jax.training.card import model_card
@@ -27,6 +28,7 @@ def publish(
     guidance: Sequence[float] = (),
     noise_level: Sequence[int] = (),
     scores: Mapping[str, Any] | None = None,
+    ema_decay: str = "",
     overwrite: bool = False,
 ) -> None:
     """Writes the newest EMA weights of `runs` (stage I, II, …) as the release `folder`.
@@ -34,7 +36,8 @@ def publish(
     A base stage, alone or followed by others, becomes a cascade; a super-resolution run alone a stage folder. How a
     stage draws by default comes from its recipe's `sample` section; `steps`, `guidance` (one for each stage) and
     `noise_level` (one for each stage after the first) replace it. Recipe and step go into the weight files and,
-    with the measured `scores`, into the model card README.md.
+    with the measured `scores`, into the model card README.md. `ema_decay` ("0.999"): which average, the recipe's first
+    unless given.
 
     Raises:
       FileNotFoundError: a run without a finished checkpoint.
@@ -43,10 +46,12 @@ def publish(
     stages, defaults, recipes, trained = [], [], [], []
     given = zip_longest(runs, steps[: len(runs)], guidance[: len(runs)], (None, *noise_level)[: len(runs)])
     for workdir, stage_steps, stage_guidance, stage_level in given:
-        step, metadata, ema = run.read_ema(workdir)
+        step, metadata, ema = run.read_ema(workdir, ema_decay)
         recipe = to_recipe(metadata["recipe"])
-        stages.append(_trained_stage(recipe, ema, metadata["text_encoder_sha256"] or None))
+        stage = _trained_stage(recipe, ema, metadata["text_encoder_sha256"] or None)
         recipes.append(recipe_to_dict(recipe))
+        notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
+        stages.append(dataclasses.replace(stage, notes=notes))
         trained.append(step)
         default = stage_defaults(recipe)
         defaults.append(
@@ -56,20 +61,20 @@ def publish(
                 default.noise_level if stage_level is None else stage_level,
             )
         )
-    rows = zip(recipes, trained, strict=True)
-    told = [{"recipe": json.dumps(recipe, sort_keys=True), "step": str(step)} for recipe, step in rows]
     if len(stages) == 1 and stages[0].kind != "base":
-        release.write_stage(folder, stages[0], storage, told[0], overwrite)
+        release.write_stage(folder, stages[0], storage, overwrite)
         return
     card = model_card(Path(folder).name, stages, defaults, recipes, trained, scores)
-    release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, metadata=told, card=card)
+    release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
 
 
 def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.Stage:
     """What a recipe trains, without its text, as inference and release know it; `size`: draw at another size."""
     unet = presets.UNETS[recipe.unet]
     unet = dataclasses.replace(unet, sample_size=size or unet.sample_size)
-    scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=PREDICTIONS[recipe.prediction])
+    betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
+    prediction = PREDICTIONS[recipe.prediction]
+    scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
     return release.Stage(recipe.stage, unet, unet_params, scheduler)
 
 

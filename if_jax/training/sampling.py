@@ -22,8 +22,11 @@ from if_jax.training.publish import make_stage, stage_defaults
 HELD_OUT_SEED = 2**31 - 2  # scenes of this seed are for looking at; recipes have no reason to train on them
 
 
-def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Any) -> Callable[[Any], Image.Image]:
-    """Returns `draw(params) -> grid`: base stages draw the recipe's prompts, later ones enlarge held-out scenes.
+Sheet = tuple[Image.Image, dict[str, Image.Image]]  # all pictures in a grid, and each by its prompt
+
+
+def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Any) -> Callable[[Any], Sheet]:
+    """Returns `draw(params) -> sheet`: base stages draw the recipe's prompts, later ones enlarge held-out scenes.
 
     The grid of a super-resolution stage has three columns: bilinear enlargement, the stage's picture, the truth.
     """
@@ -37,8 +40,13 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         empty = jnp.broadcast_to(states[-1:], states[:-1].shape)
         return np.asarray(draw_stage(stage, settings, keys, states[:-1], empty, low_res))
 
+    def sheet(params: Any) -> Sheet:
+        prompts = list(recipe.sample.prompts)
+        drawn = [to_pil(image) for image in draw(params, prompts, None)]
+        return grid(drawn), dict(zip(prompts, drawn, strict=True))
+
     if recipe.stage == "base":
-        return lambda params: grid([to_pil(image) for image in draw(params, list(recipe.sample.prompts), None)])
+        return sheet
     count, side = len(recipe.sample.prompts), recipe.data.size
     drawn = scenes.sample_scenes(np.arange(count), HELD_OUT_SEED)
     captions = [grammar.caption(scene, np.random.default_rng(0)) for scene in scenes.as_numpy(drawn)]
@@ -46,8 +54,10 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     low_res = augment.downsample(jnp.asarray(truth), recipe.data.low_size)
     bilinear = np.asarray(augment.upsample(low_res, side))
 
-    def picture(params: Any) -> Image.Image:
-        rows = zip(bilinear, draw(params, captions, low_res), truth, strict=True)
-        return grid([to_pil(image) for row in rows for image in row], columns=3)
+    def enlarged(params: Any) -> Sheet:
+        own = draw(params, captions, low_res)
+        rows = zip(bilinear, own, truth, strict=True)
+        single = {caption: to_pil(image) for caption, image in zip(captions, own, strict=True)}
+        return grid([to_pil(image) for row in rows for image in row], columns=3), single
 
-    return picture
+    return enlarged

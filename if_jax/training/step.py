@@ -3,53 +3,128 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from if_jax.config import GuardConfig
+
 Params = Any
+Batch = Mapping[str, jax.Array]
+LossFn = Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What the step remembers to tell a usual gradient from a spike, and what it has left out so far."""
+
+    norm: jax.Array  # float32 scalar: running average of the gradient norm over accepted steps
+    accepted: jax.Array  # int32 scalar: updates made
+    skipped: jax.Array  # int32 scalar: updates left out
+    in_a_row: jax.Array  # int32 scalar: updates left out since the last one made
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run must keep: arrays only, float32 but for the step counter."""
+    """All that a run must keep: arrays only, float32 but for the counters."""
 
     step: jax.Array  # int32 scalar: batches consumed so far, which is also the data position
     params: Params
-    ema: Params
+    ema: dict[str, Params]  # by decay, see `ema_name`
     opt_state: Any
+    guard: Guard
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0 from the given parameters; the EMA starts as a copy of them."""
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+def ema_name(decay: float) -> str:
+    """The key of an average in the state: "0.9999"."""
+    return f"{decay:g}"
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, decays: Sequence[float]) -> TrainState:
+    """Step 0 from the given parameters; every EMA starts as a copy of them."""
+    zero = jnp.zeros((), jnp.int32)
+    ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
+    guard = Guard(jnp.zeros((), jnp.float32), zero, jnp.copy(zero), jnp.copy(zero))
+    return TrainState(jnp.copy(zero), params, ema, optimizer.init(params), guard)
 
 
 def make_step(
-    loss_fn: Callable[..., tuple[jax.Array, dict]],
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    decays: Sequence[float],
     seed: int,
-) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict]]:
+    guard: GuardConfig | None = None,
+    accumulate: int = 1,
+    shard: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict]]:
     """Returns the pure `step(state, frozen, batch) -> (state, metrics)`.
 
-    All randomness comes from (seed, state.step), so a resumed run repeats the one that was cut off. The EMA decay
-    rises as (1 + n) / (10 + n) to `ema_decay`, so that early averages are not dominated by the initial weights.
+    All randomness comes from (seed, state.step), so a resumed run repeats the one that was cut off. An EMA decay rises
+    as (1 + n) / (10 + n) to its value, so that early averages are not dominated by the initial weights. With
+    `accumulate` the batch is taken in so many equal parts, one after another, and their gradients are averaged; `shard`
+    constrains a part to its place on the mesh. What `guard` rejects changes nothing but the counters.
     """
+    guard = guard or GuardConfig()
+    grad_fn = jax.grad(loss_fn, has_aux=True)
 
-    def step(state: TrainState, frozen: Params, batch: dict) -> tuple[TrainState, dict]:
+    def gradients(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[Params, dict]:
+        if accumulate == 1:
+            return grad_fn(params, frozen, batch, key)
+        # Part i takes every accumulate-th row: the parts are then spread over the devices as the batch is.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+
+        def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad_fn(params, frozen, shard(part[0]), part[1])), None
+
+        keys = jax.random.split(key, accumulate)
+        first = jax.eval_shape(grad_fn, params, frozen, jax.tree.map(lambda x: x[0], parts), keys[0])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+        total, _ = jax.lax.scan(body, zeros, (parts, keys))
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch, key)
+        grads, metrics = gradients(state.params, frozen, batch, key)
+        norm = optax.tree.norm(grads)
+        good = _is_usual(state.guard, guard, norm, metrics["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        n = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1.0 + n) / (10.0 + n))
-        ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state.ema, params)
-        metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        n = state.guard.accepted.astype(jnp.float32)
+        ema = {}
+        for decay in decays:
+            rising = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+            old = state.ema[ema_name(decay)]
+            ema[ema_name(decay)] = jax.tree.map(lambda e, p, d=rising: e + (1.0 - d) * (p - e), old, params)
+        new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+        params, ema, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        counted = _count(state.guard, good, norm)
+        metrics |= {"grad_norm": norm, "param_norm": optax.tree.norm(params)}
+        metrics |= {"skipped": counted.skipped, "skipped_in_a_row": counted.in_a_row}
+        return TrainState(state.step + 1, params, ema, opt_state, counted), metrics
 
     return step
+
+
+def _is_usual(seen: Guard, config: GuardConfig, norm: jax.Array, loss: jax.Array) -> jax.Array:
+    """Whether an update is made: loss and gradient are finite, and the gradient is no spike."""
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    if not config.spike_factor:
+        return finite
+    early = seen.accepted < config.grace_steps
+    return finite & (early | (norm <= config.spike_factor * seen.norm))
+
+
+def _count(seen: Guard, good: jax.Array, norm: jax.Array) -> Guard:
+    rate = jnp.maximum(0.01, 1.0 / (1.0 + seen.accepted))  # a plain mean at first
+    left_out = (~good).astype(jnp.int32)
+    return Guard(
+        norm=jnp.where(good, seen.norm + rate * (norm - seen.norm), seen.norm),
+        accepted=seen.accepted + good.astype(jnp.int32),
+        skipped=seen.skipped + left_out,
+        in_a_row=jnp.where(good, 0, seen.in_a_row + 1),
+    )

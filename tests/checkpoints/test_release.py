@@ -311,14 +311,17 @@ def test_scheduler_files():
         "variance_type": "learned_range",
     }
     assert scheduler_from_diffusers(published) == SchedulerConfig(1.5)
-    for config in (SchedulerConfig(1.5), SchedulerConfig(1.0, prediction_type="v_prediction")):
+    for config in (
+        SchedulerConfig(1.5),
+        SchedulerConfig(1.0, prediction_type="v_prediction", trained_betas=(0.01,) * 1000),
+    ):
         assert scheduler_from_diffusers(scheduler_to_diffusers(config)) == config
     clipped = scheduler_from_diffusers(published | {"thresholding": False})
     assert clipped.sample_max_value == 1.0
     wrong = [
         {"beta_schedule": "linear"},
         {"variance_type": "fixed_small"},
-        {"prediction_type": "sample"},
+        {"prediction_type": "flow"},
         {"trained_betas": [0.1]},
         {"rescale_betas_zero_snr": True},
         {"thresholding": False, "clip_sample": False},

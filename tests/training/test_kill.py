@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow  # the demo nets compile for a minute in every pro
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = {"batch_size": 4, "steps": 30, "log_every": 5, "checkpoint_every": 10, "sample.every": 0}
+SHORT |= {"optimizer.warmup_steps": 5}
 
 
 def command(*words: object) -> list[str]:

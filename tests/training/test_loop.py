@@ -22,7 +22,7 @@ RECIPE = Recipe(
     steps=6,
     log_every=1,
     checkpoint_every=2,
-    ema_decay=0.9,
+    ema_decays=(0.9, 0.5),
     data=DataConfig(size=8, threads=1),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
     sample=SampleConfig(every=0),

@@ -43,7 +43,7 @@ def _run(recipe, mesh, preset, steps):
     frozen = {} if recipe.stage == "base" else {"text_encoder": tiny.random_params(tiny.TEXT)}
 
     def fresh(key):
-        return init_state(objective.init_params(networks, recipe, key, TEXT_LENGTH), tx)
+        return init_state(objective.init_params(networks, recipe, key, TEXT_LENGTH), tx, (0.99,))
 
     boxed = jax.eval_shape(fresh, jax.random.key(0))
     places = rules.state_shardings(boxed, mesh, placed)
@@ -51,7 +51,7 @@ def _run(recipe, mesh, preset, steps):
     with jax.set_mesh(mesh):
         state = jax.jit(lambda key: nn.meta.unbox(fresh(key)), out_shardings=places)(jax.random.key(0))
         step = jax.jit(
-            make_step(objective.make_loss(networks, recipe), tx, 0.99, 1),
+            make_step(objective.make_loss(networks, recipe), tx, (0.99,), 1),
             in_shardings=(places, one, batch_place),
             out_shardings=(places, one),
         )
@@ -83,7 +83,7 @@ def test_state_is_float32_and_ema_follows(on_one_device):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((state.params, state.ema)))
     assert set(state.params) == {"unet", "text_encoder"}
     assert set(on_one_device["super-resolution"][0].params) == {"unet"}
-    moved = jax.tree.map(lambda e, p: np.abs(e - p).max(), state.ema, state.params)
+    moved = jax.tree.map(lambda e, p: np.abs(e - p).max(), state.ema["0.99"], state.params)
     assert 0 < max(jax.tree.leaves(moved)) < 0.1
 
 
@@ -123,6 +123,8 @@ def test_weight_decay_spares_vectors():
 
 
 def test_schedule_warms_up_and_ends():
-    schedule = optimizer.learning_rate_schedule(OptimizerConfig(1e-3, 1e-5, warmup_steps=10), 100)
+    schedule = optimizer.learning_rate_schedule(
+        OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=10), 100
+    )
     assert float(schedule(0)) == 0
     np.testing.assert_allclose([schedule(10), schedule(100)], [1e-3, 1e-5], rtol=1e-5)

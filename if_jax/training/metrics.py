@@ -1,0 +1,88 @@
+"""What a run reports of itself: means over a window of steps, speed, and the share of the hardware's peak."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from if_jax.config import Recipe
+from if_jax.models.flops import t5_flops, unet_flops
+from if_jax.training.objective import T_BUCKETS, Networks
+
+# Peak dense bfloat16 TFLOP/s of one device, by the beginning of its kind (vendors' data sheets).
+PEAK_TFLOPS = {
+    "TPU v6": 918.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5": 459.0,
+    "TPU v4": 275.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA H100": 989.0,
+    "NVIDIA A100": 312.0,
+}
+_COUNTERS = ("skipped", "skipped_in_a_row")  # reported as they are, not as means
+
+
+def step_flops(recipe: Recipe, networks: Networks, text_length: int) -> float:
+    """Floating-point operations of one update: forward and twice that backward; recomputation is not counted."""
+    unet = unet_flops(networks.unet.config, recipe.data.crop or recipe.data.size, text_length)
+    text = t5_flops(networks.text_encoder.config, text_length) * (1 if recipe.text_encoder_from else 3)
+    return float(recipe.batch_size * (3 * unet + text))
+
+
+def peak_tflops(device: jax.Device) -> float | None:
+    """The device's peak, None where it is not in the table (a CPU)."""
+    return next((peak for kind, peak in PEAK_TFLOPS.items() if device.device_kind.startswith(kind)), None)
+
+
+class Window:
+    """Collects the metrics of `log_every` steps; stops the run where updates can no longer be made."""
+
+    def __init__(self, recipe: Recipe, schedule: Any, flops: float) -> None:
+        self._recipe, self._schedule, self._flops = recipe, schedule, flops
+        self._rows: list[dict[str, Any]] = []
+        self._since = time.perf_counter()
+        self._skipped = 0
+
+    def add(self, step: int, metrics: dict[str, Any]) -> dict[str, float] | None:
+        """Takes the metrics of a step (device arrays); returns the window's report when it is full.
+
+        Raises FloatingPointError when so many updates in a row were left out that the run cannot recover.
+        """
+        row = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        if row["skipped_in_a_row"] >= self._recipe.guard.max_in_a_row:
+            raise FloatingPointError(
+                f"{row['skipped_in_a_row']} updates in a row were left out, the last at step {step} with loss "
+                f"{float(row['loss']):.4g} and gradient norm {float(row['grad_norm']):.4g}: the newest checkpoint is "
+                f"sound; lower optimizer.learning_rate ({self._recipe.optimizer.learning_rate}) and start from it with "
+                "init_from, or look at the data"
+            )
+        self._rows.append(row)
+        if step % self._recipe.log_every:
+            return None
+        report = self._report(step)
+        self._rows, self._since = [], time.perf_counter()
+        return report
+
+    def _report(self, step: int) -> dict[str, float]:
+        rows, recipe = self._rows, self._recipe
+        sums = {name: np.sum([row[name] for row in rows], 0) for name in ("mse_sum_by_t", "count_by_t")}
+        plain = [name for name in rows[0] if name not in sums and name not in _COUNTERS]
+        finite = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])] or rows
+        means = {name: float(np.mean([row[name] for row in finite])) for name in plain}
+        for name, total, count in zip(T_BUCKETS, sums["mse_sum_by_t"], sums["count_by_t"], strict=True):
+            if count and np.isfinite(total):
+                means[f"mse_{name}"] = float(total / count)
+        seconds = (time.perf_counter() - self._since) / len(rows)
+        total_skipped = int(rows[-1]["skipped"])
+        means |= {"learning_rate": float(self._schedule(step - 1)), "step_seconds": seconds}
+        means |= {"skipped": total_skipped, "images_per_second": recipe.batch_size / seconds}
+        means["images_per_second_per_device"] = means["images_per_second"] / jax.device_count()
+        means["input_wait_share"] = means.pop("input_wait") / seconds
+        means["tflops_per_device"] = self._flops / seconds / jax.device_count() / 1e12
+        if peak := peak_tflops(jax.devices()[0]):
+            means["mfu"] = means["tflops_per_device"] / peak
+        return means

@@ -1,0 +1,98 @@
+"""The fixed-timestep loss: how well chosen noise levels of held-out pictures are predicted, one number per timestep.
+
+A training loss mixes timesteps at random and hardly moves; the loss at fixed timesteps, on fixed pictures with fixed
+noise, falls as pictures get better. The noise of a sample at a timestep depends on the sample's number and the timestep
+alone, so the figures are the same whatever the batch size or the number of devices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.config import Recipe
+from if_jax.data import pipeline
+from if_jax.diffusion import augment, process
+from if_jax.diffusion.schedule import cosine_schedule
+from if_jax.text.tokens import Tokenizer
+from if_jax.training.objective import Networks, training_schedule
+
+Params = Any
+
+
+def make_validation(
+    recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params, batch_sharding: Any
+) -> Callable[[Params], dict[str, float]]:
+    """Returns `validate(params) -> {"validation/t050": mean squared error, …, "validation/mean": …}`.
+
+    The pictures are drawn or read anew each time, always the same ones: `validation.samples` from the start of the
+    source, full frames, captions kept.
+    """
+    v = recipe.validation
+    error = jax.jit(_make_error(recipe, networks))
+
+    def validate(params: Params) -> dict[str, float]:
+        totals, count = np.zeros(len(v.timesteps)), 0
+        for host in itertools.islice(_batches(recipe, tokenizer), -(-v.samples // v.batch_size)):
+            used = np.arange(count, count + v.batch_size) < v.samples  # the last batch may be filled up
+            batch = {name: jax.device_put(host[name], batch_sharding) for name in ("image", "ids", "mask")}
+            numbers = jax.device_put(np.arange(count, count + v.batch_size, dtype=np.int32), batch_sharding)
+            totals += np.asarray(error(params, frozen, batch, numbers))[:, used].sum(1, dtype=np.float64)
+            count += v.batch_size
+        means = totals / v.samples
+        named = {f"validation/t{t:03d}": float(mean) for t, mean in zip(v.timesteps, means, strict=True)}
+        return named | {"validation/mean": float(means.mean())}
+
+    return validate
+
+
+def _batches(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+    v = recipe.validation
+    return pipeline.batches(
+        v.source,
+        size=recipe.data.size,
+        batch_size=v.batch_size,
+        seed=v.seed,
+        tokenize=tokenizer,
+        caption_dropout=0.0,
+        threads=0,
+    )
+
+
+def _make_error(recipe: Recipe, networks: Networks) -> Callable[..., jax.Array]:
+    """error(params, frozen, batch, numbers (B,)) -> squared error by timestep and sample, (T, B) float32."""
+    schedule, low_schedule, v = training_schedule(recipe), cosine_schedule(), recipe.validation
+
+    def noise(numbers: jax.Array, purpose: int, shape: tuple[int, ...]) -> jax.Array:
+        key = jax.random.key(v.seed)
+        draw = lambda n: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, n), purpose), shape)  # noqa: E731
+        return jax.vmap(draw)(numbers)
+
+    def error(params: Params, frozen: Params, batch: dict[str, jax.Array], numbers: jax.Array) -> jax.Array:
+        x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
+        text = params.get("text_encoder", frozen.get("text_encoder"))
+        states = networks.text_encoder.apply({"params": text}, batch["ids"], batch["mask"])
+        low, level = None, None
+        if recipe.stage == "super-resolution":
+            low = augment.upsample(augment.downsample(x0, recipe.data.low_size), recipe.data.size)
+            level = jnp.full(numbers.shape, v.aug_level, jnp.int32)
+            low = augment.noise_augment(low_schedule, low, level, noise(numbers, 1000, x0.shape[1:]))
+
+        def at(timestep: jax.Array) -> jax.Array:
+            t = jnp.full(numbers.shape, timestep)
+            eps = noise(numbers, timestep, x0.shape[1:])
+            x_t = process.add_noise(schedule, x0, t, eps)
+            shown = x_t if low is None else jnp.concatenate([x_t, low], -1)
+            output = networks.unet.apply({"params": params["unet"]}, shown, t, states, level)
+            predicted, _ = process.split_model_output(output)
+            target = process.prediction_target(schedule, recipe.prediction, x0, t, eps)
+            return jnp.mean((target - predicted) ** 2, (1, 2, 3))
+
+        return jax.lax.map(at, jnp.asarray(v.timesteps, jnp.int32))
+
+    return error
