@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -32,4 +35,23 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
             f"mesh {given} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
             "set one axis to -1 to let it take the rest"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    shape = (sizes["data"], sizes["fsdp"], sizes["tensor"])
+    return Mesh(arrange(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices as an array of `shape` (data, fsdp, tensor), neighbours along the last axes close on the interconnect.
+
+    Several slices of a TPU (a hybrid mesh) are joined along `data` alone: between slices only gradients travel, over
+    the slow network, while fsdp and tensor stay inside a slice.
+    Raises ValueError where the slices do not divide the data axis.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    count = len(slices)
+    if count > 1 and (shape[0] % count or len({len(slice_) for slice_ in slices.values()}) > 1):
+        raise ValueError(f"mesh data={shape[0]} does not divide over {count} slices: use a multiple of {count}")
+    inner = (shape[0] // count, *shape[1:])
+    parts = [mesh_utils.create_device_mesh(inner, devices=slices[index]) for index in sorted(slices)]
+    return np.concatenate(parts)

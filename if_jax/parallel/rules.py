@@ -1,13 +1,14 @@
 """From the logical names of an array's dimensions to its place on the mesh (the vocabulary of T5X).
 
-A rule set is data: logical name → mesh axes. A dimension that its axes do not divide is replicated rather than refused,
-so the 3-channel edge convolutions need no special case.
+A rule set is data: (logical name, mesh axes) in order of preference. A dimension takes the first of its rules whose
+axes are free in this array and divide it, and is replicated where none does rather than refused, so the 3-channel edge
+convolutions need no special case.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,32 +16,36 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-Rules = Mapping[str, tuple[str, ...]]
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
+_ALL = ("data", "fsdp", "tensor")
 PRESETS: dict[str, Rules] = {
-    "dp": {"batch": ("data", "fsdp", "tensor")},
-    "fsdp": {"batch": ("data", "fsdp", "tensor"), "in": ("fsdp",), "embed": ("fsdp",)},
-    "fsdp_tp": {
-        "batch": ("data", "fsdp"),
-        "in": ("fsdp",),
-        "embed": ("fsdp",),
-        "out": ("tensor",),
-        "heads": ("tensor",),
-        "mlp": ("tensor",),
-        "vocab": ("tensor",),
-    },
+    "dp": (("batch", _ALL),),
+    "fsdp": (
+        ("batch", _ALL),
+        *((name, ("fsdp",)) for name in ("in", "embed", "heads", "mlp", "out")),
+    ),
+    "fsdp_tp": (
+        ("batch", ("data", "fsdp")),
+        *((name, ("fsdp",)) for name in ("in", "embed")),
+        *((name, ("tensor",)) for name in ("heads", "mlp", "vocab", "out")),
+        ("out", ("fsdp",)),  # where the other dimension has taken `tensor`
+    ),
 }
 
 
 def spec_for(shape: Sequence[int], names: Sequence[str | None], mesh: Mesh, rules: Rules) -> P:
-    """The partition of one array: each named dimension takes its rule's axes where they are free and divide it."""
+    """The partition of one array: each named dimension takes its first rule whose axes are free and divide it."""
     spec: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for size, name in zip(shape, names, strict=True):
-        axes = tuple(rules.get(name, ())) if name else ()
-        fits = bool(axes) and used.isdisjoint(axes) and size % math.prod(mesh.shape[a] for a in axes) == 0
-        spec.append(axes if fits else None)
-        used.update(axes if fits else ())
+        fitting = (
+            axes
+            for own, axes in rules
+            if own == name and used.isdisjoint(axes) and size % math.prod(mesh.shape[a] for a in axes) == 0
+        )
+        spec.append(next(fitting, None))
+        used.update(spec[-1] or ())
     return P(*spec)
 
 
@@ -59,9 +64,14 @@ def state_shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
     return jax.tree.map(place, abstract, is_leaf=boxed)
 
 
+def batch_axes(rules: Rules) -> tuple[str, ...]:
+    """The mesh axes along which a batch is split."""
+    return next(axes for name, axes in rules if name == "batch")
+
+
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
     """Batches are split along their first dimension over every axis the rule set gives to `batch`."""
-    return NamedSharding(mesh, P(tuple(rules["batch"])))
+    return NamedSharding(mesh, P(batch_axes(rules)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -71,7 +81,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(batch_size: int, mesh: Mesh, rules: Rules) -> None:
     """Refuses, before anything is compiled, a batch that the data axes do not divide."""
-    ways = math.prod(mesh.shape[axis] for axis in rules["batch"])
+    ways = math.prod(mesh.shape[axis] for axis in batch_axes(rules))
     if batch_size % ways:
         raise ValueError(
             f"batch_size {batch_size} does not divide over {ways} devices: use a multiple of {ways}, e.g. "

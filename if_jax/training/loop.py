@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
+from if_jax.checkpoints.weights import load_params
 from if_jax.config import Recipe, differences, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.models import presets
@@ -79,7 +80,7 @@ def train(recipe: Recipe, workdir: str) -> None:
         abstract = abstract_state(recipe, networks, tx, mesh, placed)
         _log_parameters(abstract)
         state = saved.restore(abstract) if start else _fresh_state(recipe, networks, tx, abstract)
-        frozen = jax.device_put({"text_encoder": text.params} if text else {}, rules.replicated(mesh))
+        frozen = {"text_encoder": _place_text(recipe, networks, text, mesh, placed)} if text else {}
         batch_sharding = rules.batch_sharding(mesh, placed)
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
         flops = step_flops(recipe, networks, tokens.TEXT_LENGTH)
@@ -160,6 +161,17 @@ def abstract_state(
     )
 
 
+def abstract_text(recipe: Recipe, networks: objective.Networks, mesh: Mesh, placed: rules.Rules) -> Any:
+    """Shapes and places of a frozen text encoder, in the compute precision, since nothing is ever added to it."""
+    ids = jax.ShapeDtypeStruct((1, tokens.TEXT_LENGTH), np.int32)
+    boxed = jax.eval_shape(networks.text_encoder.init, jax.random.key(0), ids, ids)["params"]
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, recipe.compute_dtype, sharding=place),
+        nn.meta.unbox(boxed),
+        rules.state_shardings(boxed, mesh, placed),
+    )
+
+
 def _log_parameters(abstract: TrainState) -> None:
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
@@ -217,6 +229,7 @@ def lower_step(
     """The step for a mesh, traced but not compiled; nothing is allocated."""
     state_places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     one, split = rules.replicated(mesh), rules.batch_sharding(mesh, placed)
+    frozen_places = jax.tree.map(lambda leaf: leaf.sharding, frozen)
     step = make_step(
         objective.make_loss(networks, recipe),
         tx,
@@ -233,7 +246,9 @@ def lower_step(
         for name, (shape, dtype) in rows.items()
     }
     # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(state_places, one, split), out_shardings=(state_places, one))
+    jitted = jax.jit(
+        step, donate_argnums=0, in_shardings=(state_places, frozen_places, split), out_shardings=(state_places, one)
+    )
     return jitted.lower(abstract, frozen, batch)
 
 
@@ -255,7 +270,7 @@ def _open_batches(recipe: Recipe, tokenizer: tokens.Tokenizer, start: int) -> It
 def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
     if not recipe.text_encoder_from:
         return None
-    text = release.read_text_encoder(recipe.text_encoder_from)
+    text = release.read_text_encoder(recipe.text_encoder_from, None)
     wanted = presets.UNETS[recipe.unet].encoder_hid_dim
     if text.config.d_model != wanted:
         raise ValueError(
@@ -263,6 +278,14 @@ def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
             f"{recipe.unet!r} reads {wanted}: name the release it goes with"
         )
     return text
+
+
+def _place_text(
+    recipe: Recipe, networks: objective.Networks, text: release.TextEncoder, mesh: Mesh, placed: rules.Rules
+) -> Any:
+    """The frozen text encoder on the mesh, read tensor by tensor."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(recipe, networks, mesh, placed))
+    return load_params(text.params, recipe.compute_dtype, places)
 
 
 def _start_step(workdir: str, metadata: dict[str, Any]) -> int:

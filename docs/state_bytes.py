@@ -1,0 +1,70 @@
+"""How many bytes of a stage's training state lie on each device, by rule set; nothing is allocated.
+
+    python docs/state_bytes.py [--unet IF-I-XL] [--data 4] [--fsdp 64] [--tensor 1] [--text t5-v1_1-xxl]
+
+Prints one line for each kind of array and rule set, in GB per device: parameters, EMA, optimizer moments, gradients
+(alive during a step), the frozen text encoder in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from if_jax.config import MeshConfig, OptimizerConfig, Recipe
+from if_jax.models import presets
+from if_jax.parallel import rules
+from if_jax.parallel.mesh import AXES
+from if_jax.training import objective, optimizer
+from if_jax.training.loop import abstract_state, abstract_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--unet", default="IF-I-XL", choices=presets.UNETS)
+    parser.add_argument("--text", default="t5-v1_1-xxl", choices=presets.T5_ENCODERS)
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "adafactor", "muon"))
+    for axis, size in zip(AXES, (4, 64, 1), strict=True):
+        parser.add_argument(f"--{axis}", type=int, default=size)
+    given = parser.parse_args()
+    mesh = AbstractMesh(tuple(getattr(given, axis) for axis in AXES), AXES)
+    tables = {name: state_bytes(given.unet, given.text, given.optimizer, mesh, name) for name in rules.PRESETS}
+    print(f"{given.unet}, {given.optimizer}, {' × '.join(map(str, mesh.axis_sizes))} devices, GB on each")
+    print(f"{'':<18}" + "".join(f"{name:>10}" for name in tables))
+    for kind in next(iter(tables.values())):
+        print(f"{kind:<18}" + "".join(f"{table[kind] / 1e9:>10.2f}" for table in tables.values()))
+
+
+def state_bytes(unet: str, text: str, name: str, mesh: Any, preset: str) -> dict[str, int]:
+    """Bytes on one device by kind of array."""
+    config, text_config = presets.UNETS[unet], presets.T5_ENCODERS[text]
+    stage = "super-resolution" if config.aug_level_embedding else "base"
+    recipe = Recipe(
+        stage=stage,
+        unet=unet,
+        text_encoder_from=text,
+        compute_dtype="bfloat16",
+        optimizer=OptimizerConfig(name=name),
+        mesh=MeshConfig(rules=preset),
+    )
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=config.size_multiple))
+    placed, networks = rules.PRESETS[preset], objective.make_networks(recipe, text_config)
+    tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
+    state = abstract_state(recipe, networks, tx, mesh, placed)
+    row = {"parameters": _bytes(state.params), "EMA": _bytes(state.ema), "moments": _bytes(state.opt_state)}
+    row["gradients"] = row["parameters"]
+    row["text encoder"] = _bytes(abstract_text(recipe, networks, mesh, placed))
+    return row | {"sum": sum(row.values())}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    main()
