@@ -70,18 +70,18 @@ def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: j
     uniform steps of a cosine schedule put on the ε error, so that λ as such is weighted by the sigmoid.
     Sources: Hang et al. 2023 (arXiv:2303.09556), eq. 8; Kingma & Gao 2023 (arXiv:2303.00848), section 4.3, bias 2.
     """
-    alpha_bar = np.asarray(schedule.alpha_bar, np.float64) if isinstance(schedule.alpha_bar, np.ndarray) else None
-    if alpha_bar is None:
+    if weight == "none":
+        return jnp.ones(t.shape, jnp.float32)
+    if weight not in get_args(Weight):
+        raise ValueError(f"loss weight is {weight!r}: use one of {', '.join(get_args(Weight))}")
+    if not isinstance(schedule.alpha_bar, np.ndarray):
         raise ValueError("loss weights are made from the training schedule, outside any compiled function")
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
     snr = alpha_bar / (1 - alpha_bar)
     on_eps = {
         "min-snr": np.minimum(snr, _MIN_SNR_GAMMA) / snr,
         "sigmoid": np.cosh(np.log(snr) / 2) / (1 + snr * np.exp(-_SIGMOID_BIAS)),
     }
-    if weight == "none":
-        return jnp.ones(t.shape, jnp.float32)
-    if weight not in on_eps:
-        raise ValueError(f"loss weight is {weight!r}: use one of {', '.join(get_args(Weight))}")
     scale = {"eps": 1.0, "v": alpha_bar, "x0": snr}[prediction]
     return jnp.asarray(on_eps[weight] * scale, jnp.float32)[t]
 

@@ -72,8 +72,9 @@ def cosine_betas(num_timesteps: int = 1000, max_beta: float = 0.999, size: int =
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    scale = (64 / size) ** 2
-    f = scale * f / (1 - f + scale * f) if size != 64 else f
+    if size != 64:
+        alpha_bar, scale = f / f[0], (64 / size) ** 2
+        f = scale * alpha_bar / (1 - alpha_bar + scale * alpha_bar)
     return np.minimum(1 - f[1:] / f[:-1], max_beta)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,14 @@ class MetricWriter:
 
         self._root = Path(workdir)
         self._root.mkdir(parents=True, exist_ok=True)
+        # First, since it may refuse: nothing else is open then.
+        self._wandb = _open_wandb(self._root, wandb_project, recipe) if wandb_project else None
         path = self._root / "metrics.jsonl"
         _drop_lines_after(path, start_step)
         self._lines = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(self._root / "tensorboard"), purge_step=start_step + 1)
-        self._wandb = _open_wandb(self._root, wandb_project, recipe) if wandb_project else None
+        self._board = SummaryWriter(
+            str(self._root / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}"
+        )
         self._table: list[list[Any]] = []  # of Weights & Biases: every sample prompt at every step drawn
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -80,9 +84,10 @@ def _open_wandb(root: Path, project: str, recipe: Mapping[str, Any] | None) -> A
         import wandb
     except ImportError:
         raise ValueError(f"recipe key wandb is {project!r}, but wandb is not installed: pip install wandb") from None
+    os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))  # where tables wait to be sent, with their pictures
     note = root / "wandb_id"
     if not note.exists():
-        note.write_text(wandb.util.generate_id())
+        note.write_text(secrets.token_hex(4))
     return wandb.init(project=project, dir=str(root), id=note.read_text(), resume="allow", config=dict(recipe or {}))
 
 

@@ -45,7 +45,6 @@ class Window:
         self._recipe, self._schedule, self._flops = recipe, schedule, flops
         self._rows: list[dict[str, Any]] = []
         self._since = time.perf_counter()
-        self._skipped = 0
 
     def add(self, step: int, metrics: dict[str, Any]) -> dict[str, float] | None:
         """Takes the metrics of a step (device arrays); returns the window's report when it is full.
@@ -69,9 +68,9 @@ class Window:
 
     def _report(self, step: int) -> dict[str, float]:
         rows, recipe = self._rows, self._recipe
-        sums = {name: np.sum([row[name] for row in rows], 0) for name in ("mse_sum_by_t", "count_by_t")}
-        plain = [name for name in rows[0] if name not in sums and name not in _COUNTERS]
         finite = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])] or rows
+        sums = {name: np.sum([row[name] for row in finite], 0) for name in ("mse_sum_by_t", "count_by_t")}
+        plain = [name for name in rows[0] if name not in sums and name not in _COUNTERS]
         means = {name: float(np.mean([row[name] for row in finite])) for name in plain}
         for name, total, count in zip(T_BUCKETS, sums["mse_sum_by_t"], sums["count_by_t"], strict=True):
             if count and np.isfinite(total):

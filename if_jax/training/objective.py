@@ -21,6 +21,7 @@ from if_jax.diffusion.schedule import Schedule, cosine_betas, cosine_schedule, s
 from if_jax.models import presets
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
+from if_jax.parallel import rules
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -72,6 +73,7 @@ def make_loss(
     """
     schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
+    placed = rules.PRESETS[recipe.mesh.rules]
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
@@ -83,7 +85,8 @@ def make_loss(
         eps = jax.random.normal(eps_key, x0.shape)
         x_t = process.add_noise(schedule, x0, t, eps)
         net_input = x_t if extra is None else jnp.concatenate([x_t, extra], -1)
-        output = networks.unet.apply({"params": params["unet"]}, net_input, t, states, aug_level)
+        unet_params = rules.gather_convolutions(params["unet"], placed)
+        output = networks.unet.apply({"params": unet_params}, net_input, t, states, aug_level)
         how = {"prediction": recipe.prediction, "weight": recipe.loss_weight}
         parts = losses.hybrid_loss(schedule, output, x0, x_t, eps, t, **how)
         metrics = {name: jnp.mean(value) for name, value in parts.items()}

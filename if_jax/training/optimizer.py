@@ -36,13 +36,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rate = learning_rate_schedule(config, steps)
     shared = {"weight_decay": config.weight_decay, "mask": _decayed}
     if config.name == "adafactor":
-        # T5X's settings: no momentum, moments of matrices as rows and columns, the rate as given.
-        made = optax.adafactor(
-            rate,
+        # T5X's settings: no momentum, moments of matrices as rows and columns, the rate as given. The rate comes last,
+        # so that it scales the weight decay as AdamW's does; optax.adafactor would take that off whole at every step.
+        scaled = optax.adafactor(
+            None,
             multiply_by_parameter_scale=False,
             weight_decay_rate=config.weight_decay or None,
             weight_decay_mask=_decayed,
         )
+        made = optax.chain(scaled, optax.scale_by_schedule(rate))
     elif config.name == "muon":
         made = optax.contrib.muon(
             rate,

@@ -8,17 +8,20 @@ alone, so the figures are the same whatever the batch size or the number of devi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.diffusion import augment, process
 from if_jax.diffusion.schedule import cosine_schedule
+from if_jax.parallel import rules
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks, training_schedule
 
@@ -26,7 +29,7 @@ Params = Any
 
 
 def make_validation(
-    recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params, batch_sharding: Any
+    recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params, batch_sharding: NamedSharding
 ) -> Callable[[Params], dict[str, float]]:
     """Returns `validate(params) -> {"validation/t050": mean squared error, …, "validation/mean": …}`.
 
@@ -34,16 +37,20 @@ def make_validation(
     source, full frames, captions kept.
     """
     v = recipe.validation
-    error = jax.jit(_make_error(recipe, networks))
+    mesh = batch_sharding.mesh
+    # Every process reads the whole figures, so they are replicated.
+    error = jax.jit(_make_error(recipe, networks), out_shardings=rules.replicated(mesh))
+    ways = math.prod(mesh.shape[axis] for axis in batch_sharding.spec[0])
+    size = -(-v.batch_size // ways) * ways  # what does not divide over the devices is enlarged
 
     def validate(params: Params) -> dict[str, float]:
         totals, count = np.zeros(len(v.timesteps)), 0
-        for host in itertools.islice(_batches(recipe, tokenizer), -(-v.samples // v.batch_size)):
-            used = np.arange(count, count + v.batch_size) < v.samples  # the last batch may be filled up
+        for host in itertools.islice(_batches(recipe, tokenizer, size), -(-v.samples // size)):
+            used = np.arange(count, count + size) < v.samples  # the last batch may be filled up
             batch = {name: jax.device_put(host[name], batch_sharding) for name in ("image", "ids", "mask")}
-            numbers = jax.device_put(np.arange(count, count + v.batch_size, dtype=np.int32), batch_sharding)
+            numbers = jax.device_put(np.arange(count, count + size, dtype=np.int32), batch_sharding)
             totals += np.asarray(error(params, frozen, batch, numbers))[:, used].sum(1, dtype=np.float64)
-            count += v.batch_size
+            count += size
         means = totals / v.samples
         named = {f"validation/t{t:03d}": float(mean) for t, mean in zip(v.timesteps, means, strict=True)}
         return named | {"validation/mean": float(means.mean())}
@@ -51,12 +58,12 @@ def make_validation(
     return validate
 
 
-def _batches(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Any:
     v = recipe.validation
     return pipeline.batches(
         v.source,
         size=recipe.data.size,
-        batch_size=v.batch_size,
+        batch_size=batch_size,
         seed=v.seed,
         tokenize=tokenizer,
         caption_dropout=0.0,

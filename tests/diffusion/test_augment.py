@@ -1,4 +1,4 @@
-"""Low-res augmentation: resampling equal to torch and Pillow, noise by the full chain, uniform levels."""
+"""Low-res augmentation: resampling equal to torch and Pillow, blur by hand, noise by the full chain, uniform levels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from if_jax.diffusion.augment import downsample, noise_augment, random_level, upsample
+from if_jax.diffusion.augment import blur, downsample, noise_augment, random_blur, random_level, upsample
 from if_jax.diffusion.schedule import cosine_schedule
 
 
@@ -79,3 +79,33 @@ def test_levels_are_uniform_over_the_whole_chain():
     counts = np.bincount(level // 100, minlength=10)
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)
     assert np.asarray(random_level(jax.random.key(0), 100, num_timesteps=10)).max() == 9
+
+
+def test_blur_of_nothing_and_of_a_flat_picture_changes_nothing():
+    image = picture((2, 9, 7, 3))
+    np.testing.assert_array_equal(blur(image, np.zeros(2, np.float32), 1.0), image)
+    flat = np.full((2, 9, 7, 3), -0.37, np.float32)
+    np.testing.assert_allclose(blur(flat, np.array([0.3, 1.0], np.float32), 1.0), flat, atol=1e-6)
+
+
+def test_blur_is_a_mirrored_gaussian_at_each_picture_its_own():
+    image, sigmas, reach = picture((2, 8, 7, 3)), (0.5, 1.3), 4  # ⌈3 · 1.3⌉ taps to either side
+    got = blur(image, np.array(sigmas, np.float32), 1.3)
+    for b, sigma in enumerate(sigmas):
+        want = np.zeros((8, 7, 3))
+        wide = np.pad(image[b].astype(np.float64), ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        total = 0.0
+        for i in range(-reach, reach + 1):
+            for j in range(-reach, reach + 1):
+                weight = np.exp(-(i**2 + j**2) / (2 * sigma**2))
+                want += weight * wide[reach + i : reach + i + 8, reach + j : reach + j + 7]
+                total += weight
+        np.testing.assert_allclose(got[b], want / total, atol=1e-6)
+
+
+def test_half_of_the_pictures_are_blurred():
+    image = np.broadcast_to(picture((1, 8, 8, 1)), (1000, 8, 8, 1))
+    got = np.asarray(jax.jit(random_blur, static_argnums=2)(jax.random.key(0), image, 0.8))
+    change = np.abs(got - image).max(axis=(1, 2, 3))
+    assert 0.44 < np.mean(change == 0) < 0.62  # about a half, and the weakest blurs that round to nothing
+    assert len(np.unique(change)) > 300  # each with a strength of its own

@@ -101,10 +101,12 @@ def test_bound_counts_by_the_length_of_the_chain():
     np.testing.assert_allclose(got["loss"] - got["mse"], got["vb"] * 0.05, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_bound_trains_the_variance_only(prediction):
     batch = case()
     out = batch.pop("model_output")
+    if prediction == "x0":
+        out = np.concatenate([batch["x0"] + 0.01, out[..., 3:]], axis=-1).astype(np.float32)
 
     def part(out, name):
         return hybrid_loss(FULL, out, **batch, t=T, prediction=prediction)[name].sum()
@@ -171,3 +173,61 @@ def test_half_precision_outputs_are_judged_in_float32():
     for name in want:
         assert got[name].dtype == jnp.float32
         np.testing.assert_array_equal(got[name], want[name])
+
+
+STEPS = np.array([0, 1, 100, 300, 500, 700, 900, 998])
+
+
+@pytest.mark.parametrize("weight", ["none", "min-snr", "sigmoid"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_weights_are_their_formulas(prediction, weight):
+    for t in STEPS:
+        a = float(FULL.alpha_bar[t])
+        snr = a / (1 - a)
+        log_snr = math.log(snr)
+        sigmoid = 1 / (1 + math.exp(log_snr - 2)) * (math.exp(log_snr / 2) + math.exp(-log_snr / 2)) / 2
+        expected = {
+            "none": {"eps": 1.0, "v": 1.0, "x0": 1.0},
+            "min-snr": {"eps": min(snr, 5) / snr, "v": min(snr, 5) / (snr + 1), "x0": min(snr, 5)},
+            "sigmoid": {"eps": sigmoid, "v": sigmoid * snr / (snr + 1), "x0": sigmoid * snr},
+        }[weight][prediction]
+        got = losses.loss_weight(FULL, prediction, weight, np.array([t]))
+        assert got.shape == (1,) and got.dtype == jnp.float32
+        # 1 − ᾱ of the float32 table has few digits at the clean end
+        assert float(got[0]) == pytest.approx(expected, rel=1e-5), t
+
+
+@pytest.mark.parametrize("weight", ["min-snr", "sigmoid"])
+def test_one_guess_of_x0_costs_the_same_however_it_is_said(weight):
+    t = STEPS[:5]
+    batch = case()
+    x_t = process.add_noise(FULL, batch["x0"], t, batch["eps"])
+    guess = batch["x0"] + 0.3 * np.random.default_rng(7).standard_normal(SHAPE).astype(np.float32)
+    eps_hat = process.eps_from_x0(FULL, x_t, t, guess)
+    said = {"eps": eps_hat, "v": process.v_from_x0_eps(FULL, guess, t, eps_hat), "x0": guess}
+    costs = {}
+    for prediction, predicted in said.items():
+        out = jnp.concatenate([predicted, jnp.zeros(SHAPE)], -1)
+        got = losses.hybrid_loss(FULL, out, batch["x0"], x_t, batch["eps"], t, prediction=prediction, weight=weight)
+        costs[prediction] = got["loss"] - got["vb"]
+        np.testing.assert_allclose(
+            costs[prediction], losses.loss_weight(FULL, prediction, weight, t) * got["mse"], rtol=1e-3, atol=1e-5
+        )
+    # ε̂ from x_t at t = 0 is a small difference of large numbers
+    np.testing.assert_allclose(costs["v"], costs["x0"], rtol=2e-3)
+    np.testing.assert_allclose(costs["eps"][1:], costs["x0"][1:], rtol=2e-3)
+
+
+def test_weights_leave_the_bound_alone():
+    batch = case()
+    plain, weighted = (losses.hybrid_loss(FULL, **batch, t=T, weight=weight) for weight in ("none", "min-snr"))
+    np.testing.assert_array_equal(plain["vb"], weighted["vb"])
+    np.testing.assert_array_equal(plain["mse"], weighted["mse"])
+    np.testing.assert_allclose(plain["loss"], plain["mse"] + plain["vb"], rtol=1e-6)
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match="loss weight is 'snr': use one of none, min-snr, sigmoid"):
+        losses.loss_weight(FULL, "eps", "snr", T)
+    with pytest.raises(ValueError, match="outside any compiled function"):
+        jax.jit(lambda schedule: losses.loss_weight(schedule, "eps", "min-snr", T))(FULL)

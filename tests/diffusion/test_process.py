@@ -120,7 +120,7 @@ def test_learned_variance_spans_its_range():
     np.testing.assert_allclose(beyond, 2 * high - low, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_targets_lead_back_to_x0(prediction):
     t = np.array([0, 100, 500, 700])
     x0, eps = normal(10), normal(11)
@@ -131,8 +131,8 @@ def test_targets_lead_back_to_x0(prediction):
 
 def test_unknown_predictions_are_refused():
     for function in (process.prediction_target, process.x0_from_prediction):
-        with pytest.raises(ValueError, match="prediction is 'x0': use one of eps, v"):
-            function(FULL, "x0", normal(0), np.zeros(4, int), normal(1))
+        with pytest.raises(ValueError, match="prediction is 'score': use one of eps, v, x0"):
+            function(FULL, "score", normal(0), np.zeros(4, int), normal(1))
 
 
 def test_model_output_is_split_noise_first():

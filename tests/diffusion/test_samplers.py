@@ -12,10 +12,11 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 
+from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.diffusion import process
 from if_jax.diffusion.guidance import dynamic_threshold
 from if_jax.diffusion.samplers import ancestral, ancestral_step, initial_noise
-from if_jax.diffusion.schedule import cosine_schedule, parse_steps, respace
+from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, parse_steps, respace
 
 FULL = cosine_schedule()
 IMAGE = (8, 8, 3)
@@ -62,11 +63,12 @@ def to_numpy(image: torch.Tensor) -> np.ndarray:
 def reference(monkeypatch):
     """reference(schedule, max_value) → step(model_output, t, x_t, z) of diffusers, with the noise given."""
 
-    def make(schedule, max_value, prediction="eps"):
+    def make(schedule, max_value, prediction="eps", betas=None):
         scheduler = DDPMScheduler(
             beta_schedule="squaredcos_cap_v2",
             variance_type="learned_range",
-            prediction_type={"eps": "epsilon", "v": "v_prediction"}[prediction],
+            prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[prediction],
+            trained_betas=betas,
             thresholding=True,
             dynamic_thresholding_ratio=0.95,
             sample_max_value=max_value,
@@ -82,12 +84,18 @@ def reference(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize(("spec", "max_value"), [("smart50", 1.5), ("super27", 1.0), ("100", 1.5)])
-def test_every_step_matches_diffusers(reference, spec, max_value, prediction):
-    schedule, rng = chain(spec), np.random.default_rng(0)
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize(
+    ("spec", "max_value", "shifted"),
+    [("smart50", 1.5, False), ("super27", 1.0, False), ("100", 1.5, False), ("super27", 1.0, True)],
+)
+def test_every_step_matches_diffusers(reference, spec, max_value, prediction, shifted):
+    """Along IF's schedule, and along one that a stage of larger pictures publishes as its trained betas."""
+    betas = cosine_betas(size=256).tolist() if shifted else None
+    full = SchedulerConfig(max_value, trained_betas=betas and tuple(betas)).schedule()
+    schedule, rng = respace(full, parse_steps(spec)), np.random.default_rng(0)
     ours = jax.jit(functools.partial(ancestral_step, sample_max_value=max_value, prediction=prediction))
-    theirs = reference(schedule, max_value, prediction)
+    theirs = reference(schedule, max_value, prediction, betas)
     for i, t in enumerate(schedule.timesteps):
         x0, eps, v, z = rng.standard_normal((4, 2, *IMAGE)).astype(np.float32)
         index = np.full(2, i)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from diffusers import DDPMScheduler
 from diffusers.pipelines.deepfloyd_if import timesteps as published
 
+from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
 from if_jax.diffusion.schedule import (
     STEP_LISTS,
     Schedule,
@@ -67,6 +69,42 @@ def test_trained_betas_are_bit_identical_to_diffusers():
     betas = np.linspace(1e-4, 0.02, 40).tolist()
     reference = DDPMScheduler(trained_betas=betas).alphas_cumprod.numpy()
     np.testing.assert_array_equal(schedule_from_betas(betas).alpha_bar, reference)
+
+
+@pytest.mark.parametrize("size", [128, 256, 32])
+def test_a_larger_picture_is_noised_more_by_a_constant(size):
+    """ln SNR at every step differs by 2 ln(64 / size), up to the first step that reaches the cap on β."""
+
+    def log_snr(betas):
+        alpha_bar = np.cumprod(1 - betas)
+        return np.log(alpha_bar) - np.log1p(-alpha_bar)
+
+    plain, shifted = cosine_betas(), cosine_betas(size=size)
+    free = np.cumsum((plain >= 0.999) | (shifted >= 0.999)) == 0
+    assert free.sum() >= 998
+    difference = log_snr(shifted)[free] - log_snr(plain)[free]
+    np.testing.assert_allclose(difference, 2 * math.log(64 / size), atol=1e-6)
+
+
+def test_the_size_of_the_first_stage_shifts_nothing():
+    np.testing.assert_array_equal(cosine_betas(size=64), cosine_betas())
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_published_schedule_is_bit_identical_to_diffusers(size):
+    """Through the configuration as a release stores it."""
+    config = SchedulerConfig(1.0, trained_betas=tuple(cosine_betas(size=size).tolist()))
+    stored = json.loads(json.dumps(scheduler_to_diffusers(config)))
+    reference = DDPMScheduler.from_config(stored).alphas_cumprod.numpy()
+    np.testing.assert_array_equal(config.schedule().alpha_bar, reference)
+    assert scheduler_from_diffusers(stored) == config
+    own = schedule_from_betas(cosine_betas(size=size))  # what the stage was trained along
+    np.testing.assert_array_equal(own.alpha_bar, reference)
+
+
+def test_trained_betas_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"trained_betas holds 3 numbers"):
+        SchedulerConfig(1.0, trained_betas=(0.1, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("steps", [None, *STEP_LISTS, [0, 999], [0, 1, 2], [7]])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from if_jax.models.layers import convolve
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
 
@@ -43,8 +47,6 @@ def test_an_axis_is_used_once_per_array(mesh):
 
 
 def test_optimizer_moments_follow_their_parameters(mesh):
-    import optax
-
     def init(key):
         kernel = nn.LogicallyPartitioned(jax.random.normal(key, (32, 64)), ("in", "out"))
         params = {"kernel": kernel, "bias": jnp.zeros(64)}
@@ -60,3 +62,41 @@ def test_batch_that_does_not_divide_is_refused(mesh):
     rules.check_batch_size(8, mesh, rules.PRESETS["dp"])
     with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 8 devices: use a multiple of 8"):
         rules.check_batch_size(6, mesh, rules.PRESETS["dp"])
+
+
+def test_a_masked_moment_stays_masked(mesh):
+    """Muon's state holds boxes without an array where Adam updates."""
+    masked = {"kernel": nn.LogicallyPartitioned(optax.MaskedNode(), ("in", "out")), "count": jnp.zeros(())}
+    places = rules.state_shardings(masked, mesh, rules.PRESETS["fsdp_tp"])
+    assert places["kernel"] == optax.MaskedNode() and places["count"].spec == P()
+
+
+def test_gradients_through_convolutions_survive_the_partitioner(mesh):
+    """Without `gather_convolutions` the first kernel's gradient comes out tens of per cent wrong on this mesh."""
+    placed, rng = rules.PRESETS["fsdp_tp"], np.random.default_rng(0)
+    kernels = [rng.standard_normal((3, 3, 32, 32)).astype(np.float32) / 17 for _ in range(2)]
+    x = rng.standard_normal((8, 8, 8, 32)).astype(np.float32)
+
+    def loss(kernels, x):
+        first, second = rules.gather_convolutions(kernels, placed)
+        return jnp.mean((convolve(nn.silu(convolve(x, first)), second) - 0.3) ** 2)
+
+    want = jax.jit(jax.grad(loss))(kernels, x)
+    split = NamedSharding(mesh, rules.spec_for(kernels[0].shape, (None, None, "in", "out"), mesh, placed))
+    assert split.spec == P(None, None, ("fsdp",), ("tensor",))
+    with jax.set_mesh(mesh):
+        places = ([split, split], rules.batch_sharding(mesh, placed))
+        got = jax.jit(jax.grad(loss), in_shardings=places, out_shardings=places[0])(
+            *jax.device_put((kernels, x), places)
+        )
+    for one, other in zip(want, got, strict=True):
+        assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
+        assert other.sharding.is_equivalent_to(split, 4)
+
+
+def test_only_rule_sets_that_split_kernels_twice_gather_them(mesh):
+    params = {"conv": jnp.ones((3, 3, 32, 32)), "dense": jnp.ones((32, 32))}
+    assert rules.gather_convolutions(params, rules.PRESETS["fsdp_tp"]) is params  # no mesh
+    with jax.set_mesh(mesh):
+        for preset in ("dp", "fsdp"):
+            assert rules.gather_convolutions(params, rules.PRESETS[preset]) is params

@@ -1,12 +1,22 @@
-"""The metrics file after an interruption: what comes again is dropped, what was cut short as well."""
+"""Where a run's numbers and pictures go: JSON lines, TensorBoard, Weights & Biases; and what an interruption leaves."""
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import sys
 
+import numpy as np
+import pytest
 from PIL import Image
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto.event_pb2 import Event
 
 from if_jax.tracking.writer import MetricWriter
+
+RED = Image.new("RGB", (4, 3), (255, 0, 0))
+BLUE = Image.new("RGB", (4, 3), (0, 0, 255))
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):
@@ -26,6 +36,102 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path):
 
 def test_pictures_are_numbered_by_step(tmp_path):
     writer = MetricWriter(str(tmp_path), start_step=0)
-    writer.picture(20, "samples", Image.new("RGB", (4, 4)))
+    writer.pictures(20, "samples", RED, {"a cube": RED})
     writer.close()
-    assert (tmp_path / "samples" / "samples-0000020.png").is_file()
+    with Image.open(tmp_path / "samples" / "samples-0000020.png") as saved:
+        np.testing.assert_array_equal(saved, RED)
+
+
+def _masked(data):
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _events(folder):
+    """Every event of a TensorBoard folder, its records read and checked as TFRecord is specified."""
+    events = []
+    for path in sorted(folder.iterdir()):
+        stream = io.BytesIO(path.read_bytes())
+        while head := stream.read(8):
+            assert struct.unpack("<I", stream.read(4))[0] == _masked(head)
+            data = stream.read(struct.unpack("<Q", head)[0])
+            assert struct.unpack("<I", stream.read(4))[0] == _masked(data)
+            events.append(Event.FromString(data))
+    return events
+
+
+def test_tensorboard_holds_numbers_and_pictures(tmp_path):
+    for start in (0, 2):
+        writer = MetricWriter(str(tmp_path), start_step=start)
+        writer.scalars(start + 1, {"loss": 0.25 + start, "validation/t050": 0.5})
+        writer.pictures(start + 1, "samples", RED, {})
+        writer.close()
+    events = _events(tmp_path / "tensorboard")
+    scalars = {(e.step, v.tag): v.simple_value for e in events for v in e.summary.value if not v.HasField("image")}
+    assert scalars == {
+        (1, "loss"): 0.25,
+        (1, "validation/t050"): 0.5,
+        (3, "loss"): 2.25,
+        (3, "validation/t050"): 0.5,
+    }
+    pictures = [(e.step, v.tag, v.image) for e in events for v in e.summary.value if v.HasField("image")]
+    assert [(step, tag) for step, tag, _ in pictures] == [(1, "samples"), (3, "samples")]
+    with Image.open(io.BytesIO(pictures[0][2].encoded_image_string)) as shown:
+        np.testing.assert_array_equal(shown.convert("RGB"), RED)
+    restarts = [e.step for e in events if e.session_log.status == e.session_log.START]
+    assert 3 in restarts  # what lies beyond the resumed step is hidden by TensorBoard
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    """Two sessions of a run: numbers, and a table that shows every prompt at every step, below the work folder."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    monkeypatch.delenv("WANDB_DATA_DIR")  # the writer sets it; this takes it back
+    writer = MetricWriter(str(tmp_path), 0, "a-project", {"batch_size": 8})
+    for step in (1, 2):
+        writer.scalars(step, {"loss": 1 / step})
+        writer.pictures(step, "samples", RED, {"a red cube": RED, "a blue cube": BLUE})
+    writer.close()
+    first = (tmp_path / "wandb_id").read_text()
+    writer = MetricWriter(str(tmp_path), 2, "a-project", {"batch_size": 8})
+    writer.scalars(3, {"loss": 0.25})
+    writer.close()
+    assert (tmp_path / "wandb_id").read_text() == first
+    runs = sorted(path for path in (tmp_path / "wandb").glob("offline-run-*") if path.is_dir())
+    assert runs and all(path.name.endswith(f"-{first}") for path in runs)
+    assert all(list(path.glob(f"run-{first}.wandb")) for path in runs)
+    tables = [json.loads(path.read_text()) for run in runs for path in run.glob("files/media/table/*.table.json")]
+    last = max(tables, key=lambda table: len(table["data"]))
+    assert last["columns"] == ["step", "prompt", "picture"]
+    assert [row[:2] for row in last["data"]] == [
+        [step, prompt] for step in (1, 2) for prompt in ("a red cube", "a blue cube")
+    ]
+    sheets = [path for run in runs for path in run.glob("files/media/images/*.png")]
+    assert len(sheets) == 2
+    # What a table shows waits beside the run, until `wandb sync`: its pictures, and the rows that name them.
+    staged = [path.read_bytes() for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    pictures = [Image.open(io.BytesIO(data)) for data in staged if data.startswith(b"\x89PNG")]
+    assert {picture.convert("RGB").getpixel((0, 0)) for picture in pictures} == {(255, 0, 0), (0, 0, 255)}
+    rows = max((json.loads(data)["data"] for data in staged if data.startswith(b"{")), key=len)
+    assert [(step, prompt, shown["_type"]) for step, prompt, shown in rows] == [
+        (step, prompt, "image-file") for step in (1, 2) for prompt in ("a red cube", "a blue cube")
+    ]
+
+
+def test_missing_weights_and_biases_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        ValueError, match=r"key wandb is 'a-project', but wandb is not installed: pip install"
+    ) as caught:
+        MetricWriter(str(tmp_path), 0, "a-project")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    writer = MetricWriter(str(tmp_path), 0, "a-project")
+    writer.scalars(1, {"loss": 1.0})
+    writer.pictures(1, "samples", RED, {})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
