@@ -12,7 +12,7 @@ INSTALL_REQUIRES = [
     # The eight the project is built on.
     "jax>=0.10",
     "flax>=0.12",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.12.1",
     "transformers>=4.57",
     "tensorflow-datasets>=4.9.9",

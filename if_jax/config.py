@@ -47,7 +47,7 @@ class DataConfig:
 class OptimizerConfig:
     """The optimizer behind a global-norm clip, and its learning rate over the run."""
 
-    name: str = "adamw"  # adamw, adafactor (T5X's, no first moment) or muon (matrices orthogonalised, the rest AdamW)
+    name: str = "adamw"  # adamw, adafactor (T5X's, no first moment) or muon (kernels orthogonalised, the rest Adam)
     schedule: str = "cosine"  # linear warm-up then cosine; one-cycle: cosine up as well (IF); constant after warm-up
     learning_rate: float = 1e-4  # at the peak
     initial_learning_rate: float = 0.0
@@ -261,6 +261,8 @@ def _check(recipe: Recipe) -> None:
         if not 0 <= value < 1:
             raise ValueError(f"recipe key {key} is {value}: it must lie in [0, 1)")
     _check_validation(recipe.validation)
+    if recipe.guard.max_in_a_row < 1 or recipe.guard.spike_factor < 0:
+        raise ValueError(f"recipe section guard: {recipe.guard}: max_in_a_row is at least 1, spike_factor at least 0")
     try:
         re.compile(recipe.init_only)
     except re.error as error:
