@@ -49,14 +49,24 @@ def measure(unet: str, work: Path) -> dict[str, float]:
     }
     figures: dict[str, float] = {}
     for name, words in steps.items():
+        if name == "load" and available() < 1.3 * figures["model"]:
+            print(f"load          left out: {available():.1f} GB of memory are free")
+            continue
         command = [sys.executable, __file__, "--unet", unet, "--step", *map(str, words)]
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         figures |= {key.replace("*", name): value for key, value in json.loads(out.splitlines()[-1]).items()}
         print(f"{name:<14}" + out.splitlines()[-1], flush=True)
     one, two = (np.memmap(work / folder / WEIGHTS, np.uint8, mode="r") for folder in ("made", "back"))
     figures["limit"] = round(1.5 + figures["largest_tensor"], 3)
-    peaks = [figures[f"peak_{name}"] - figures["model"] * (name == "load") for name in steps]
+    done = [name for name in steps if f"peak_{name}" in figures]
+    peaks = [figures[f"peak_{name}"] - figures["model"] * (name == "load") for name in done]
     return figures | {"identical": bool(np.array_equal(one, two)), "within_limit": max(peaks) <= figures["limit"]}
+
+
+def available() -> float:
+    """Memory that is free for a new process, GB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
 
 
 def run_step(unet: str, step: str, source: str, target: str = "", layout: str = "") -> None:
