@@ -108,6 +108,10 @@ def test_super_resolution_trains_on_a_published_text_encoder(finished, tmp_path)
     publish.publish([str(finished), str(tmp_path / "II")], str(tmp_path / "two"), noise_level=[7])
     stages, defaults = release.read_cascade(tmp_path / "two")
     assert [stage.kind for stage in stages] == ["base", "super-resolution"]
+    trained = run.read_ema(str(finished))[2]
+    jax.tree.map(np.testing.assert_array_equal, stages[0].unet_params, trained["unet"])
+    jax.tree.map(np.testing.assert_array_equal, stages[0].text_params, trained["text_encoder"])
+    assert (tmp_path / "two/README.md").read_text().startswith("---") and stages[0].notes["step"] == "6"
     assert defaults[1].noise_level == 7 and stages[1].scheduler.prediction_type == "v_prediction"
 
 
