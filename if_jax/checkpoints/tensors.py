@@ -100,10 +100,7 @@ def read_bin(path: Path) -> dict[str, Lazy]:
 
     Raises ValueError for a damaged file, one with anything but tensors in it, or where PyTorch is not installed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{path}: reading .bin files needs PyTorch: pip install torch, or get safetensors") from None
+    torch = _torch(f"{path}: reading .bin files")
     from pickle import UnpicklingError
 
     with open(path, "rb") as file:
@@ -191,8 +188,7 @@ def write_bin(
 
     Arguments and errors as for `write_tensors`; OSError where the disk has no room for both files.
     """
-    import torch
-
+    torch = _torch(f"{path.name}: writing .bin files")
     total = sum(tensor_bytes(spec) for spec in specs.values())
     if shutil.disk_usage(path.parent).free < 2 * total:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -230,6 +226,14 @@ def cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
         largest = float(np.abs(tensor).max())
         raise ValueError(f"{name}: largest value {largest:.3g} does not fit float16; store it in bfloat16 or float32")
     return stored
+
+
+def _torch(what: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"{what} needs PyTorch: pip install torch, or use safetensors") from None
+    return torch
 
 
 def _candidates(folder: Path, stem: str) -> Iterator[Path]:

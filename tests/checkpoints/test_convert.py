@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -431,3 +432,10 @@ def test_full_size_nets_come_back_with_nothing_changed(name, tmp_path):
     assert {path: digest(tmp_path / "back" / path) for path in file_names(tmp_path / "back")} == written
     for name in ("there", "back"):  # pytest keeps the folders of its last runs
         shutil.rmtree(tmp_path / name)
+
+
+def test_without_pytorch_the_line_says_so(plain, bare, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "writing .bin files needs PyTorch" in refusal(plain / "stage_I", tmp_path / "there", "deepfloyd")
+    assert "reading .bin files needs PyTorch" in refusal(bare, tmp_path / "there", "diffusers")
+    assert not (tmp_path / "there").exists()
