@@ -26,8 +26,6 @@ from if_jax.checkpoints.weights import abstract_params, stored_specs
 
 LAYOUTS = ("diffusers", "deepfloyd")
 _CEILING = {"base": 1.5, "super-resolution": 1.0}  # of dynamic thresholding, in IF's own sampling code
-# Parts of a pipeline that if_jax does not run: copied as they are where the target has a place for them.
-_CARRIED = ("feature_extractor", "safety_checker", "watermarker")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +141,7 @@ def _carry_components(source: Path, target: Path) -> None:
     if not (source / "model_index.json").is_file():
         return
     old, new = read_json(source / "model_index.json"), read_json(target / "model_index.json")
-    for name in _CARRIED:
+    for name in release.NOT_RUN:
         if release.has_component(source, old, name) and (source / name).is_dir():
             shutil.copytree(source / name, target / name)
             new[name] = old[name]

@@ -37,6 +37,8 @@ from if_jax.text.tokens import Tokenizer, load_tokenizer
 
 PIPELINES = {"base": "IFPipeline", "super-resolution": "IFSuperResolutionPipeline"}
 STAGE_NAMES = ("I", "II", "III", "IV", "V", "VI")
+# Parts of a pipeline that if_jax does not run: left out of its own releases, carried along by a conversion.
+NOT_RUN = ("feature_extractor", "safety_checker", "watermarker")
 HASH_KEY = "text_encoder_sha256"  # in the headers of the weight files and in cascade.json
 
 
@@ -299,7 +301,7 @@ def write_stage_files(folder: Path, stage: Stage, storage: Storage, progress: Pr
     """The files of one stage, into a folder that is renamed into place by the caller."""
     super_resolution, has_text = stage.kind == "super-resolution", stage.text_params is not None
     index: dict[str, Any] = {"_class_name": PIPELINES[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
-    index |= {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
+    index |= {name: [None, None] for name in NOT_RUN}
     index |= {"requires_safety_checker": False, "unet": ["diffusers", "UNet2DConditionModel"]}
     index["scheduler"] = ["diffusers", "DDPMScheduler"]
     index["text_encoder"] = ["transformers", "T5EncoderModel"] if has_text else [None, None]

@@ -24,7 +24,6 @@ import numpy as np
 from if_jax.checkpoints.files import read_json, require_file, write_json
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-VARIANTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # diffusers' words in file names
 CONTENT_KEY = "content_sha256"  # in the metadata of our files: SHA-256 of all bytes behind the header
 Progress = Callable[[int], None]  # is told how many bytes were written since the last call
 _BIN_STEMS = {"model": "pytorch_model"}  # transformers' other name for the same weights in its .bin files

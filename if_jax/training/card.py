@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults
@@ -79,7 +80,7 @@ def _stage_table(
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, stage, default, recipe, step in zip(STAGE_NAMES, stages, defaults, recipes, steps, strict=False):
-        size = sum(int(np.prod(leaf.shape)) for leaf in _leaves(abstract_params(stage.unet_config)))
+        size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(stage.unet_config)))
         seen = f"{step:,} steps of {recipe['batch_size']} from `{recipe['data']['source']}`"
         level = "" if default.noise_level is None else f", noise level {default.noise_level}"
         how = f"steps {default.sample_timestep_respacing}, guidance {default.guidance_scale:g}{level}"
@@ -99,7 +100,3 @@ def _score_table(scores: Mapping[str, Any]) -> str:
             label = f"{name}: {part}" if part else name
             rows.append(f"| {label} | {f'{number:.4g}' if isinstance(number, float) else number} |")
     return "\n".join(rows) + "\n"
-
-
-def _leaves(tree: Mapping[str, Any]) -> list[Any]:
-    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, Mapping) else [value])]
