@@ -8,7 +8,7 @@ fewer pictures; stock diffusers reads that from the released scheduler configura
 
 import ml_collections
 
-from if_jax.config import default_recipe
+from if_jax.recipes import default_recipe
 
 
 def get_config() -> ml_collections.ConfigDict:

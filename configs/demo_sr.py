@@ -7,7 +7,7 @@ The text encoder is stage I's, frozen; the run remembers its hash, and a cascade
 
 import ml_collections
 
-from if_jax.config import default_recipe
+from if_jax.recipes import default_recipe
 
 
 def get_config() -> ml_collections.ConfigDict:

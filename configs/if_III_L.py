@@ -18,38 +18,16 @@ A quick look at the same code on any machine: `--config configs/if_III_L.py:smok
 
 import ml_collections
 
-from if_jax.config import default_recipe, smoke
+from if_jax.recipes import if_recipe, in_form
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = default_recipe()
-    config.stage = "super-resolution"
+    config = if_recipe("super-resolution")
     config.unet = "IF-III-L"
-    config.text_encoder_from = "t5-v1_1-xxl"  # the folder as published, see README "T5 alone"
     config.batch_size = 3072
     config.accumulate = 6
     config.steps = 1_250_000
-    config.compute_dtype = "bfloat16"
-    config.remat = "none"
-    config.ema_decays = (0.9999, 0.999)
-    config.sample_max_value = 1.0
-    config.data.size = 1024
-    config.data.low_size = 256
-    config.data.crop = 256
+    config.data.size, config.data.low_size, config.data.crop = 1024, 256, 256
     config.sample.steps = "super40"
-    config.optimizer.schedule = "one-cycle"
-    config.optimizer.initial_learning_rate = 4e-6
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.final_learning_rate = 1e-8
-    config.optimizer.warmup_steps = 10_000
     config.mesh.fsdp = 8
-    config.mesh.rules = "fsdp"
-    config.validation.every = 5_000
-    config.checkpoint_every = 5_000
-    config.sample.every = 5_000
-    if form == "full_frame":  # crops see other statistics in their norms than whole pictures do
-        config.data.crop = 0
-        config.accumulate = 64
-        config.steps = 100_000
-        config.optimizer.learning_rate = 1e-5
-    return smoke(config) if form == "smoke" else config
+    return in_form(config, form)

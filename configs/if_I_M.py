@@ -18,28 +18,13 @@ A quick look at the same code on any machine: `--config configs/if_I_M.py:smoke`
 
 import ml_collections
 
-from if_jax.config import default_recipe, smoke
+from if_jax.recipes import if_recipe, in_form
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = default_recipe()
-    config.stage = "base"
+    config = if_recipe("base")
     config.unet = "IF-I-M"
-    config.text_encoder_from = "t5-v1_1-xxl"  # the folder as published, see README "T5 alone"
     config.batch_size = 3072
-    config.accumulate = 1
     config.steps = 2_500_000
-    config.compute_dtype = "bfloat16"
-    config.remat = "none"
-    config.ema_decays = (0.9999, 0.999)
-    config.optimizer.schedule = "one-cycle"
-    config.optimizer.initial_learning_rate = 4e-6
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.final_learning_rate = 1e-8
-    config.optimizer.warmup_steps = 10_000
     config.mesh.fsdp = 8
-    config.mesh.rules = "fsdp"
-    config.validation.every = 5_000
-    config.checkpoint_every = 5_000
-    config.sample.every = 5_000
-    return smoke(config) if form == "smoke" else config
+    return in_form(config, form)

@@ -1,7 +1,7 @@
 """Recipes: one `ml_collections.ConfigDict` per training run, turned into frozen dataclasses at the door.
 
-The dataclasses below hold every key and its default, once. A file in `configs/` starts from `default_recipe()` and sets
-what differs; the command line sets the rest (`--config.optimizer.learning_rate=2e-4`). Nothing further in sees a
+The dataclasses below hold every key and its default, once. A file in `configs/` sets what differs (`recipes.py` holds
+what such files share), the command line the rest (`--config.optimizer.learning_rate=2e-4`). Nothing further in sees a
 ConfigDict.
 """
 
@@ -139,27 +139,6 @@ class Recipe:
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     wandb: str = ""  # project on Weights & Biases, "" = not used; WANDB_MODE=offline works without a network
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
-
-
-def default_recipe() -> ml_collections.ConfigDict:
-    """A ConfigDict holding every key at its default: what a file in `configs/` starts from."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Recipe()))
-
-
-def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same recipe with the demo's narrow nets and few steps: everything runs, on any machine, in minutes."""
-    later = config.stage == "super-resolution"
-    config.unet = "demo-II" if later else "demo-I"
-    config.text_encoder_from = "if_jax/demo/stage_I"
-    config.batch_size, config.accumulate, config.steps = 8, min(config.accumulate, 2), 10
-    config.data.size, config.data.low_size = (256, 64) if later else (64, 64)
-    config.data.crop = 64 if config.data.crop else 0
-    config.optimizer.warmup_steps = 2
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
-    config.log_every, config.checkpoint_every = 5, 10
-    config.validation.every, config.validation.samples, config.validation.batch_size = 10, 8, 8
-    config.sample.every, config.sample.steps = 10, "5"
-    return config
 
 
 def to_recipe(config: Mapping[str, Any]) -> Recipe:

@@ -75,7 +75,7 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
 )
 def test_a_mistake_is_one_line(args, message, cascade, tmp_path, monkeypatch):
     config = tmp_path / "recipe.py"
-    config.write_text("from if_jax.config import default_recipe as get_config\n")
+    config.write_text("from if_jax.recipes import default_recipe as get_config\n")
     names = {"TINY": str(cascade), "CONFIG": str(config)}
     work = tmp_path / "work"
     work.mkdir()

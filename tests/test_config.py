@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from if_jax.config import Recipe, default_recipe, differences, recipe_to_dict, to_recipe
+from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
+from if_jax.recipes import default_recipe
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 

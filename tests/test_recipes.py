@@ -68,6 +68,12 @@ def test_published_settings(name):
     assert "launch/tpu_vm.sh train" in docstring and "| 64 chips |" in docstring and "Ours:" in docstring
 
 
+@pytest.mark.parametrize(("name", "form"), [("if_I_M", "smok"), ("if_I_M", "full_frame"), ("if_II_M", "full")])
+def test_a_form_that_is_not_there_is_refused(name, form):
+    with pytest.raises(ValueError, match=f"recipe form '{form}' is unknown for IF-I{'I' * (name == 'if_II_M')}-M"):
+        recipe_of(name, form)
+
+
 @pytest.mark.parametrize("name", IF_STAGES)
 def test_the_meshes_of_the_table_fit(name):
     """Chips, batch and accumulation of every cell divide; what lies on a chip is told by docs/state_bytes.py."""

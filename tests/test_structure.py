@@ -16,7 +16,7 @@ LAYERS = [
     {"text", "parallel"},
     {"checkpoints", "data", "tracking"},
     {"config"},
-    {"inference"},
+    {"recipes", "inference"},
     {"training"},
     {"cli"},
 ]
