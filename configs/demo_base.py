@@ -8,10 +8,10 @@ fewer pictures; stock diffusers reads that from the released scheduler configura
 
 import ml_collections
 
-from if_jax.recipes import default_recipe
+from if_jax.recipes import default_recipe, in_form
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(form: str = "") -> ml_collections.ConfigDict:
     config = default_recipe()
     config.stage = "base"
     config.unet = "demo-I"
@@ -27,4 +27,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 300
     config.checkpoint_every = 500
     config.sample.every = 500
-    return config
+    return in_form(config, form)

@@ -7,10 +7,10 @@ The text encoder is stage I's, frozen; the run remembers its hash, and a cascade
 
 import ml_collections
 
-from if_jax.recipes import default_recipe
+from if_jax.recipes import default_recipe, in_form
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(form: str = "") -> ml_collections.ConfigDict:
     config = default_recipe()
     config.stage = "super-resolution"
     config.unet = "demo-II"
@@ -31,4 +31,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample.every = 500
     config.sample.steps = "10"
     config.sample.guidance_scale = 1.0
-    return config
+    return in_form(config, form)

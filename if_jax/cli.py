@@ -284,18 +284,20 @@ def data_inspect(path: str) -> None:
 
 
 def _read_recipe(path: str, overrides: list[str]) -> Any:
-    """A recipe file with `--config.KEY=VALUE` applied, through ml_collections' own flags."""
+    """A recipe file, or FILE:FORM, with `--config.KEY=VALUE` applied, through ml_collections' own flags."""
     from absl import flags
     from ml_collections import config_flags
 
-    if not Path(path).is_file():
+    if not Path(path.partition(":")[0]).is_file():
         raise FileNotFoundError(f"recipe {path!r} does not exist: give a file such as configs/demo_base.py")
     values, arguments = flags.FlagValues(), ["if-jax", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
         left_over = values(arguments)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"recipe {path}: {error}") from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        # Of an error inside the file the flags library quotes the whole traceback; its last line says what is wrong.
+        told = str(error).strip().splitlines()[-1]
+        raise ValueError(f"recipe {path}: {told}") from None
     if left_over:
         raise ValueError(f"unexpected argument {left_over[0]!r}: recipe keys are set with --config.KEY=VALUE")
     return values.config

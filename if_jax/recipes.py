@@ -68,7 +68,8 @@ def _full_frame(config: ml_collections.ConfigDict) -> None:
 def _smoke(config: ml_collections.ConfigDict) -> None:
     later = config.stage == STAGE_KINDS[1]
     config.unet = "demo-II" if later else "demo-I"
-    config.text_encoder_from = "if_jax/demo/stage_I"
+    if config.text_encoder_from:
+        config.text_encoder_from = "if_jax/demo/stage_I"
     config.batch_size, config.accumulate, config.steps = 8, min(config.accumulate, 2), 10
     config.data.size, config.data.low_size = (256, 64) if later else (64, 64)
     config.data.crop = 64 if config.data.crop else 0

@@ -62,6 +62,7 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
         (["dream", "a", "--cascade", "TINY", "--steps", "fast"], "'fast'"),
         (["dream", "a", "--cascade", "TINY", "--steps", "2", "--steps", "2", "--steps", "2"], "given 3 times"),
         (["train", "--config", "nothing.py", "--workdir", "W"], "recipe 'nothing.py' does not exist"),
+        (["train", "--config", "CONFIG:smok", "--workdir", "W"], "recipe form 'smok' is unknown for demo-I"),
         (["train", "--config", "CONFIG", "--workdir", "W", "--config.bacth=3"], "bacth"),
         (["train", "--config", "CONFIG", "--workdir", "W", "--config.batch_size=x"], "batch_size"),
         (["train", "--config", "CONFIG", "--workdir", "W", "--config.stage=bse"], "stage is 'bse'"),
@@ -75,8 +76,11 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
 )
 def test_a_mistake_is_one_line(args, message, cascade, tmp_path, monkeypatch):
     config = tmp_path / "recipe.py"
-    config.write_text("from if_jax.recipes import default_recipe as get_config\n")
-    names = {"TINY": str(cascade), "CONFIG": str(config)}
+    config.write_text(
+        "from if_jax.recipes import default_recipe, in_form\n\n\n"
+        "def get_config(form=''):\n    return in_form(default_recipe(), form)\n"
+    )
+    names = {"TINY": str(cascade), "CONFIG": str(config), "CONFIG:smok": f"{config}:smok"}
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

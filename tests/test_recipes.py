@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import math
 import re
@@ -27,7 +26,7 @@ def recipe_of(name, form=""):
     spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return to_recipe(module.get_config(form) if form else module.get_config())
+    return to_recipe(module.get_config(form))
 
 
 def lower(recipe):
@@ -91,8 +90,7 @@ def test_the_meshes_of_the_table_fit(name):
 
 @pytest.mark.parametrize("name", [*(name for name in CONFIGS if name.startswith("demo")), "if_I_M", "if_II_M"])
 def test_the_smoke_form_is_traced(name):
-    recipe = recipe_of(name, "smoke") if name in IF_STAGES else recipe_of(name)
-    state, lowered = lower(dataclasses.replace(recipe, batch_size=8))
+    state, lowered = lower(recipe_of(name, "smoke"))
     assert lowered.out_info[0].params.keys() == state.params.keys()
 
 
