@@ -64,10 +64,11 @@ def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: j
 
         none      1, whatever is predicted
         min-snr   min(SNR, 5) / SNR         on the ε error
-        sigmoid   σ(2 − λ) · cosh(λ / 2)    on the ε error
+        sigmoid   σ(2 − λ) · |dλ/du| / 2π   on the ε error, u = t / N
 
-    The ε error is ᾱ times the v error and SNR times the x0 error. cosh(λ / 2) takes back the weight sech(λ / 2) that
-    uniform steps of a cosine schedule put on the ε error, so that λ as such is weighted by the sigmoid.
+    The ε error is ᾱ times the v error and SNR times the x0 error. |dλ/du| takes back how densely uniform steps of the
+    schedule, shifted or not, lie along λ, so that λ as such is weighted by the sigmoid; along the cosine schedule
+    |dλ/du| / 2π is cosh(λ / 2), some hundreds at both ends: clip gradients.
     Sources: Hang et al. 2023 (arXiv:2303.09556), eq. 8; Kingma & Gao 2023 (arXiv:2303.00848), section 4.3, bias 2.
     """
     if weight == "none":
@@ -78,9 +79,10 @@ def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: j
         raise ValueError("loss weights are made from the training schedule, outside any compiled function")
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
     snr = alpha_bar / (1 - alpha_bar)
+    spacing = np.abs(np.gradient(np.log(snr), 1 / len(snr))) / (2 * np.pi)
     on_eps = {
         "min-snr": np.minimum(snr, _MIN_SNR_GAMMA) / snr,
-        "sigmoid": np.cosh(np.log(snr) / 2) / (1 + snr * np.exp(-_SIGMOID_BIAS)),
+        "sigmoid": spacing / (1 + snr * np.exp(-_SIGMOID_BIAS)),
     }
     scale = {"eps": 1.0, "v": alpha_bar, "x0": snr}[prediction]
     return jnp.asarray(on_eps[weight] * scale, jnp.float32)[t]

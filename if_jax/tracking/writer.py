@@ -39,7 +39,6 @@ class MetricWriter:
         self._board = SummaryWriter(
             str(self._root / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}"
         )
-        self._table: list[list[Any]] = []  # of Weights & Biases: every sample prompt at every step drawn
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; floats are written with all their digits, so that two runs can be compared bit for bit."""
@@ -54,7 +53,8 @@ class MetricWriter:
     def pictures(self, step: int, name: str, sheet: Image.Image, single: Mapping[str, Image.Image]) -> None:
         """Saves a sheet of pictures as `samples/NAME-STEP.png` and to TensorBoard.
 
-        single: pictures by prompt, for the table of Weights & Biases that shows every prompt over time.
+        single: pictures by prompt. Weights & Biases gets them as a table of this step's rows, so that nothing is sent
+        twice and a resumed run forgets none; `runs.history.concat["NAME_table"]` shows every prompt over time.
         """
         if not self._active:
             return
@@ -65,8 +65,8 @@ class MetricWriter:
         if self._wandb is not None:
             import wandb
 
-            self._table += [[step, prompt, wandb.Image(picture)] for prompt, picture in single.items()]
-            table = wandb.Table(columns=["step", "prompt", "picture"], data=self._table)
+            rows = [[step, prompt, wandb.Image(picture)] for prompt, picture in single.items()]
+            table = wandb.Table(columns=["step", "prompt", "picture"], data=rows)
             self._wandb.log({name: wandb.Image(sheet), f"{name}_table": table}, step=step)
 
     def close(self) -> None:

@@ -77,7 +77,9 @@ class Window:
                 means[f"mse_{name}"] = float(total / count)
         seconds = (time.perf_counter() - self._since) / len(rows)
         total_skipped = int(rows[-1]["skipped"])
-        means |= {"learning_rate": float(self._schedule(step - 1)), "step_seconds": seconds}
+        # The optimizer counts the updates that were made.
+        rate = self._schedule(max(step - total_skipped - 1, 0))
+        means |= {"learning_rate": float(rate), "step_seconds": seconds}
         means |= {"skipped": total_skipped, "images_per_second": recipe.batch_size / seconds}
         means["images_per_second_per_device"] = means["images_per_second"] / jax.device_count()
         means["input_wait_share"] = means.pop("input_wait") / seconds

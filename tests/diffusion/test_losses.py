@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from if_jax.diffusion import losses, process
-from if_jax.diffusion.schedule import cosine_schedule, parse_steps, respace
+from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, parse_steps, respace, schedule_from_betas
 
 FULL = cosine_schedule()
 hybrid_loss = jax.jit(losses.hybrid_loss, static_argnames="prediction")
@@ -181,11 +181,14 @@ STEPS = np.array([0, 1, 100, 300, 500, 700, 900, 998])
 @pytest.mark.parametrize("weight", ["none", "min-snr", "sigmoid"])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_weights_are_their_formulas(prediction, weight):
+    log_snrs = [math.log(a) - math.log(1 - a) for a in np.asarray(FULL.alpha_bar, np.float64)]
     for t in STEPS:
-        a = float(FULL.alpha_bar[t])
-        snr = a / (1 - a)
-        log_snr = math.log(snr)
-        sigmoid = 1 / (1 + math.exp(log_snr - 2)) * (math.exp(log_snr / 2) + math.exp(-log_snr / 2)) / 2
+        log_snr, snr = log_snrs[t], math.exp(log_snrs[t])
+        low, high = max(t - 1, 0), t + 1
+        spacing = (log_snrs[low] - log_snrs[high]) * 1000 / (high - low) / (2 * math.pi)
+        sigmoid = spacing / (1 + math.exp(log_snr - 2))
+        if 100 <= t <= 900:
+            assert spacing == pytest.approx(math.cosh(log_snr / 2), rel=0.02)
         expected = {
             "none": {"eps": 1.0, "v": 1.0, "x0": 1.0},
             "min-snr": {"eps": min(snr, 5) / snr, "v": min(snr, 5) / (snr + 1), "x0": min(snr, 5)},
@@ -195,6 +198,19 @@ def test_weights_are_their_formulas(prediction, weight):
         assert got.shape == (1,) and got.dtype == jnp.float32
         # 1 − ᾱ of the float32 table has few digits at the clean end
         assert float(got[0]) == pytest.approx(expected, rel=1e-5), t
+
+
+@pytest.mark.parametrize("size", [32, 256])
+def test_sigmoid_weighs_noise_levels_alike_along_any_schedule(size):
+    """Summed over the steps, an ε error that depends on the noise level alone weighs the same, shifted or not."""
+
+    def total(schedule):
+        alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
+        log_snr = np.log(alpha_bar / (1 - alpha_bar))
+        error = np.exp(-((log_snr - 1) ** 2))
+        return np.mean(np.asarray(losses.loss_weight(schedule, "eps", "sigmoid", np.arange(1000))) * error)
+
+    assert total(schedule_from_betas(cosine_betas(size=size))) == pytest.approx(total(FULL), rel=1e-3)
 
 
 @pytest.mark.parametrize("weight", ["min-snr", "sigmoid"])

@@ -83,7 +83,7 @@ def test_tensorboard_holds_numbers_and_pictures(tmp_path):
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
-    """Two sessions of a run: numbers, and a table that shows every prompt at every step, below the work folder."""
+    """Two sessions of a run: numbers, and tables that hold every prompt at every step, below the work folder."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", "")
@@ -96,27 +96,27 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     first = (tmp_path / "wandb_id").read_text()
     writer = MetricWriter(str(tmp_path), 2, "a-project", {"batch_size": 8})
     writer.scalars(3, {"loss": 0.25})
+    writer.pictures(3, "samples", BLUE, {"a red cube": BLUE})
     writer.close()
     assert (tmp_path / "wandb_id").read_text() == first
     runs = sorted(path for path in (tmp_path / "wandb").glob("offline-run-*") if path.is_dir())
     assert runs and all(path.name.endswith(f"-{first}") for path in runs)
     assert all(list(path.glob(f"run-{first}.wandb")) for path in runs)
+    both, red = ("a red cube", "a blue cube"), ("a red cube",)
+    shown = [[step, prompt] for step, prompts in ((1, both), (2, both), (3, red)) for prompt in prompts]
     tables = [json.loads(path.read_text()) for run in runs for path in run.glob("files/media/table/*.table.json")]
-    last = max(tables, key=lambda table: len(table["data"]))
-    assert last["columns"] == ["step", "prompt", "picture"]
-    assert [row[:2] for row in last["data"]] == [
-        [step, prompt] for step in (1, 2) for prompt in ("a red cube", "a blue cube")
-    ]
+    assert all(table["columns"] == ["step", "prompt", "picture"] for table in tables)
+    assert sorted(row[:2] for table in tables for row in table["data"]) == sorted(shown)
     sheets = [path for run in runs for path in run.glob("files/media/images/*.png")]
-    assert len(sheets) == 2
+    assert len(sheets) == 3
     # What a table shows waits beside the run, until `wandb sync`: its pictures, and the rows that name them.
     staged = [path.read_bytes() for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()]
     pictures = [Image.open(io.BytesIO(data)) for data in staged if data.startswith(b"\x89PNG")]
     assert {picture.convert("RGB").getpixel((0, 0)) for picture in pictures} == {(255, 0, 0), (0, 0, 255)}
-    rows = max((json.loads(data)["data"] for data in staged if data.startswith(b"{")), key=len)
-    assert [(step, prompt, shown["_type"]) for step, prompt, shown in rows] == [
-        (step, prompt, "image-file") for step in (1, 2) for prompt in ("a red cube", "a blue cube")
-    ]
+    rows = [row for data in staged if data.startswith(b"{") for row in json.loads(data)["data"]]
+    assert {(step, prompt, picture["_type"]) for step, prompt, picture in rows} == {
+        (step, prompt, "image-file") for step, prompt in shown
+    }
 
 
 def test_missing_weights_and_biases_is_one_line(tmp_path, monkeypatch):

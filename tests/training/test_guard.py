@@ -139,15 +139,16 @@ def _row(**changed):
 
 
 def _window():
-    return Window(RECIPE, lambda step: 0.5, flops=1e9)
+    return Window(RECIPE, lambda updates: 10.0 + updates, flops=1e9)
 
 
 def test_a_window_reports_means_and_what_was_left_out():
     window = _window()
     assert window.add(1, _row(loss=1.0)) is None
-    report = window.add(2, _row(loss=2.0, skipped=3))
-    assert report["loss"] == 1.5 and report["skipped"] == 3
-    assert report["learning_rate"] == 0.5 and "skipped_in_a_row" not in report
+    report = window.add(2, _row(loss=2.0, skipped=1))
+    assert report["loss"] == 1.5 and report["skipped"] == 1
+    assert report["learning_rate"] == 10.0  # of the one update that was made, the first
+    assert "skipped_in_a_row" not in report
     assert report["images_per_second"] == pytest.approx(4 / report["step_seconds"])
     assert {name: report[name] for name in report if name.startswith("mse_t")} == {
         "mse_t0-249": 1.0,
