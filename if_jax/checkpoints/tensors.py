@@ -193,15 +193,11 @@ def write_bin(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
     scratch, state, end = path.with_suffix(".scratch"), {}, 0
     buffer = np.memmap(scratch, np.uint8, mode="w+", shape=(max(total, 1),))
-    source = iter(tensors)
-    for name, spec in specs.items():
-        given, tensor = next(source, (None, None))
-        if given != name or tuple(tensor.shape) != spec[0]:
-            raise ValueError(f"{path.name}: {given} came in place of {name} {spec[0]} while it was written")
-        start, end = end, end + tensor_bytes(spec)
-        buffer[start:end] = cast(name, tensor, spec[1]).reshape(-1).view(np.uint8)
-        raw = np.asarray(buffer[start:end]).view(np.int16 if spec[1] == "bfloat16" else _numpy_dtype(spec[1]))
-        state[name] = torch.from_numpy(raw).view(getattr(torch, spec[1])).reshape(spec[0])
+    for name, (shape, dtype), stored in _in_order(path, specs, iter(tensors)):
+        start, end = end, end + len(stored)
+        buffer[start:end] = stored
+        raw = np.asarray(buffer[start:end]).view(np.int16 if dtype == "bfloat16" else _numpy_dtype(dtype))
+        state[name] = torch.from_numpy(raw).view(getattr(torch, dtype)).reshape(shape)
         if progress is not None:
             progress(end - start)
     torch.save(state, path)
@@ -308,11 +304,7 @@ def _write_safetensors(
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, (shape, dtype) in specs.items():
-            given, tensor = next(tensors, (None, None))
-            if given != name or tuple(tensor.shape) != shape:
-                raise ValueError(f"{path.name}: {given} came in place of {name} {shape} while it was written")
-            stored = memoryview(cast(name, tensor, dtype).reshape(-1).view(np.uint8))
+        for _, _, stored in _in_order(path, specs, tensors):
             digest.update(stored)
             file.write(stored)
             if progress is not None:
@@ -320,6 +312,17 @@ def _write_safetensors(
         mark = f'"{CONTENT_KEY}":"'.encode()
         file.seek(8 + text.index(mark) + len(mark))
         file.write(digest.hexdigest().encode())
+
+
+def _in_order(
+    path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]], tensors: Iterator[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, tuple[tuple[int, ...], str], np.ndarray]]:
+    """Name, specification and bytes (uint8) of every tensor as it is stored; ValueError where another one comes."""
+    for name, (shape, dtype) in specs.items():
+        given, tensor = next(tensors, (None, None))
+        if given != name or tuple(tensor.shape) != shape:
+            raise ValueError(f"{path.name}: {given} came in place of {name} {shape} while it was written")
+        yield name, (shape, dtype), cast(name, tensor, dtype).reshape(-1).view(np.uint8)
 
 
 def _numpy_dtype(dtype: str) -> np.dtype:

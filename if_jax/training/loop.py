@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,7 @@ def train(recipe: Recipe, workdir: str) -> None:
     batches = _open_batches(recipe, tokenizer, start)
     with (
         jax.set_mesh(mesh),
+        _explained_memory(recipe),
         run.open_checkpoints(workdir, keep=recipe.keep_checkpoints, metadata=metadata) as saved,
         closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
     ):
@@ -86,7 +87,8 @@ def train(recipe: Recipe, workdir: str) -> None:
         flops = step_flops(recipe, networks, tokens.TEXT_LENGTH)
         session = Session(
             recipe=recipe,
-            step_fn=_compile_step(recipe, networks, tx, abstract, frozen, mesh, placed),
+            # A finished program: it cannot be compiled a second time, other shapes are an error.
+            step_fn=lower_step(recipe, networks, tx, abstract, frozen, mesh, placed).compile(),
             frozen=frozen,
             batches=batches,
             batch_sharding=batch_sharding,
@@ -97,6 +99,21 @@ def train(recipe: Recipe, workdir: str) -> None:
             validate=validation.make_validation(recipe, networks, tokenizer, frozen, batch_sharding),
         )
         _loop(session, state)
+
+
+@contextmanager
+def _explained_memory(recipe: Recipe) -> Iterator[None]:
+    """Out of device memory, while compiling (TPU) or running (GPU), is told in the recipe's words."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"training does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
+            f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
+            "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
+        ) from None
 
 
 def _loop(s: Session, state: TrainState) -> None:
@@ -153,20 +170,19 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and places of the state, without making it; the mesh may be abstract too."""
     boxed = jax.eval_shape(partial(_init, recipe, networks, tx), jax.random.key(recipe.seed))
-    shardings = rules.state_shardings(boxed, mesh, placed)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        nn.meta.unbox(boxed),
-        shardings,
-    )
+    return _placed(boxed, mesh, placed)
 
 
 def abstract_text(recipe: Recipe, networks: objective.Networks, mesh: Mesh, placed: rules.Rules) -> Any:
     """Shapes and places of a frozen text encoder, in the compute precision, since nothing is ever added to it."""
     ids = jax.ShapeDtypeStruct((1, tokens.TEXT_LENGTH), np.int32)
     boxed = jax.eval_shape(networks.text_encoder.init, jax.random.key(0), ids, ids)["params"]
+    return _placed(boxed, mesh, placed, recipe.compute_dtype)
+
+
+def _placed(boxed: Any, mesh: Mesh, placed: rules.Rules, dtype: str | None = None) -> Any:
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, recipe.compute_dtype, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place),
         nn.meta.unbox(boxed),
         rules.state_shardings(boxed, mesh, placed),
     )
@@ -192,29 +208,6 @@ def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract
 def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
     params = objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH)
     return init_state(params, tx, recipe.ema_decays)
-
-
-def _compile_step(
-    recipe: Recipe,
-    networks: objective.Networks,
-    tx: Any,
-    abstract: TrainState,
-    frozen: Any,
-    mesh: Mesh,
-    placed: rules.Rules,
-) -> Callable[..., tuple[TrainState, dict]]:
-    """The step as one finished program: it cannot be compiled a second time, other shapes are an error."""
-    lowered = lower_step(recipe, networks, tx, abstract, frozen, mesh, placed)
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise ValueError(
-            f"the step does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
-            f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
-            "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
-        ) from None
 
 
 def lower_step(

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from if_jax.checkpoints import release, run
-from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig
+from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, ValidationConfig
 from if_jax.models import presets
 from if_jax.training import loop, publish
 
@@ -26,6 +26,7 @@ RECIPE = Recipe(
     data=DataConfig(size=8, threads=1),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
     sample=SampleConfig(every=0),
+    validation=ValidationConfig(every=4, samples=8, batch_size=8, timesteps=(100, 900)),
 )
 
 
@@ -39,8 +40,10 @@ def tiny_presets():
 
 
 def _metrics(workdir):
+    """What must not depend on when a run was interrupted: the rows of training and of validation, without the times."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in ("step", "loss", "mse", "vb", "grad_norm", "learning_rate")} for row in rows]
+    timeless = ("step", "loss", "mse", "vb", "grad_norm", "learning_rate")
+    return [{name: row[name] for name in row if name in timeless or name.startswith("validation")} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,8 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_metrics_and_checkpoints(finished):
     rows = _metrics(finished)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "validation/t900" in row] == [4, 6]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert list((finished / "tensorboard").iterdir())
     step, metadata, ema = run.read_ema(str(finished))
@@ -61,24 +65,37 @@ def test_a_run_leaves_metrics_and_checkpoints(finished):
     assert sorted(path.name for path in (finished / "checkpoints").iterdir() if path.name.isdigit()) == ["4", "6"]
 
 
-def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
-    compile_step = loop._compile_step
+class _Interrupted:
+    """A lowered step whose program does something else once `at` batches are done."""
 
-    def dies(*args):
-        step = compile_step(*args)
+    def __init__(self, lowered, at, error):
+        self._lowered, self._at, self._error = lowered, at, error
+
+    def compile(self):
+        step = self._lowered.compile()
 
         def call(state, frozen, batch):
-            if int(state.step) == 4:
-                raise KeyboardInterrupt
+            if int(state.step) == self._at:
+                raise self._error
             return step(state, frozen, batch)
 
         return call
 
-    monkeypatch.setattr(loop, "_compile_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+
+def _interrupt(monkeypatch, at, error):
+    lower = loop.lower_step
+    monkeypatch.setattr(loop, "lower_step", lambda *args: _Interrupted(lower(*args), at, error))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _interrupt(patch, 4, KeyboardInterrupt())
         loop.train(RECIPE, str(tmp_path))
     assert _metrics(tmp_path)[-1]["step"] < 6
-    monkeypatch.setattr(loop, "_compile_step", compile_step)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="does not fit into device memory") as caught:
+        _interrupt(patch, 5, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocating"))
+        loop.train(RECIPE, str(tmp_path))
+    assert "batch_size 8, accumulate 1" in str(caught.value) and "\n" not in str(caught.value)
     loop.train(RECIPE, str(tmp_path))
     assert _metrics(tmp_path) == _metrics(finished)
     for one, other in zip(*(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True):
