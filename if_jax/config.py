@@ -131,7 +131,8 @@ class Recipe:
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest ones
+    keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good, 0 = none
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

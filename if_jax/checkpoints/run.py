@@ -1,27 +1,38 @@
 """The checkpoints of a run: state, EMA, step and recipe, written with Orbax while training goes on.
 
 A checkpoint is complete or absent: Orbax writes beside and renames, and what a killed process left half-written is
-cleared at the next start. The recipe travels in each checkpoint's metadata, so a run folder explains itself.
+cleared at the next start. Once complete it is sealed with checksums (`seal.py`), and one whose bytes have changed since
+is set aside for the one before. The recipe travels in each checkpoint's metadata, so a run folder explains itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
+
+from if_jax.checkpoints.seal import damage, seal
 
 
 class RunCheckpoints:
     """Saves and restores one run's state; use through `open_checkpoints`."""
 
-    def __init__(self, checkpointer: ocp.training.Checkpointer, metadata: dict[str, Any]) -> None:
-        self._checkpointer = checkpointer
-        self._metadata = metadata
+    def __init__(
+        self,
+        checkpointer: ocp.training.Checkpointer,
+        sealer: ThreadPoolExecutor,
+        folder: epath.Path,
+        metadata: dict[str, Any],
+    ) -> None:
+        self._checkpointer, self._sealer, self._folder, self._metadata = checkpointer, sealer, folder, metadata
+        self._sealed: Future | None = None  # of the newest save
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, or None in a fresh run."""
@@ -33,22 +44,70 @@ class RunCheckpoints:
         return self._checkpointer.load_checkpointables(None, {"state": abstract_state})["state"]
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing a checkpoint (device memory is copied before this returns); a step already saved is kept."""
-        if step != self.latest():
-            self._checkpointer.save_checkpointables_async(step, {"state": state}, custom_metadata=self._metadata)
+        """Starts writing a checkpoint (device memory is copied before this returns); a step already saved is kept.
+
+        Raises OSError where the one before could not be written, as on a full disk.
+        """
+        if step == self.latest():
+            return
+        self.finish()
+        response = self._checkpointer.save_checkpointables_async(step, {"state": state}, custom_metadata=self._metadata)
+        self._sealed = self._sealer.submit(self._seal, response, step)
+
+    def finish(self) -> None:
+        """Waits until what was saved is written and sealed."""
+        if self._sealed is not None:
+            self._sealed.result()
+
+    def _seal(self, response: Any, step: int) -> None:
+        response.result()
+        if jax.process_index() == 0:
+            seal(self._folder / str(step))
 
 
 @contextmanager
-def open_checkpoints(workdir: str, *, keep: int, metadata: dict[str, Any]) -> Iterator[RunCheckpoints]:
-    """Opens `WORKDIR/checkpoints`, keeping the newest `keep`; pending writes are finished on the way out."""
+def open_checkpoints(
+    workdir: str, metadata: dict[str, Any], keep: int, keep_every: int = 0
+) -> Iterator[RunCheckpoints]:
+    """Opens `WORKDIR/checkpoints`; pending writes are finished on the way out.
+
+    Kept are the newest `keep`, and all whose step is a multiple of `keep_every` (0 = none).
+    """
     policies, preservation = ocp.training.save_decision_policies, ocp.training.preservation_policies
-    with ocp.training.Checkpointer(
-        _folder(workdir),
-        save_decision_policy=policies.FixedIntervalPolicy(1),
-        preservation_policy=preservation.LatestN(keep),
-        cleanup_tmp_directories=True,
-    ) as checkpointer:
-        yield RunCheckpoints(checkpointer, metadata)
+    kept = [preservation.LatestN(keep), *([preservation.EveryNSteps(keep_every)] if keep_every else [])]
+    with (
+        ThreadPoolExecutor(1) as sealer,
+        ocp.training.Checkpointer(
+            _folder(workdir),
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            preservation_policy=preservation.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+        ) as checkpointer,
+    ):
+        opened = RunCheckpoints(checkpointer, sealer, _folder(workdir), metadata)
+        yield opened
+        opened.finish()
+
+
+def set_aside_damaged(workdir: str) -> list[int]:
+    """Renames every newest checkpoint whose bytes have changed to STEP.damaged, until a sound one is the newest.
+
+    Says so loudly; returns the steps set aside. One process of a run does this, before any opens the folder.
+    """
+    folder, aside = _folder(workdir), []
+    if not folder.exists():
+        return aside
+    for step in sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True):
+        problem = damage(folder / str(step))
+        if problem is None:
+            break
+        bad = folder / f"{step}.damaged"
+        if bad.exists():
+            bad.rmtree()
+        (folder / str(step)).rename(bad)
+        logging.warning("checkpoint %s of %s is damaged: %s; set aside as %s", step, workdir, problem, bad.name)
+        aside.append(step)
+    return aside
 
 
 def read_latest(workdir: str) -> tuple[int, dict[str, Any]]:
@@ -69,7 +128,7 @@ def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
-      ValueError: the run keeps no such average.
+      ValueError: the run keeps no such average, or the bytes of its newest checkpoint have changed.
     """
     folder = _folder(workdir)
     if not folder.exists():
@@ -78,6 +137,11 @@ def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
         latest = checkpointer.latest
         if latest is None:
             raise FileNotFoundError(f"no finished checkpoint under {workdir}: let the run save one first")
+        if problem := damage(folder / str(latest.step)):
+            raise ValueError(
+                f"checkpoint {latest.step} of {workdir} is damaged: {problem}; the training command goes on from the "
+                "one before it"
+            )
         info = checkpointer.checkpointables_metadata(latest.step)
         state = info.metadata["state"]
         averages = state["ema"] if isinstance(state, dict) else state.ema

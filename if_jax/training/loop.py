@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -32,7 +33,7 @@ from if_jax.training.step import TrainState, ema_name, init_state, make_step
 from if_jax.training.warm_start import start_from_release
 
 # What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "sample.", "validation.", "mesh.", "wandb")
+_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "wandb")
 _FREE += ("data.threads", "init_")
 _BATCH_ARRAYS = ("image", "ids", "mask")
 
@@ -74,7 +75,9 @@ def train(recipe: Recipe, workdir: str) -> None:
     with (
         jax.set_mesh(mesh),
         _explained_memory(recipe),
-        run.open_checkpoints(workdir, keep=recipe.keep_checkpoints, metadata=metadata) as saved,
+        run.open_checkpoints(
+            workdir, keep=recipe.keep_checkpoints, keep_every=recipe.keep_every, metadata=metadata
+        ) as saved,
         closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
     ):
         tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
@@ -283,6 +286,10 @@ def _place_text(
 
 def _start_step(workdir: str, metadata: dict[str, Any]) -> int:
     """The step to go on from. A work folder belongs to one recipe; only what `_FREE` names may change."""
+    if jax.process_index() == 0:
+        run.set_aside_damaged(workdir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints checked")
     step, before = run.read_latest(workdir)
     if not before:
         return 0
