@@ -106,18 +106,33 @@ def dream(
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.option("--config", required=True, type=click.Path(), help="A recipe from configs/.")
 @click.option("--workdir", required=True, help="Folder of the run; gs:// works too.")
+@click.option("--coordinator", help="HOST:PORT of process 0, where nothing else tells; see --processes, --process.")
+@click.option("--processes", type=int, help="How many processes train together.")
+@click.option("--process", type=int, help="Which of them this is: 0, 1, …")
 @click.pass_context
 @_plain_errors
-def train(context: click.Context, config: str, workdir: str) -> None:
+def train(
+    context: click.Context,
+    config: str,
+    workdir: str,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+) -> None:
     """Train one stage; the same command resumes it. Recipe keys are set with --config.KEY=VALUE.
+
+    On a TPU VM, GKE, Slurm or Open MPI the processes of a run find each other by themselves.
 
     \b
     Example:  if-jax train --config configs/demo_base.py --workdir runs/I --config.batch_size=16
     """
     from if_jax.config import to_recipe
+    from if_jax.parallel.hosts import connect
     from if_jax.training.loop import train as run_training
 
     recipe = to_recipe(_read_recipe(config, context.args))
+    waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
+    connect(coordinator, processes, process, **waits)
     run_training(recipe, workdir)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 

@@ -109,6 +109,14 @@ class GuardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """How long the processes of one run wait for each other, seconds."""
+
+    start_seconds: int = 300  # for all to come, and to tell what they run
+    heartbeat_seconds: int = 100  # silence after which a process counts as dead and the others leave
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run."""
 
@@ -138,6 +146,7 @@ class Recipe:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     wandb: str = ""  # project on Weights & Biases, "" = not used; WANDB_MODE=offline works without a network
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,8 +25,8 @@ from if_jax.checkpoints.weights import load_params
 from if_jax.config import Recipe, differences, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.models import presets
+from if_jax.parallel import hosts, rules
 from if_jax.parallel import mesh as meshes
-from if_jax.parallel import rules
 from if_jax.text import tokens
 from if_jax.tracking.writer import MetricWriter
 from if_jax.training import objective, optimizer, sampling, validation
@@ -33,7 +35,7 @@ from if_jax.training.step import TrainState, ema_name, init_state, make_step
 from if_jax.training.warm_start import start_from_release
 
 # What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "wandb")
+_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
 _FREE += ("data.threads", "init_")
 _BATCH_ARRAYS = ("image", "ids", "mask")
 
@@ -70,6 +72,7 @@ def train(recipe: Recipe, workdir: str) -> None:
     networks = objective.make_networks(recipe, text.config if text else None)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
+    _preflight(recipe, workdir, metadata)
     start = _start_step(workdir, metadata)
     batches = _open_batches(recipe, tokenizer, start)
     with (
@@ -282,6 +285,13 @@ def _place_text(
     """The frozen text encoder on the mesh, read tensor by tensor."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(recipe, networks, mesh, placed))
     return load_params(text.params, recipe.compute_dtype, places)
+
+
+def _preflight(recipe: Recipe, workdir: str, metadata: dict[str, Any]) -> None:
+    """All processes must run the same code on the same recipe: what differs would hang them, or spoil the run."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
+    facts = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
+    hosts.preflight(facts, recipe.hosts.start_seconds)
 
 
 def _start_step(workdir: str, metadata: dict[str, Any]) -> int:

@@ -1,0 +1,100 @@
+"""Two real processes train as one: the same losses as one process, and no start where they differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from if_jax.parallel import hosts
+
+TESTS = Path(__file__).parent.parent
+CONFIG = """
+import tiny
+from if_jax.models import presets
+from if_jax.recipes import default_recipe
+
+presets.UNETS["tiny-I"] = tiny.one_level(tiny.BASE)
+presets.T5_ENCODERS["tiny"] = tiny.TEXT
+
+
+def get_config():
+    config = default_recipe()
+    config.unet, config.text_encoder = "tiny-I", "tiny"
+    config.batch_size, config.steps, config.log_every, config.checkpoint_every = 8, 4, 1, 2
+    config.data.size, config.data.threads = 8, 1
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = 3e-3, 2
+    config.mesh.data, config.mesh.fsdp, config.mesh.rules = 1, 2, "fsdp"
+    config.sample.every, config.sample.steps = 4, "2"
+    config.validation.every, config.validation.samples, config.validation.batch_size = 4, 8, 8
+    config.hosts.start_seconds = 120
+    return config
+"""
+
+
+def _start(folder, workdir, devices, *more):
+    config = folder / "tiny_recipe.py"
+    config.write_text(CONFIG)
+    command = [sys.executable, "-m", "if_jax", "train", "--config", str(config), "--workdir", str(workdir), *more]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _pair(folder, workdir, *differing):
+    """Two processes of one device each, the second one's arguments with `differing`; their exit codes and output."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    joined = ["--coordinator", place, "--processes", "2", "--process"]
+    started = [_start(folder, workdir, 1, *joined, str(i), *(differing if i else ())) for i in range(2)]
+    told = [process.communicate(timeout=900)[0] for process in started]
+    return [process.returncode for process in started], told
+
+
+def _rows(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "loss", "mse", "vb", "grad_norm")
+    return [{name: row[name] for name in row if name in kept or name.startswith("validation")} for row in rows]
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    alone = _start(tmp_path, tmp_path / "one", 2)
+    codes, told = _pair(tmp_path, tmp_path / "two")
+    assert codes == [0, 0], told
+    assert alone.communicate(timeout=900) and alone.returncode == 0
+    assert len(_rows(tmp_path / "one")) == 5  # four steps and a validation
+    assert _rows(tmp_path / "two") == _rows(tmp_path / "one")
+    assert (tmp_path / "two" / "samples" / "samples-0000004.png").is_file()
+
+
+def test_processes_that_differ_do_not_start(tmp_path):
+    codes, told = _pair(tmp_path, tmp_path / "run", "--config.seed=7")
+    assert codes == [1, 1], told
+    for output in told:
+        errors = [line for line in output.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1 and "process 1 on" in errors[0] and "differs from process 0" in errors[0], output
+        assert ": recipe '" in errors[0] and "code" not in errors[0].partition("differs")[2]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("localhost:1", None, 0), "give all three, or none"),
+        ((None, 2, None), "give all three, or none"),
+        (("localhost:1", 2, 2), r"process is 2 of 2: use 0…1"),
+    ],
+)
+def test_half_an_address_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        hosts.connect(*given)
+
+
+def test_the_code_hash_is_of_the_source():
+    assert hosts.code_hash() == hosts.code_hash() and len(hosts.code_hash()) == 16
