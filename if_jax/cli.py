@@ -127,13 +127,17 @@ def train(
     Example:  if-jax train --config configs/demo_base.py --workdir runs/I --config.batch_size=16
     """
     from if_jax.config import to_recipe
-    from if_jax.parallel.hosts import connect
+    from if_jax.parallel.hosts import TERMINATED, Terminated, connect
     from if_jax.training.loop import train as run_training
 
     recipe = to_recipe(_read_recipe(config, context.args))
     waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
     connect(coordinator, processes, process, **waits)
-    run_training(recipe, workdir)
+    try:
+        run_training(recipe, workdir)
+    except Terminated as error:
+        click.echo(f"Error: {error}", err=True)
+        context.exit(TERMINATED)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 
 

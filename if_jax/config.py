@@ -114,6 +114,7 @@ class HostsConfig:
 
     start_seconds: int = 300  # for all to come, and to tell what they run
     heartbeat_seconds: int = 100  # silence after which a process counts as dead and the others leave
+    step_seconds: int = 1800  # without a step, a validation or a sheet of samples: the process leaves; 0 = never
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,15 +43,17 @@ class RunCheckpoints:
         """Loads the newest checkpoint into the shapes, dtypes and shardings of `abstract_state`."""
         return self._checkpointer.load_checkpointables(None, {"state": abstract_state})["state"]
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, more: dict[str, Any] | None = None) -> None:
         """Starts writing a checkpoint (device memory is copied before this returns); a step already saved is kept.
 
+        more: JSON values that join the metadata.
         Raises OSError where the one before could not be written, as on a full disk.
         """
         if step == self.latest():
             return
         self.finish()
-        response = self._checkpointer.save_checkpointables_async(step, {"state": state}, custom_metadata=self._metadata)
+        metadata = self._metadata | (more or {})
+        response = self._checkpointer.save_checkpointables_async(step, {"state": state}, custom_metadata=metadata)
         self._sealed = self._sealer.submit(self._seal, response, step)
 
     def finish(self) -> None:

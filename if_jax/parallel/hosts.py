@@ -1,15 +1,36 @@
-"""Several processes as one run: how they find each other, and what they must agree on before anything is compiled."""
+"""Several processes as one run: how they find each other, what they must agree on, and how they leave.
+
+A process leaves with a code and a line that say why; a supervisor starts the run again after all but the first two:
+
+    1, 2      a mistake to be mended: the recipe, the data, the command
+    75        another process of the run was lost
+    76        nothing moved for `step_seconds`: another process is stopped, or a device hangs
+    143       told to end (SIGTERM, a preemption notice); the state was saved
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import socket
-from collections.abc import Mapping
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+from jax.experimental import multihost_utils
+
+LOST, STUCK, TERMINATED = 75, 76, 143
+
+
+class Terminated(Exception):
+    """This process was told to end and has saved its state."""
 
 
 def connect(
@@ -86,3 +107,51 @@ def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
         if other := [name for name in facts if told.get(name) != first.get(name)]:
             pairs = "; ".join(f"{name} {told.get(name)!r}, not {first.get(name)!r}" for name in other)
             raise ValueError(f"process {index} on {told['host']} differs from process 0 on {first['host']}: {pairs}")
+
+
+@contextmanager
+def termination() -> Iterator[Callable[[int], bool]]:
+    """Yields `told(step)`: whether to save and end after this step, for SIGTERM or a preemption notice.
+
+    All processes of a run call it at every step and hear it at the same one.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield lambda step: False
+        return
+    notice = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: notice.set())
+    try:
+        yield lambda step: notice.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[Callable[[], None]]:
+    """Yields `moved()`; where it is not called for `seconds`, this process leaves with code 76. 0 = never."""
+    last = [time.monotonic()]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(min(1.0, seconds / 4)):
+            if time.monotonic() - last[0] > seconds:
+                leave(f"nothing moved for {seconds:g} s (hosts.step_seconds): is another process stopped?", STUCK)
+
+    def moved() -> None:
+        last[0] = time.monotonic()
+
+    if seconds:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield moved
+    finally:
+        done.set()
+
+
+def leave(why: str, code: int) -> NoReturn:
+    """Ends this process at once: the usual way out would wait for processes that will not come."""
+    print(f"\nError: {why}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -54,6 +54,8 @@ class Session:
     window: Window
     sampler: Callable[[Any], sampling.Sheet]
     validate: Callable[[Any], dict[str, float]]
+    told_to_end: Callable[[int], bool]
+    moved: Callable[[], None]
 
 
 def train(recipe: Recipe, workdir: str) -> None:
@@ -73,15 +75,17 @@ def train(recipe: Recipe, workdir: str) -> None:
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     _preflight(recipe, workdir, metadata)
-    start = _start_step(workdir, metadata)
+    start, begun = _start(workdir, metadata)
     batches = _open_batches(recipe, tokenizer, start)
     with (
         jax.set_mesh(mesh),
-        _explained_memory(recipe),
         run.open_checkpoints(
             workdir, keep=recipe.keep_checkpoints, keep_every=recipe.keep_every, metadata=metadata
         ) as saved,
         closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
+        hosts.termination() as told_to_end,
+        hosts.deadline(recipe.hosts.step_seconds) as moved,
+        _explained_errors(recipe),
     ):
         tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
         abstract = abstract_state(recipe, networks, tx, mesh, placed)
@@ -100,26 +104,34 @@ def train(recipe: Recipe, workdir: str) -> None:
             batch_sharding=batch_sharding,
             saved=saved,
             writer=writer,
-            window=Window(recipe, schedule, flops),
+            window=Window(recipe, schedule, flops, begun),
             sampler=sampling.make_sampler(recipe, networks, tokenizer, frozen),
             validate=validation.make_validation(recipe, networks, tokenizer, frozen, batch_sharding),
+            told_to_end=told_to_end,
+            moved=moved,
         )
         _loop(session, state)
 
 
 @contextmanager
-def _explained_memory(recipe: Recipe) -> Iterator[None]:
-    """Out of device memory, while compiling (TPU) or running (GPU), is told in the recipe's words."""
+def _explained_errors(recipe: Recipe) -> Iterator[None]:
+    """Out of device memory, while compiling (TPU) or running (GPU), is told in the recipe's words.
+
+    With several processes any other error of the runtime means that one is lost: this one leaves too.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        first = str(error).strip().splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in first:
+            raise ValueError(
+                f"training does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
+                f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
+                "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
+            ) from None
+        if jax.process_count() == 1:
             raise
-        raise ValueError(
-            f"training does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
-            f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
-            "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
-        ) from None
+        hosts.leave(f"another process of this run was lost ({first}): start all of them again", hosts.LOST)
 
 
 def _loop(s: Session, state: TrainState) -> None:
@@ -138,14 +150,18 @@ def _loop(s: Session, state: TrainState) -> None:
                 state, metrics = s.step_fn(state, s.frozen, batch)
             _report(s, pending, bar)
             pending = (step, {**metrics, "input_wait": waited})
-            if step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            told = s.told_to_end(step)
+            if told or step % recipe.checkpoint_every == 0 or step == recipe.steps:
                 _report(s, pending, bar)
                 pending = None
-                s.saved.save(step, state)
+                s.saved.save(step, state, {"window": list(s.window.rows)})
+            if told:
+                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             if _due(recipe.validation.every, step, recipe.steps):
                 s.writer.scalars(step, s.validate(state.ema[average]))
             if _due(recipe.sample.every, step, recipe.steps):
                 s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
+            s.moved()
 
 
 def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
@@ -294,15 +310,18 @@ def _preflight(recipe: Recipe, workdir: str, metadata: dict[str, Any]) -> None:
     hosts.preflight(facts, recipe.hosts.start_seconds)
 
 
-def _start_step(workdir: str, metadata: dict[str, Any]) -> int:
-    """The step to go on from. A work folder belongs to one recipe; only what `_FREE` names may change."""
+def _start(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """The step to go on from, and the metrics of the window begun before it.
+
+    A work folder belongs to one recipe; only what `_FREE` names may change.
+    """
     if jax.process_index() == 0:
         run.set_aside_damaged(workdir)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoints checked")
     step, before = run.read_latest(workdir)
     if not before:
-        return 0
+        return 0, []
     changed = {
         key: pair
         for key, pair in differences(before["recipe"], metadata["recipe"]).items()
@@ -315,4 +334,4 @@ def _start_step(workdir: str, metadata: dict[str, Any]) -> int:
         raise ValueError(
             f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']}"
         )
-    return step
+    return step, before.get("window", [])

@@ -41,9 +41,11 @@ def peak_tflops(device: jax.Device) -> float | None:
 class Window:
     """Collects the metrics of `log_every` steps; stops the run where updates can no longer be made."""
 
-    def __init__(self, recipe: Recipe, schedule: Any, flops: float) -> None:
+    def __init__(self, recipe: Recipe, schedule: Any, flops: float, rows: list[dict[str, Any]] | None = None) -> None:
+        """rows: those of the window that an earlier session began, as its checkpoint has them."""
         self._recipe, self._schedule, self._flops = recipe, schedule, flops
-        self._rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = list(rows or [])  # JSON values
+        self._own = 0  # rows of this session, which are timed
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, Any]) -> dict[str, float] | None:
@@ -51,7 +53,7 @@ class Window:
 
         Raises FloatingPointError when so many updates in a row were left out that the run cannot recover.
         """
-        row = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        row = {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
         if row["skipped_in_a_row"] >= self._recipe.guard.max_in_a_row:
             raise FloatingPointError(
                 f"{row['skipped_in_a_row']} updates in a row were left out, the last at step {step} with loss "
@@ -59,15 +61,16 @@ class Window:
                 f"sound; lower optimizer.learning_rate ({self._recipe.optimizer.learning_rate}) and start from it with "
                 "init_from, or look at the data"
             )
-        self._rows.append(row)
+        self.rows.append(row)
+        self._own += 1
         if step % self._recipe.log_every:
             return None
         report = self._report(step)
-        self._rows, self._since = [], time.perf_counter()
+        self.rows, self._own, self._since = [], 0, time.perf_counter()
         return report
 
     def _report(self, step: int) -> dict[str, float]:
-        rows, recipe = self._rows, self._recipe
+        rows, recipe = self.rows, self._recipe
         finite = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])] or rows
         sums = {name: np.sum([row[name] for row in finite], 0) for name in ("mse_sum_by_t", "count_by_t")}
         plain = [name for name in rows[0] if name not in sums and name not in _COUNTERS]
@@ -75,7 +78,7 @@ class Window:
         for name, total, count in zip(T_BUCKETS, sums["mse_sum_by_t"], sums["count_by_t"], strict=True):
             if count and np.isfinite(total):
                 means[f"mse_{name}"] = float(total / count)
-        seconds = (time.perf_counter() - self._since) / len(rows)
+        seconds = (time.perf_counter() - self._since) / self._own
         total_skipped = int(rows[-1]["skipped"])
         # The optimizer counts the updates that were made.
         rate = self._schedule(max(step - total_skipped - 1, 0))

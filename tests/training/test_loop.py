@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import tiny
 from if_jax.checkpoints import release, run
 from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, ValidationConfig
 from if_jax.models import presets
+from if_jax.parallel import hosts
 from if_jax.training import loop, publish
 
 RECIPE = Recipe(
@@ -20,7 +23,7 @@ RECIPE = Recipe(
     text_encoder="tiny",
     batch_size=8,
     steps=6,
-    log_every=1,
+    log_every=2,
     checkpoint_every=2,
     ema_decays=(0.9, 0.5),
     data=DataConfig(size=8, threads=1),
@@ -55,7 +58,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_metrics_and_checkpoints(finished):
     rows = _metrics(finished)
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
     assert [row["step"] for row in rows if "validation/t900" in row] == [4, 6]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert list((finished / "tensorboard").iterdir())
@@ -66,36 +69,47 @@ def test_a_run_leaves_metrics_and_checkpoints(finished):
 
 
 class _Interrupted:
-    """A lowered step whose program does something else once `at` batches are done."""
+    """A lowered step whose program does something else first, once `at` batches are done."""
 
-    def __init__(self, lowered, at, error):
-        self._lowered, self._at, self._error = lowered, at, error
+    def __init__(self, lowered, at, happens):
+        self._lowered, self._at, self._happens = lowered, at, happens
 
     def compile(self):
         step = self._lowered.compile()
 
         def call(state, frozen, batch):
             if int(state.step) == self._at:
-                raise self._error
+                self._happens()
             return step(state, frozen, batch)
 
         return call
 
 
-def _interrupt(monkeypatch, at, error):
-    lower = loop.lower_step
-    monkeypatch.setattr(loop, "lower_step", lambda *args: _Interrupted(lower(*args), at, error))
+def _train_until(monkeypatch, workdir, at, happens):
+    with monkeypatch.context() as patch:
+        lower = loop.lower_step
+        patch.setattr(loop, "lower_step", lambda *args: _Interrupted(lower(*args), at, happens))
+        loop.train(RECIPE, str(workdir))
 
 
-def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _interrupt(patch, 4, KeyboardInterrupt())
-        loop.train(RECIPE, str(tmp_path))
-    assert _metrics(tmp_path)[-1]["step"] < 6
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="does not fit into device memory") as caught:
-        _interrupt(patch, 5, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocating"))
-        loop.train(RECIPE, str(tmp_path))
+def _raise(error):
+    raise error
+
+
+def test_a_run_that_is_interrupted_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
+    """Told to end within a window of the log, out of memory, and killed: once each, in one run."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(hosts.Terminated, match="told to end: saved at step 3"):
+        _train_until(monkeypatch, tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert run.read_latest(str(tmp_path))[0] == 3
+    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocating")
+    with pytest.raises(ValueError, match="does not fit into device memory") as caught:
+        _train_until(monkeypatch, tmp_path, 3, lambda: _raise(exhausted))
     assert "batch_size 8, accumulate 1" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(KeyboardInterrupt):
+        _train_until(monkeypatch, tmp_path, 4, lambda: _raise(KeyboardInterrupt))
+    assert _metrics(tmp_path)[-1]["step"] < 6
     loop.train(RECIPE, str(tmp_path))
     assert _metrics(tmp_path) == _metrics(finished)
     for one, other in zip(*(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True):
@@ -105,7 +119,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
 def test_another_recipe_is_refused_in_the_same_folder(finished):
     with pytest.raises(ValueError, match=r"another recipe \(batch_size was 8, is 16\)"):
         loop.train(dataclasses.replace(RECIPE, batch_size=16), str(finished))
-    loop.train(dataclasses.replace(RECIPE, log_every=2), str(finished))  # nothing left to do, and allowed
+    loop.train(dataclasses.replace(RECIPE, log_every=1), str(finished))  # nothing left to do, and allowed
 
 
 def test_super_resolution_trains_on_a_published_text_encoder(finished, tmp_path):
