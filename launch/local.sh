@@ -1,35 +1,112 @@
 #!/usr/bin/env bash
-# Run the train command on this machine as if it had N devices: a smoke test of sharding before renting them.
+# Run one training run as N real processes on this machine, and start it again when one of them ends badly.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: launch/local.sh N -- TRAIN_ARGUMENTS
 
-Runs `python -m if_jax train TRAIN_ARGUMENTS` with N fake CPU devices. It checks that a recipe shards, steps and
-saves; it is not faster than one device.
+Runs N processes of `python -m if_jax train TRAIN_ARGUMENTS`, one CPU device each unless JAX_PLATFORMS says otherwise.
+When one is lost the others are stopped and all start again from the newest checkpoint. A mistake in the recipe, the
+data or the command (exit code 1 or 2) is not tried again, and neither is a run that fails five times before a minute
+is over.
+
+Process 0 writes to the terminal, the others to launch-I.log in the folder of the run (--workdir).
 
 example:
-  launch/local.sh 8 -- --config configs/demo_base.py --workdir runs/smoke --config.steps=2
+  launch/local.sh 2 -- --config configs/demo_base.py --workdir runs/two --config.mesh.fsdp=2 --config.mesh.rules=fsdp
 TEXT
 }
 
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-case ${1:-} in
-  -h | --help) usage; exit 0 ;;
-  '') usage >&2; exit 2 ;;
-esac
+main() {
+  case ${1:-} in
+    -h | --help) usage; exit 0 ;;
+    '') usage >&2; exit 2 ;;
+  esac
+  count=$1
+  shift
+  [[ $count =~ ^[1-9][0-9]*$ ]] || die "N is \"$count\": give a number of processes, 1 or more"
+  [[ ${1:-} == -- ]] || die "\"--\" is missing between N and the train arguments: launch/local.sh $count -- $*"
+  shift
+  (($#)) || die "no train arguments: give at least --config and --workdir"
+  local workdir
+  workdir=$(value_of --workdir "$@")
+  [[ -n $workdir ]] || die "--workdir is missing: the folder of the run"
 
-devices=$1
-shift
-[[ $devices =~ ^[1-9][0-9]*$ ]] || die "N is \"$devices\": give a number of devices, 1 or more"
-[[ ${1:-} == -- ]] || die "\"--\" is missing between N and the train arguments: launch/local.sh $devices -- $*"
-shift
-(($#)) || die "no train arguments: give at least --config and --workdir"
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  python=${PYTHON:-python}
+  command -v "$python" >/dev/null \
+    || die "$python not found: activate the environment if_jax is installed in, or set PYTHON"
+  logs=$workdir
+  [[ $workdir == *://* ]] && logs=.
+  mkdir -p "$logs"
+  export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-1}
+  pids=()
+  trap 'stop TERM; exit 143' TERM INT
+  supervise "$@"
+}
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-python}
-command -v "$python" >/dev/null || die "$python not found: activate the environment if_jax is installed in, or set PYTHON"
+# The value of option $1 among the arguments, as "--option VALUE" or "--option=VALUE".
+value_of() {
+  local option=$1
+  shift
+  while (($#)); do
+    case $1 in
+      "$option") printf '%s' "${2:-}"; return ;;
+      "$option"=*) printf '%s' "${1#*=}"; return ;;
+    esac
+    shift
+  done
+}
 
-JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices exec "$python" -m if_jax train "$@"
+supervise() {
+  local code started quick=0
+  while true; do
+    started=$SECONDS
+    start "$@"
+    code=0
+    wait_for_all || code=$?
+    ((code == 0)) && exit 0
+    stop KILL
+    ((code == 1 || code == 2)) && exit "$code"
+    quick=$((SECONDS - started < 60 ? quick + 1 : 0))
+    ((quick < 5)) || { printf 'error: ended %s times in a row within a minute, last with code %s: see %s\n' \
+      "$quick" "$code" "$logs/launch-*.log" >&2; exit "$code"; }
+    printf '%s: one of %s processes ended with code %s; starting again\n' "$(date '+%F %T')" "$count" "$code" >&2
+  done
+}
+
+start() {
+  local port i
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+  pids=()
+  for ((i = 0; i < count; i++)); do
+    local joined=(--coordinator "localhost:$port" --processes "$count" --process "$i")
+    if ((i)); then
+      "$python" -m if_jax train "$@" "${joined[@]}" >>"$logs/launch-$i.log" 2>&1 &
+    else
+      "$python" -m if_jax train "$@" "${joined[@]}" &
+    fi
+    pids+=($!)
+  done
+}
+
+# Waits until every process has ended well, or one has not: its exit code.
+wait_for_all() {
+  local i
+  for ((i = 0; i < count; i++)); do
+    wait -n || return $?
+  done
+}
+
+stop() {
+  local pid
+  for pid in "${pids[@]}"; do
+    kill "-$1" "$pid" 2>/dev/null || true
+  done
+  wait "${pids[@]}" 2>/dev/null || true
+}
+
+main "$@"

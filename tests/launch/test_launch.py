@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -129,16 +128,46 @@ def test_mistakes_get_one_line_and_run_nothing(home, recipe, arguments, state, m
     assert not log.exists() or "ssh" not in log.read_text().split()
 
 
-def test_local_gives_the_train_command_fake_devices(home):
-    (home / "python").write_text(
-        f'#!/bin/bash\necho "$@"\nexec {sys.executable} -c "import jax; print(jax.devices())"\n'
-    )
+FAKE_TRAINING = """#!/bin/bash
+# A training process: the last argument is its number. What each start does is told by $HOME/plan, a word a start.
+[[ $1 == -c ]] && { echo 4321; exit; }
+starts="$HOME/starts-${!#}"; echo "$@" >>"$starts"
+case $(sed -n "$(wc -l <"$starts")p" "$HOME/plan") in
+  lost) ((${!#} == 1)) && kill -9 $$; sleep 30 ;;
+  mistake) ((${!#} == 1)) && exit 1; sleep 30 ;;
+esac
+echo "process ${!#}"
+"""
+
+
+def _local(home, plan, *arguments):
+    (home / "python").write_text(FAKE_TRAINING)
     (home / "python").chmod(0o755)
-    run = launch(home, "3", "--", "--config", "a b.py", script="local.sh", PYTHON=str(home / "python"))
-    assert run.returncode == 0, run.stderr
-    called, devices = run.stdout.splitlines()
-    assert called == "-m if_jax train --config a b.py"
-    assert devices.count("CpuDevice") == 3
+    (home / "plan").write_text("\n".join(plan) + "\n")
+    done = launch(home, "2", "--", *arguments, script="local.sh", PYTHON=str(home / "python"))
+    starts = [(home / f"starts-{i}").read_text().splitlines() for i in range(2)]
+    return done, starts
+
+
+def test_local_starts_all_processes_again_when_one_is_lost(home):
+    done, starts = _local(home, ["lost", "lost", "well"], "--config", "a b.py", f"--workdir={home}/run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "process 0\n" and (home / "run" / "launch-1.log").read_text() == "process 1\n"
+    assert done.stderr.count("one of 2 processes ended with code 137; starting again") == 2
+    joined = "--coordinator localhost:4321 --processes 2 --process"
+    for i in range(2):
+        assert starts[i] == [f"-m if_jax train --config a b.py --workdir={home}/run {joined} {i}"] * 3
+
+
+def test_local_does_not_repeat_mistakes(home):
+    done, starts = _local(home, ["mistake"], "--config", "a.py", "--workdir", f"{home}/run")
+    assert done.returncode == 1 and len(starts[0]) == len(starts[1]) == 1
+
+
+def test_local_gives_up_on_a_run_that_never_gets_going(home):
+    done, starts = _local(home, ["lost"] * 9, "--config", "a.py", "--workdir", f"{home}/run")
+    assert done.returncode == 137 and len(starts[1]) == 5
+    assert "error: ended 5 times in a row within a minute, last with code 137" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -147,6 +176,7 @@ def test_local_gives_the_train_command_fake_devices(home):
         (["x", "--", "a"], 'N is "x"'),
         (["2", "a"], '"--" is missing'),
         (["2", "--"], "no train arguments"),
+        (["2", "--", "--config", "a.py"], "--workdir is missing"),
         ([], "usage"),
     ],
 )
