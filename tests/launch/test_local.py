@@ -13,17 +13,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RECIPE = """
---config configs/demo_base.py --config.data.size=16 --config.batch_size=8 --config.steps=12 --config.log_every=2
---config.checkpoint_every=4 --config.sample.every=0 --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.rules=fsdp
---config.hosts.heartbeat_seconds=10 --config.hosts.step_seconds=120
-""".split()
+KEYS = {"data.size": 16, "batch_size": 8, "steps": 12, "log_every": 2, "checkpoint_every": 4, "sample.every": 0}
+KEYS |= {"mesh.data": 1, "mesh.fsdp": 2, "mesh.rules": "fsdp", "hosts.heartbeat_seconds": 10, "hosts.step_seconds": 120}
 
 
 def _start(workdir):
-    command = ["bash", "launch/local.sh", "2", "--", *RECIPE, "--workdir", str(workdir)]
+    recipe = ["--config", "configs/demo_base.py", *(f"--config.{key}={value}" for key, value in KEYS.items())]
+    command = ["bash", "launch/local.sh", "2", "--", *recipe, "--workdir", str(workdir)]
     environment = os.environ | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with _log(workdir).open("w") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def _log(workdir):
+    return workdir.with_suffix(".log")
 
 
 def _processes(workdir):
@@ -49,14 +52,13 @@ def _rows(workdir):
 def test_a_run_survives_a_process(tmp_path, sent):
     undisturbed = tmp_path.parent / "undisturbed"
     if not undisturbed.exists():
-        whole = _start(undisturbed)
-        assert whole.wait(1800) == 0, whole.stderr.read()
-    run = _start(tmp_path / "run")
+        assert _start(undisturbed).wait(1800) == 0, _log(undisturbed).read_text()
+    disturbed = tmp_path / "run"
+    run = _start(disturbed)
     deadline = time.monotonic() + 900
-    while not _rows(tmp_path / "run") and time.monotonic() < deadline:
+    while not _rows(disturbed) and time.monotonic() < deadline:
         time.sleep(0.1)
-    victim = _processes(tmp_path / "run")[1]
-    os.kill(victim, sent)
-    assert run.wait(1800) == 0, run.stderr.read()
-    assert b"starting again" in run.stderr.read()
-    assert _rows(tmp_path / "run") == _rows(undisturbed)
+    os.kill(_processes(disturbed)[1], sent)
+    assert run.wait(1800) == 0, _log(disturbed).read_text()
+    assert "starting again" in _log(disturbed).read_text()
+    assert _rows(disturbed) == _rows(undisturbed)
