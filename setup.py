@@ -24,6 +24,7 @@ INSTALL_REQUIRES = [
     "click>=8.1",  # command line
     "ftfy>=6.1",  # caption cleaning: IF repairs mis-decoded text
     "grain>=0.2.12",  # training data pipeline (brings array_record)
+    "ml_dtypes>=0.5",  # bfloat16 in NumPy: kept text states (JAX brings it)
     "numpy>=2.0",
     "pillow>=10.1",
     "protobuf>=5.28",  # transformers needs it to open a spiece.model
@@ -45,10 +46,21 @@ TORCH = [
 EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]", "gcsfs"],
     "cuda": ["jax[cuda12]"],
-    "data": ["gcsfs"],  # data sets and runs at gs:// paths
+    "data": ["gcsfs"],  # runs at gs:// paths
+    "tf": [
+        "tensorflow>=2.18"
+    ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
     "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
     "wandb": ["wandb>=0.18"],
-    "test": [*TORCH, "wandb>=0.18", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+    "test": [
+        *TORCH,
+        "wandb>=0.18",
+        "hypothesis>=6.100",
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "ruff==0.17.6",
+        "webdataset>=0.2.100",  # writes the tars that tests read
+    ],
 }
 
 setup(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -263,18 +264,21 @@ def data() -> None:
 
 
 @data.command("build")
-@click.argument("name", type=click.Choice(["scenes", "folder"]))
+@click.argument("name", type=click.Choice(["scenes", "tasks", "emoji", "folder"]))
 @click.option("--out", help="Where to write [default: ./data/NAME].")
-@click.option("--source", type=click.Path(), help="folder: pictures with metadata.jsonl, or a .txt beside each.")
-@click.option("--count", default=10_000, show_default=True, help="scenes: how many.")
+@click.option("--source", help="folder: pictures or tars; emoji: where npm put its packages [default: fetched].")
+@click.option("--count", default=10_000, show_default=True, help="scenes, tasks: how many.")
 @click.option("--size", default=256, show_default=True, help="Side of the pictures written.")
-@click.option("--seed", default=0, show_default=True, help="scenes: which ones.")
+@click.option("--seed", default=0, show_default=True, help="scenes, tasks: which ones.")
+@click.option("--workers", type=int, help="Processes [default: one per core].")
 @click.option("--overwrite", is_flag=True, help="Replace what exists.")
 @_plain_errors
 def data_build(
-    name: str, out: str | None, source: str | None, count: int, size: int, seed: int, overwrite: bool
+    name: str, out: str | None, source: str | None, count: int, size: int, seed: int, workers: int, overwrite: bool
 ) -> None:
-    """Write a data set: `scenes` (drawn here) or `folder` (your pictures and captions).
+    """Write a data set: `scenes` or `tasks` (drawn here), `emoji` (fetched by npm) or `folder` (any --source).
+
+    The same command goes on with a build that was interrupted.
 
     \b
     Example:  if-jax data build scenes --count 2000
@@ -282,24 +286,84 @@ def data_build(
     """
     from if_jax.data import builders
 
-    report = builders.build(
-        name, out or f"data/{name}", source=source, count=count, size=size, seed=seed, overwrite=overwrite
-    )
-    click.echo(report)
+    options = {"count": count, "size": size, "seed": seed, "overwrite": overwrite, "workers": workers}
+    click.echo(builders.build(name, out or f"data/{name}", source=source, **options))
 
 
 @data.command("inspect")
 @click.argument("path")
+@click.option("--sheet", type=click.Path(dir_okay=False), help="PNG with samples [default: ./NAME-sheet.png].")
+@click.option("--samples", default=24, show_default=True, help="Pictures on it.")
+@click.option("--size", default=0, show_default=True, help="Count as usable only what has so many pixels a side.")
+@click.option("--workers", type=int, help="Processes that index tars [default: one per core].")
+@click.option("--reindex", is_flag=True, help="Index again what has changed since.")
+@click.option("--overwrite", is_flag=True, help="Replace a sheet that exists.")
 @_plain_errors
-def data_inspect(path: str) -> None:
-    """Print what a built data set holds: counts, sizes, caption lengths, examples.
+def data_inspect(
+    path: str, sheet: str | None, samples: int, size: int, workers: int, reindex: bool, overwrite: bool
+) -> None:
+    """Print what PATH holds, usable records first, and draw a sheet of samples.
+
+    PATH is a folder of pictures, tar files ("shards/{00000..00041}.tar"), a data set built here or by TensorFlow
+    Datasets (its folder or name, @SPLIT behind it), or a source that is drawn, such as tasks.
 
     \b
     Example:  if-jax data inspect data/scenes
     """
-    from if_jax.data import builders
+    from if_jax.data.index import Filter
+    from if_jax.data.inspect import inspect
 
-    click.echo(builders.inspect(path))
+    if samples < 1:
+        raise ValueError(f"--samples {samples}: give at least 1")
+    found = inspect(path, Filter(min_side=size), samples=samples, follow=reindex, workers=workers)
+    click.echo(found)
+    target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in Path(path).name) + "-sheet.png")
+    if target.exists() and not overwrite:
+        click.echo(f"{target} exists and is kept (--overwrite replaces it)")
+    else:
+        found.sheet.save(target, "PNG")
+        click.echo(f"samples on {target}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--config", required=True, type=click.Path(), help="The recipe that will train with the embeddings.")
+@click.option("--out", help="Where to write [default: ./data/embeddings].")
+@click.option("--form", default="exact", show_default=True, type=click.Choice(["exact", "compact"]))
+@click.option("--batch-size", default=64, show_default=True, help="Captions encoded at a time.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@click.pass_context
+@_plain_errors
+def embed(context: click.Context, config: str, out: str | None, form: str, batch_size: int, overwrite: bool) -> None:
+    """Encode every caption of the recipe's data.source once, for training with --config.data.embeddings=OUT.
+
+    `exact` holds what the UNet attends, bit for bit; `compact` is several times smaller and an approximation. The same
+    command goes on with a cache that was interrupted.
+
+    \b
+    Example:  if-jax embed --config configs/if_I_L.py --config.data.source=data/mine --out data/mine-t5
+    """
+    from if_jax.checkpoints.release import read_text_encoder
+    from if_jax.config import to_recipe
+    from if_jax.data.embed import embed as write
+    from if_jax.data.sources import open_stored
+    from if_jax.parallel import mesh, rules
+
+    recipe = to_recipe(_read_recipe(config, context.args))
+    if not recipe.text_encoder_from:
+        raise ValueError("recipe key text_encoder_from is empty: only a frozen text encoder's states can be kept")
+    keep = replace(recipe.data.keep, min_side=max(recipe.data.keep.min_side, recipe.data.size))  # as in training
+    write(
+        open_stored(recipe.data.source, keep),
+        read_text_encoder(recipe.text_encoder_from, None),
+        out or "data/embeddings",
+        form=form,
+        preparation=recipe.data.preparation,
+        mesh=mesh.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor),
+        placed=rules.PRESETS[recipe.mesh.rules],
+        batch_size=batch_size,
+        overwrite=overwrite,
+        say=click.echo,
+    )
 
 
 def _read_recipe(path: str, overrides: list[str]) -> Any:

@@ -17,6 +17,8 @@ from typing import Any
 
 import ml_collections
 
+from if_jax.data.index import Filter
+from if_jax.data.prepare import Preparation
 from if_jax.models import presets
 
 STAGE_KINDS = ("base", "super-resolution")
@@ -33,14 +35,20 @@ RULES = ("dp", "fsdp", "fsdp_tp")  # the rule sets of parallel/rules.py
 class DataConfig:
     """Where pictures and captions come from."""
 
-    source: str = "scenes"  # "scenes" (drawn on the fly) or a folder written by `if-jax data build`
+    # "scenes" or "tasks" (drawn on the fly), a folder of pictures, tar files, a data set built here or prepared by
+    # TensorFlow Datasets, or a mixture: "0.7*data/photos + 0.3*scenes"
+    source: str = "scenes"
     size: int = 64  # side of the pictures, pixels
     crop: int = 0  # super-resolution: train on random crops of this side; 0 = the full frame
     low_size: int = 64  # super-resolution: side of the low-resolution picture the stage starts from
     low_blur: float = 0.0  # super-resolution: half of the low-res pictures are blurred, σ in [0, this] of their pixels
     caption_dropout: float = 0.1  # share of captions replaced by "" (what guidance calls unconditional)
+    embeddings: str = ""  # folder of text states that `if-jax embed` wrote for this source and text encoder
     seed: int = 0
-    threads: int = 2
+    threads: int = 2  # batches made ahead at the same time (in each worker)
+    workers: int = 0  # processes that read and decode stored pictures; 0: this one does
+    preparation: Preparation = dataclasses.field(default_factory=Preparation)
+    keep: Filter = dataclasses.field(default_factory=Filter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +267,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"recipe key init_only is {recipe.init_only!r}: no regular expression ({error})") from None
     if recipe.init_only and not recipe.init_from:
         raise ValueError(f"recipe key init_only is {recipe.init_only!r} without init_from: name the stage folder too")
+    _check_data(recipe)
     unet = presets.UNETS[recipe.unet]
     super_resolution = recipe.stage == "super-resolution"
     if unet.aug_level_embedding != super_resolution:
@@ -281,6 +290,19 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"recipe key data.size is {recipe.data.size}: it must be a multiple of data.low_size")
     if recipe.data.crop > recipe.data.size:
         raise ValueError(f"recipe key data.crop is {recipe.data.crop}: it must be at most data.size {recipe.data.size}")
+
+
+def _check_data(recipe: Recipe) -> None:
+    data = recipe.data
+    if data.embeddings and not recipe.text_encoder_from:
+        raise ValueError(
+            f"recipe key data.embeddings is {data.embeddings!r} without text_encoder_from: an encoder that is trained "
+            "makes other states every step; name the frozen one"
+        )
+    if not 0.0 <= data.preparation.shift <= 1.0:
+        raise ValueError(f"recipe key data.preparation.shift is {data.preparation.shift}: it must be from 0 to 1")
+    if outside := [key for key, value in dataclasses.asdict(data.keep).items() if value < 0]:
+        raise ValueError(f"recipe key data.keep.{outside[0]} is negative: 0 lets all pass")
 
 
 def _check_validation(validation: ValidationConfig) -> None:

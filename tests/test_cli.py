@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import shelves
 import tiny
 from click.testing import CliRunner
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from if_jax.checkpoints.release import write_cascade
 from if_jax.cli import main
 
-COMMANDS = ("dream", "train", "export", "data", "data build", "data inspect")
+COMMANDS = ("dream", "train", "export", "embed", "data", "data build", "data inspect")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,17 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
     assert _size(out / "0000-I.png") == (1, 1)
 
 
+def test_inspect_prints_what_is_usable_first_and_draws_a_sheet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shelves.write_folder(tmp_path / "mine", 3)
+    (tmp_path / "mine" / "bad.png").write_bytes(b"")
+    result = _run("data", "inspect", "mine")
+    assert result.exit_code == 0 and result.output.startswith("usable 3 of 4 records in mine"), result.output
+    assert "skipped 1: no caption (bad.png)" in result.output and "samples on mine-sheet.png" in result.output
+    assert _size(tmp_path / "mine-sheet.png") == (3 * 172, 224)
+    assert "is kept" in _run("data", "inspect", "mine").output
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -71,6 +83,8 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
         (["export", "W", "release"], "no checkpoint under W"),
         (["data", "build", "folder", "--source", "gone", "--out", "built"], "gone"),
         (["data", "inspect", "gone"], "'gone' does not exist"),
+        (["data", "inspect", "gone", "--samples", "0"], "--samples 0"),
+        (["embed", "--config", "CONFIG"], "text_encoder_from is empty"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

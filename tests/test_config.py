@@ -44,6 +44,10 @@ def test_every_recipe_file_is_valid(path):
         ({"ema_decays": [1.0]}, r"ema_decays\[0\] is 1.0"),
         ({"mesh": {"rules": "zero"}}, r"mesh.rules is 'zero': it must be one of dp"),
         ({"checkpoint_every": 75}, r"checkpoint_every is 75: it must be a multiple of log_every 50"),
+        ({"data": {"embeddings": "cache"}}, r"data.embeddings is 'cache' without text_encoder_from"),
+        ({"data": {"preparation": {"shift": 2.0}}}, r"data.preparation.shift is 2.0: it must be from 0 to 1"),
+        ({"data": {"keep": {"min_side": -1}}}, r"data.keep.min_side is negative"),
+        ({"data": {"keep": {"min_size": 64}}}, r"no key data.keep.min_size .*did you mean data.keep.min_side"),
         ({"optimizer": 3}, r"optimizer is 3: it must hold the keys of a section"),
     ],
 )

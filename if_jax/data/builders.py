@@ -1,29 +1,35 @@
-"""TensorFlow-Datasets builders: drawn scenes, or any folder of captioned images, written as array_record.
+"""Data sets written to disk: drawn scenes, emoji, or any source cut square and scaled, as array_record shards.
 
-No TensorFlow is needed, here or when reading. A data set is written beside its place and renamed when complete.
+The folder is one of TensorFlow Datasets' (`tfds.builder_from_directory` opens it), written and read without TensorFlow.
+Shards are written side by side in processes, each beside its place and renamed when complete, and the whole folder
+likewise: a build that was killed goes on from its complete shards, and ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
-from if_jax.data import folder, grammar, scenes
-from if_jax.data.pipeline import BUILD_FILE, open_records, read_build
+from if_jax.data import emoji, tasks
+from if_jax.data.drawn import draw
+from if_jax.data.index import FACTS, Filter, Index, save_index
+from if_jax.data.prepare import fit, read_picture
+from if_jax.data.prepared import BUILD_FILE, INFO, Prepared
+from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
+from if_jax.data.sources import cores, in_processes, open_stored, tell
 
-NAMES = ("scenes", "folder")
+NAMES = ("scenes", "tasks", "emoji", "folder")
 _CHUNK_PIXELS = 2**18  # pictures drawn at a time hold about this many pixels
+_VERSION = "1.1.0"
+
+Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,77 +41,43 @@ class Report:
     count: int
     size: int
     seed: int | None
-    skipped: dict[str, list[str]]  # reason -> files left out for it
+    skipped: dict[str, list[str]]  # reason -> records left out for it
 
     def __str__(self) -> str:
-        return "\n".join([f"wrote {self.count} pictures of {self.size} px to {self.path}", *_tell(self.skipped)])
+        return "\n".join([f"wrote {self.count} pictures of {self.size} px to {self.path}", *tell(self.skipped)])
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Scenes 0 … count-1 of a seed, with caption and labels."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything that decides a data set's bytes."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    name = "scenes"
-    url_infos = None  # nothing is downloaded, and to look for checksums TFDS needs a package it does not bring
-
-    def __init__(self, *, count: int, size: int, seed: int, **kwargs: Any) -> None:
-        self._count, self._size, self._seed = count, size, seed
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _info(self, self._size, labels=tfds.features.Text())
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        chunk = min(self._count, max(1, _CHUNK_PIXELS // self._size**2))
-        with tqdm(total=self._count, unit="picture", desc="scenes") as bar:
-            for start in range(0, self._count, chunk):
-                indices = np.arange(start, start + chunk)  # always a full chunk: one shape, one compilation
-                batch = scenes.sample_scenes(indices, self._seed)
-                pictures = np.asarray(scenes.render_scenes(batch, self._size))
-                for index, picture, scene in zip(indices, pictures, scenes.as_numpy(batch), strict=True):
-                    if index < self._count:
-                        yield int(index), self._example(int(index), picture, scene)
-                        bar.update()
-
-    def _example(self, index: int, picture: np.ndarray, scene: scenes.Scene) -> dict[str, Any]:
-        return {
-            "image": _png(Image.fromarray(picture)),
-            "caption": grammar.caption(scene, np.random.default_rng((self._seed, index))),
-            "labels": json.dumps(grammar.labels(scene)),
-        }
+    kind: str
+    source: str  # of "folder" and "emoji"
+    fingerprint: str  # of the source
+    counts: dict[str, int]  # pictures by split
+    size: int
+    seed: int
+    version: str = _VERSION
 
 
-class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A folder of images with captions, cut square and scaled; what cannot be used is noted in `skipped`."""
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """One file to write: pictures first … last - 1 of a split."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    name = "folder"
-    url_infos = None  # nothing is downloaded, and to look for checksums TFDS needs a package it does not bring
+    plan: _Plan
+    split: str
+    number: int
+    of: int
+    folder: Path
 
-    def __init__(self, *, source: Path, size: int, **kwargs: Any) -> None:
-        self._source, self._size = source, size
-        self.skipped: dict[str, list[str]] = {}
-        super().__init__(**kwargs)
+    @property
+    def span(self) -> range:
+        first = self.number * PER_SHARD
+        return range(first, min(first + PER_SHARD, self.plan.counts[self.split]))
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _info(self, self._size)
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        listed = folder.list_pictures(self._source)
-        for index, entry in enumerate(tqdm(listed, unit="picture", desc="folder")):
-            picture, problem = folder.read_picture(entry, self._size)
-            if picture is None:
-                self.skipped.setdefault(problem, []).append(entry.name)
-            else:
-                yield index, {"image": _png(picture), "caption": entry.caption}
-        if sum(map(len, self.skipped.values())) == len(listed):
-            raise ValueError(f"no usable picture in {str(self._source)!r}: {'; '.join(_tell(self.skipped))}")
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.plan.kind}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
 
 
 def build(
@@ -117,87 +89,176 @@ def build(
     size: int = 256,
     seed: int = 0,
     overwrite: bool = False,
+    workers: int | None = None,
 ) -> Report:
-    """Write a data set to the folder `out`.
+    """Write a data set to the folder `out`; the same call after an interruption goes on where it ended.
 
     Args:
-      name: "scenes" (drawn here) or "folder" (images and captions from `source`).
+      name: "scenes" or "tasks" (drawn here), "emoji" (Fluent 3D emoji, fetched by npm) or "folder" (any `source`).
       out: becomes a folder that `pipeline.batches`, `inspect` and `tfds.builder_from_directory` open.
-      source: folder with metadata.jsonl (lines with file_name and text), or with a .txt beside each image.
+      source: folder: anything `sources.open_stored` opens; emoji: folder with the two packages, if not to be fetched.
       count, seed: which scenes.
       size: side of the stored pictures in pixels.
       overwrite: replace an earlier data set at `out`.
+      workers: processes; None: one per core. On an accelerator scenes are drawn by this one.
 
     Raises:
       FileExistsError, FileNotFoundError, ValueError: one line; nothing is left half-written.
+      OSError: the disk is full, say; complete shards are kept for the next call.
     """
     out = Path(out)
     _check(name, out, source, count, size, seed, overwrite)
+    plan, skipped = _make_plan(name, source, count, size, seed)
     partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        return _write(name, out, partial, source, count, size, seed)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def inspect(path: str | Path) -> str:
-    """Describe a built data set in a few lines: how many, how large, caption lengths, what was left out, examples."""
-    path = Path(path)
-    note, records = read_build(path), open_records(path)
-    captions = [record["caption"].decode() for record in records.__getitems__(list(range(min(len(records), 1000))))]
-    lengths = [len(text.encode()) for text in captions]
-    used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    too_long = sum(length > grammar.MAX_BYTES for length in lengths)
-    origin = f", seed {note['seed']}" if note["seed"] is not None else ""
-    lines = [
-        f"{path}: {len(records)} pictures of {note['size']} px ({note['kind']}{origin}), {used / 1e6:.1f} MB",
-        f"captions: {min(lengths)} to {max(lengths)} bytes, mean {np.mean(lengths):.0f}; {too_long} of {len(lengths)} "
-        f"longer than the {grammar.MAX_BYTES} that fit 77 byte-level tokens",
-        *_tell(note["skipped"]),
-        *(f"  {text}" for text in captions[:5]),
-    ]
-    return "\n".join(lines)
-
-
-def _info(builder: tfds.core.DatasetBuilder, size: int, **more: Any) -> tfds.core.DatasetInfo:
-    image = tfds.features.Image(shape=(size, size, 3), encoding_format="png")
-    features = tfds.features.FeaturesDict({"image": image, "caption": tfds.features.Text(), **more})
-    return tfds.core.DatasetInfo(builder=builder, features=features)
-
-
-def _write(name: str, out: Path, partial: Path, source: str | Path | None, count: int, size: int, seed: int) -> Report:
-    place = {"data_dir": str(partial), "file_format": "array_record"}
-    builder: Scenes | ImageFolder
-    if name == "scenes":
-        builder = Scenes(count=count, size=size, seed=seed, **place)
-    else:
-        builder = ImageFolder(source=Path(str(source)), size=size, **place)
-    tfds.disable_progress_bar()  # ours counts pictures
-    with contextlib.redirect_stdout(None):  # TFDS tells where it "downloads" to: a place about to be renamed
-        builder.download_and_prepare()
-    skipped = getattr(builder, "skipped", {})
-    written = builder.info.splits["train"].num_examples
-    report = Report(out, name, written, size, seed if name == "scenes" else None, skipped)
-    done = Path(builder.data_dir)
-    note = {k: v for k, v in dataclasses.asdict(report).items() if k != "path"}
-    (done / BUILD_FILE).write_text(json.dumps(note, indent=1))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        out.rename(partial / "replaced")  # removed with `partial`
-    done.rename(out)
+    continue_or_clear(partial, dataclasses.asdict(plan))
+    written = _write_shards(plan, partial, _processes(plan, workers))
+    report = Report(out, name, sum(plan.counts.values()), size, None if name in ("folder", "emoji") else seed, skipped)
+    _describe(plan, partial, written, report)
+    finish(partial, out)
+    for split, examples in written.items():
+        _save_facts(out, split, examples, size)
     return report
+
+
+def _make_plan(
+    name: str, source: str | Path | None, count: int, size: int, seed: int
+) -> tuple[_Plan, dict[str, list[str]]]:
+    if name == "folder":
+        stored = open_stored(str(source), Filter(min_side=size), follow=True)
+        return _Plan(name, str(source), stored.fingerprint(), {"train": len(stored)}, size, 0), stored.left_out
+    if name == "emoji":
+        found = emoji.open_emoji(source)
+        counts = {split: len(rows) for split, rows in found.splits.items() if rows}
+        return _Plan(name, str(found.folder), found.fingerprint, counts, size, 0), found.left_out
+    held_out = -(-count // 20) if name == "tasks" else 0
+    counts = {"train": count} | ({tasks.HELD_OUT: held_out} if held_out else {})
+    return _Plan(name, "", "", counts, size, seed), {}
+
+
+def _processes(plan: _Plan, workers: int | None) -> int:
+    if plan.kind in ("scenes", "tasks"):
+        import jax
+
+        if jax.default_backend() != "cpu":
+            return 1
+    return cores() if workers is None else workers
+
+
+def _write_shards(plan: _Plan, partial: Path, workers: int) -> dict[str, list[dict[str, Any]]]:
+    """What was written, shard by shard: {"bytes": …, "captions": [length, …]}."""
+    shards = []
+    for split, count in plan.counts.items():
+        of = -(-count // PER_SHARD)
+        shards += [_Shard(plan, split, number, of, partial) for number in range(of)]
+    written: dict[str, list[dict[str, Any]]] = {split: [] for split in plan.counts}
+    for shard, note in zip(shards, in_processes(_write_shard, shards, workers, plan.kind), strict=True):
+        written[shard.split].append(note)
+    return written
+
+
+def _write_shard(shard: _Shard) -> dict[str, Any]:
+    captions: list[int] = []  # length of each record's shortest, for the index
+
+    def records() -> Iterator[bytes]:
+        features = _features(shard.plan)
+        for example in _examples(shard):
+            told = example["captions"] if "captions" in example else [example["caption"]]
+            captions.append(min(map(len, told)))
+            yield features.serialize_example(example)
+
+    return write_shard(shard.path, records, lambda: {"captions": captions})
+
+
+def _examples(shard: _Shard) -> Iterator[Example]:
+    plan = shard.plan
+    if plan.kind == "folder":
+        stored = open_stored(plan.source, Filter(min_side=plan.size))
+        for number in shard.span:
+            record = stored[number]
+            picture = fit(read_picture(record.picture), plan.size)
+            known = json.dumps(record.metadata, default=str) if record.metadata else "{}"
+            key = stored.key(number)
+            yield {"image": png(picture), "captions": list(record.captions), "key": key, "metadata": known}
+    elif plan.kind == "emoji":
+        rows = emoji.open_emoji(plan.source).splits[shard.split]
+        for row in rows[shard.span.start : shard.span.stop]:
+            picture = fit(read_picture(row.path.read_bytes()), plan.size)
+            yield {"image": png(picture), "caption": row.caption, "key": row.code}
+    else:
+        yield from _drawn(shard)
+
+
+def _drawn(shard: _Shard) -> Iterator[Example]:
+    plan, span = shard.plan, shard.span
+    chunk = min(len(span), max(1, _CHUNK_PIXELS // plan.size**2))
+    for start in range(span.start, span.stop, chunk):
+        numbers = np.arange(start, start + chunk)  # always a full chunk: one shape, one compilation
+        name = plan.kind if shard.split == "train" else f"{plan.kind}@{shard.split}"
+        drawn = draw(name, numbers, plan.seed, plan.size, with_labels=True)
+        for number, (picture, caption, labels) in zip(numbers, drawn, strict=True):
+            if number < span.stop:
+                image = png(Image.fromarray(picture))
+                yield {"image": image, "caption": caption, "labels": json.dumps(labels)}
+
+
+def _features(plan: _Plan) -> Any:
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text()
+    more = {
+        "folder": {"captions": tfds.features.Sequence(text), "key": text, "metadata": text},
+        "emoji": {"caption": text, "key": text},
+    }.get(plan.kind, {"caption": text, "labels": text})
+    image = tfds.features.Image(shape=(plan.size, plan.size, 3), encoding_format="png")
+    return tfds.features.FeaturesDict({"image": image, **more})
+
+
+def _describe(plan: _Plan, partial: Path, written: dict[str, list[dict[str, Any]]], report: Report) -> None:
+    """Write TensorFlow Datasets' own description of the shards, and our note; drop what only a build needs."""
+    import tensorflow_datasets as tfds
+
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard["count"] for shard in shards],
+            num_bytes=sum(shard["bytes"] for shard in shards),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=partial, dataset_name=plan.kind, split=split, filetype_suffix="array_record"
+            ),
+        )
+        for split, shards in written.items()
+    ]
+    features = _features(plan)
+    tfds.folder_dataset.write_metadata(
+        data_dir=partial, features=features, split_infos=infos, version=plan.version, check_data=False
+    )
+    _set_format(partial / INFO, plan.kind)
+    note = {key: value for key, value in dataclasses.asdict(report).items() if key != "path"}
+    (partial / BUILD_FILE).write_text(json.dumps(note, indent=1))
+
+
+def _set_format(info: Path, name: str) -> None:
+    content = json.loads(info.read_text())
+    info.write_text(json.dumps(content | {"fileFormat": "array_record", "name": name}, indent=2, sort_keys=True))
+
+
+def _save_facts(out: Path, split: str, shards: list[dict[str, Any]], size: int) -> None:
+    """The index of what was just written: every picture is known to be sound."""
+    lengths = [length for shard in shards for length in shard["captions"]]
+    shelf, nan = Prepared(out, split), float("nan")
+    keys = np.array([f"{split}/{row}".encode() for row in range(len(lengths))], bytes)
+    facts = np.array([(size, size, length, nan, nan, nan, 0) for length in lengths], FACTS)
+    places = np.arange(len(lengths), dtype=np.int64)[:, None]
+    save_index(shelf, Index(shelf.fingerprint(), keys, places, facts, ("",)))
 
 
 def _check(name: str, out: Path, source: str | Path | None, count: int, size: int, seed: int, overwrite: bool) -> None:
     if name not in NAMES:
-        raise ValueError(f"data set {name!r} is unknown: choose {' or '.join(NAMES)}")
+        raise ValueError(f"data set {name!r} is unknown: choose {', '.join(NAMES[:-1])} or {NAMES[-1]}")
     if count < 1 or size < 8 or not 0 <= seed < 2**31:
         raise ValueError(f"count {count}, size {size}, seed {seed}: need count >= 1, size >= 8, 0 <= seed < 2147483648")
     if name == "folder" and source is None:
-        raise ValueError("data set 'folder' needs --source: the folder with the images")
-    if name == "folder" and not Path(str(source)).is_dir():
-        raise FileNotFoundError(f"image folder {str(source)!r} does not exist: give --source an existing folder")
+        raise ValueError("data set 'folder' needs --source: the folder or tar files with the images")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
@@ -206,15 +267,8 @@ def _check(name: str, out: Path, source: str | Path | None, count: int, size: in
         raise FileExistsError(f"{str(out)!r} is not a data set written here and is kept: choose another --out")
 
 
-def _tell(skipped: dict[str, list[str]]) -> list[str]:
-    lines = []
-    for reason, files in sorted(skipped.items()):
-        named = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
-        lines.append(f"skipped {len(files)}: {reason} ({named})")
-    return lines
-
-
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,77 +1,110 @@
-"""Reading a folder of images with captions, where anything may be wrong with any file."""
+"""A folder of images with captions as it is, where anything may be wrong with any file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import warnings
+import os
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps
+from if_jax.data.index import Record
+from if_jax.data.prepare import SUFFIXES, Unusable, read_caption
 
 METADATA = "metadata.jsonl"
-_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+INDEX = ".if_jax_index.npz"
+_LARGEST = 2**30  # bytes of a picture file: more is no picture one trains on
+_LARGEST_TEXT = 2**20
 
 
 class Entry(NamedTuple):
-    """One image with its caption, or with the problem found before opening it."""
+    """One image with its caption (read, or the file it is in), or with the problem found before opening it."""
 
     name: str  # as the user knows it, relative to the folder
     path: Path
-    caption: str
+    caption: str | Path
+    metadata: dict[str, Any]
     problem: str = ""
 
 
-def list_pictures(source: Path) -> list[Entry]:
-    """List a folder by its metadata.jsonl if there is one, else every image below it with the .txt beside it.
+class Folder:
+    """A folder with metadata.jsonl (lines with file_name and text), or else with a .txt beside each image below it."""
 
-    Raises:
-      ValueError: there is nothing to list.
-    """
-    listed = _by_metadata(source) if (source / METADATA).is_file() else _by_text_files(source)
-    if not listed:
-        raise ValueError(f"{str(source)!r} lists no image: add {METADATA} (file_name, text), or images with .txt files")
-    return listed
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        self._entries = _by_metadata(path) if (path / METADATA).is_file() else _by_text_files(path)
+        if not self._entries:
+            raise ValueError(
+                f"{str(path)!r} lists no image: add {METADATA} (file_name, text), or images with .txt files"
+            )
+
+    def fingerprint(self) -> str:
+        """A hash of every file's name, size and time."""
+        known = hashlib.sha256()
+        for entry in self._entries:
+            text = entry.caption
+            known.update(repr((entry.name, _stamp(entry.path), entry.problem)).encode("utf-8", "surrogateescape"))
+            known.update(repr(_stamp(text) if isinstance(text, Path) else text).encode("utf-8", "surrogatepass"))
+        return known.hexdigest()
+
+    def index_file(self) -> Path:
+        return self.path / INDEX
+
+    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | Unusable]]:
+        for row in range(len(self._entries)):
+            try:
+                found: Record | Unusable = self._read(row)
+            except Unusable as flaw:
+                found = flaw
+            yield self._entries[row].name, (row,), found
+
+    def read(self, key: str, place: Sequence[int]) -> Record:
+        try:
+            return self._read(int(place[0]))
+        except Unusable as flaw:
+            raise ValueError(f"{self.name}: {key} cannot be read any more ({flaw})") from None
+
+    def _read(self, row: int) -> Record:
+        entry = self._entries[row]
+        if entry.problem:
+            raise Unusable(entry.problem)
+        picture = _bytes(entry.path, _LARGEST, ("missing file", "not a file", "file of more than a gigabyte"))
+        text = entry.caption
+        if isinstance(text, Path):
+            text = _bytes(text, _LARGEST_TEXT, ("no caption", "no caption", "caption of more than a megabyte"))
+        else:
+            text = text.encode("utf-8", "replace")
+        return Record(entry.name, picture, (read_caption(text),), entry.metadata)
 
 
-def read_picture(entry: Entry, size: int) -> tuple[Image.Image | None, str]:
-    """Open, turn upright, cut square about the centre and scale to `size`; or None and the reason why not.
-
-    Transparent parts become white. Pictures are scaled down (Pillow's antialiased bicubic), never up.
-    """
-    problem = entry.problem or _problem(entry)
-    if problem:
-        return None, problem
+def _bytes(path: Path, largest: int, reasons: tuple[str, str, str]) -> bytes:
+    """A regular file's bytes: a pipe or device is never opened, it might not end."""
+    missing, other, large = reasons
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata is no reason to refuse a readable picture, but
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a bomb is
-            with Image.open(entry.path) as stored:
-                picture = _to_rgb(ImageOps.exif_transpose(stored))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return None, "too many pixels"
-    except Exception:  # decoders raise whatever they stumble over in a damaged file; one file must not end a build
-        return None, "unreadable image"
-    side = min(picture.size)
-    if side < size:
-        return None, f"smaller than {size} px"
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box), ""
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable(other)
+        if status.st_size > largest:
+            raise Unusable(large)
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Unusable(missing) from None
+    except OSError:  # no permission, a link to itself, a broken disk
+        raise Unusable("file cannot be opened") from None
 
 
-def _problem(entry: Entry) -> str:
-    if not entry.path.is_file():
-        return "missing file"
-    if entry.path.stat().st_size == 0:
-        return "empty file"
-    return "" if entry.caption else "no caption"
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _by_metadata(source: Path) -> list[Entry]:
-    root = source.resolve()
-    entries = []
+    root, entries, times = source.resolve(), [], {}
     for number, line in enumerate((source / METADATA).read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
@@ -81,32 +114,37 @@ def _by_metadata(source: Path) -> list[Entry]:
             path = (source / name).resolve()
             if not isinstance(text, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError):
-            entries.append(Entry(f"{METADATA} line {number}", source, "", "line is not {file_name, text}"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+            flaw = "line is not {file_name, text}"
+            entries.append(Entry(f"{METADATA} line {number}", source / METADATA, "", {}, flaw))
             continue
         problem = "" if path.is_relative_to(root) else "outside the folder"
-        entries.append(Entry(name, path, text.strip(), problem))
+        times[name] = times.get(name, 0) + 1  # one picture may have several captions, in lines of their own
+        key = name if times[name] == 1 else f"{name} ({times[name]})"
+        entries.append(Entry(_printable(key), path, text, fields, problem))
     return entries
 
 
 def _by_text_files(source: Path) -> list[Entry]:
-    images = (path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     entries = []
-    for path in sorted(images):
-        text, problem = path.with_suffix(".txt"), ""
-        try:
-            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-        except (UnicodeDecodeError, OSError):
-            caption, problem = "", "unreadable caption"
-        entries.append(Entry(path.relative_to(source).as_posix(), path, caption, problem))
-    return entries
+    for parent, folders, files in os.walk(source):
+        pictures = {Path(name).stem for name in files if _is_picture(name)}
+        for name in [*files, *filter(_is_picture, folders)]:
+            path = Path(parent) / name
+            if name == INDEX or (path.suffix.lower() == ".txt" and path.stem in pictures):
+                continue
+            problem = "" if _is_picture(name) else "no picture beside this caption"
+            if problem and path.suffix.lower() != ".txt":
+                problem = "not a kind of picture read here"
+            key = _printable(path.relative_to(source).as_posix())
+            entries.append(Entry(key, path, path.with_suffix(".txt"), {}, problem))
+    return sorted(entries, key=lambda entry: (entry.name, entry.path))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-        return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _printable(name: str) -> str:
+    """A name that any terminal and file can hold; bytes that are no UTF-8 become "?"."""
+    return name.encode("utf-8", "replace").decode("utf-8")

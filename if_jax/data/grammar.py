@@ -28,7 +28,7 @@ WORDS = (
 )
 MAX_BYTES = 76
 RELATIONS = ("left of", "right of", "in front of", "behind")
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _MARGIN = 0.3  # floor units (the picture is about five wide) by which a relation must hold to be spoken of
 
 
@@ -161,7 +161,7 @@ def _phrase(group: Group, rng: np.random.Generator | None, colourless: bool) -> 
     words += [group.material] if draw < 0.1 or 0.25 <= draw < 0.4 else []
     count = len(group.slots)
     if count > 1:
-        return " ".join([_NUMBERS[count], *words, group.shape + "s"])
+        return " ".join([NUMBERS[count], *words, group.shape + "s"])
     article = "an" if (words + [group.shape])[0][0] in "aeiou" else "a"
     if rng is not None and rng.random() < 0.08:
         article = "one"

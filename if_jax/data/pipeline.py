@@ -1,38 +1,52 @@
 """Batches for training, where the position is the step.
 
 Batch k is a pure function of (source, seed, k): nothing is saved but the step, and training continues with exactly
-the batch it would have seen. Work is split over hosts by rows, so the number of hosts does not change a batch either.
+the batch it would have seen. Work is split over hosts by rows, so the number of hosts does not change a batch either,
+and every host has as many steps as every other however its records are stored.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
 
-from if_jax.data import grammar, scenes
+from if_jax.data import drawn
+from if_jax.data.embeddings import Embeddings
+from if_jax.data.index import Filter
+from if_jax.data.prepare import Preparation, fit, read_picture
+from if_jax.data.sources import Stored, open_stored
+from if_jax.text.captions import prepare_captions
 
-SCENES = "scenes"
-BUILD_FILE = "if_jax.json"  # what the builder notes beside the records
+_PART = 2**48  # a mixture numbers the records of its i-th part from i * this
 _LAST_STEP = 2**40
+_WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*\*\s*(\S.*?)\s*")
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+
+
+class Sample(NamedTuple):
+    """One captioned picture."""
+
+    image: np.ndarray  # (S, S, 3) uint8
+    caption: str
+    number: int  # of the record (or scene) within its source
+    choice: int  # which of the record's captions it is
 
 
 class Source(Protocol):
     """Captioned pictures by position; a position may lie in any epoch."""
 
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Return images (B, S, S, 3) uint8, captions, and the examples' own numbers (B,) int64."""
+    def read(self, positions: Sequence[int]) -> list[Sample]:
+        """Return the samples at these positions."""
 
 
 def batches(
-    source: str | Path,
+    source: str,
     *,
     size: int,
     batch_size: int,
@@ -43,118 +57,180 @@ def batches(
     shard_index: int = 0,
     shard_count: int = 1,
     threads: int = 2,
+    workers: int = 0,
+    preparation: Preparation = Preparation(),  # noqa: B008 (frozen)
+    keep: Filter = Filter(),  # noqa: B008 (frozen)
+    embeddings: str = "",
+    encoder: str = "",
 ) -> Iterator[dict[str, np.ndarray]]:
     """Open a source of captioned pictures as an endless iterator of batches.
 
     Args:
-      source: "scenes" (drawn on the fly) or a folder written by `if-jax data build`.
+      source: "scenes" or "tasks" (drawn on the fly), what `sources.open_stored` opens, or a weighted mixture of such:
+        "0.7*scenes + 0.3*data/mine".
       size: side of the pictures in pixels; stored pictures are scaled down to it, never up.
       batch_size: rows of a whole batch, over all shards.
-      seed: decides scenes or shuffling, wording and dropped captions.
+      seed: decides scenes or shuffling, cuts, wording and dropped captions.
       tokenize: captions -> (ids, mask), each int32 (B, L). Dropped captions are "".
       start_step: number of the first batch.
       caption_dropout: share of captions dropped.
       shard_index, shard_count: this host draws rows [i B/n, (i+1) B/n) of every batch.
-      threads: batches made ahead at the same time; 0 makes each when asked.
+      threads: batches made ahead at the same time (in each worker); 0 makes each when asked.
+      workers: processes that read and decode; 0: this one does.
+      preparation, keep: what is done to stored records, and which are used.
+      embeddings: folder of text states that `if-jax embed` wrote for this source, with the encoder of hash `encoder`.
 
     Returns:
-      dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,).
+      dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,); with `embeddings`
+      states bfloat16 (B/n, L, D) instead of ids and mask.
 
     Raises:
       FileNotFoundError, ValueError: one line naming what is wrong with the source or an argument.
     """
-    _check(size, batch_size, seed, start_step, caption_dropout, shard_index, shard_count, threads)
-    opened: Source = _Scenes(seed, size) if str(source) == SCENES else _Folder(Path(source), seed, size)
+    _check(size, batch_size, seed, start_step, caption_dropout, shard_index, shard_count, threads, workers)
+    opened = open_source(source, size, seed, preparation, keep)
+    if workers and any(name in drawn.NAMES for _, name in parse_mixture(source)):
+        raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
     rows = batch_size // shard_count
 
+    text = _text_states(opened, embeddings, preparation, encoder) if embeddings else _text_tokens(tokenize)
+
     def make(step: int) -> dict[str, np.ndarray]:
-        positions = step * batch_size + shard_index * rows + np.arange(rows, dtype=np.int64)
-        image, captions, index = opened.read(positions)
-        kept = [
-            "" if dropped else text
-            for text, dropped in zip(captions, _dropped(seed, positions, caption_dropout), strict=True)
+        positions = range(step * batch_size + shard_index * rows, step * batch_size + (shard_index + 1) * rows)
+        dropped = _dropped(seed, positions, caption_dropout)
+        samples = [
+            sample._replace(caption="") if drop else sample
+            for sample, drop in zip(opened.read(positions), dropped, strict=True)
         ]
-        ids, mask = tokenize(kept)
-        return {"image": image, "ids": ids, "mask": mask, "index": index}
+        index = np.asarray([sample.number for sample in samples], np.int64)
+        return {"image": np.stack([sample.image for sample in samples]), "index": index, **text(samples)}
 
     steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    return iter(_in_workers(made, workers) if workers else made)
 
 
-def read_build(folder: Path) -> dict[str, Any]:
-    """What the builder noted about a built folder; one clear line if it is none."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f'data folder {str(folder)!r} does not exist: write one with `if-jax data build`, or use "{SCENES}"'
-        )
-    note = folder / BUILD_FILE
-    if not note.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} is no built data set ({BUILD_FILE} is missing): `if-jax data build`")
-    return json.loads(note.read_text())
+def open_source(source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> Source:
+    """A source, or a mixture of sources, by position."""
+    parts = parse_mixture(source)
+    opened = [
+        _Drawn(name, size, seed) if name in drawn.NAMES else Pictures(name, size, seed, preparation, keep)
+        for _, name in parts
+    ]
+    return opened[0] if len(opened) == 1 else _Mixture(opened, [weight for weight, _ in parts])
 
 
-def open_records(folder: Path) -> Sequence[dict[str, Any]]:
-    """The examples of a built folder, images still encoded, captions as bytes."""
-    import tensorflow_datasets as tfds  # slow to import, and scenes drawn on the fly need none of it
+def parse_mixture(source: str) -> list[tuple[float, str]]:
+    """ "0.7*scenes + 0.3*data/mine" as weights and names; one name alone has weight 1."""
+    terms = str(source).split(" + ")
+    found = [_WEIGHTED.fullmatch(term) for term in terms]
+    if len(terms) == 1 and not found[0]:
+        return [(1.0, str(source))]
+    if not all(found) or not all(float(match[1]) > 0 for match in found if match):
+        raise ValueError(f"mixture {source!r}: write it as WEIGHT*SOURCE + WEIGHT*SOURCE, weights above 0")
+    return [(float(match[1]), match[2]) for match in found if match]
 
-    builder = tfds.builder_from_directory(str(folder))
-    return builder.as_data_source(split="train", decoders={"image": tfds.decode.SkipDecoding()})
+
+class Pictures:
+    """Stored records; every epoch is another permutation of them."""
+
+    def __init__(self, source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> None:
+        self.stored: Stored = open_stored(source, _at_least(keep, size))
+        self._size, self._seed, self._preparation = size, seed, preparation
+        self._order = grain.MapDataset.range(len(self.stored)).seed(seed).shuffle().repeat(None)
+
+    def read(self, positions: Sequence[int]) -> list[Sample]:
+        return [self._read(int(position)) for position in positions]
+
+    def _read(self, position: int) -> Sample:
+        number = int(self._order[position])
+        record, how = self.stored[number], self._preparation
+        shift = how.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
+        choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
+        (caption,) = prepare_captions([record.captions[choice]], how.clean, how.preserve_case)
+        picture = np.asarray(fit(read_picture(record.picture), self._size, shift))
+        return Sample(picture, caption, number, choice)
 
 
-class _Scenes:
+class _Drawn:
     """Scene number p at position p; nothing repeats."""
 
-    def __init__(self, seed: int, size: int) -> None:
-        self._seed, self._size = seed, size
+    def __init__(self, name: str, size: int, seed: int) -> None:
+        self._name, self._size, self._seed = name, size, seed
 
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
-        batch = scenes.sample_scenes(positions, self._seed)
-        pictures = scenes.render_scenes(batch, self._size)  # runs while the captions are written
-        captions = [
-            grammar.caption(scene, np.random.default_rng((self._seed, int(position))))
-            for scene, position in zip(scenes.as_numpy(batch), positions, strict=True)
-        ]
-        return np.asarray(pictures), captions, positions
+    def read(self, positions: Sequence[int]) -> list[Sample]:
+        scenes = drawn.draw(self._name, positions, self._seed, self._size)
+        rows = zip(positions, scenes, strict=True)
+        return [Sample(picture, caption, int(position), 0) for position, (picture, caption, _) in rows]
 
 
-class _Folder:
-    """A built data set; every epoch is another permutation of its examples."""
+class _Mixture:
+    """Parts in fixed proportion, each walked through in its own order."""
 
-    def __init__(self, folder: Path, seed: int, size: int) -> None:
-        self._size = size
-        note = read_build(folder)
-        if note["size"] < size:
-            raise ValueError(
-                f"{str(folder)!r} holds {note['size']} px pictures, {size} px are asked for: "
-                f"build it again with --size {size} or more"
-            )
-        self._records = open_records(folder)
-        self._order = grain.MapDataset.range(len(self._records)).seed(seed).shuffle().repeat(None)
+    def __init__(self, parts: Sequence[Source], weights: Sequence[float]) -> None:
+        self._parts = parts
+        ways = [grain.MapDataset.range(_LAST_STEP).map(lambda place, i=i: (i, place)) for i in range(len(parts))]
+        self._order = grain.MapDataset.mix(ways, [weight / sum(weights) for weight in weights])
 
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
-        index = np.asarray([self._order[int(position)] for position in positions], np.int64)
-        examples = self._records.__getitems__(index.tolist())
-        pictures = np.stack([_decode(example["image"], self._size) for example in examples])
-        return pictures, [example["caption"].decode() for example in examples], index
-
-
-def _decode(encoded: bytes, size: int) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as stored:
-        picture = stored.convert("RGB")
-        if picture.size != (size, size):
-            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(picture)
+    def read(self, positions: Sequence[int]) -> list[Sample]:
+        places = [self._order[int(position)] for position in positions]
+        found: dict[int, Sample] = {}
+        for number, part in enumerate(self._parts):
+            rows = [row for row, (which, _) in enumerate(places) if which == number]
+            if rows:
+                samples = part.read([places[row][1] for row in rows])
+                found |= {
+                    row: sample._replace(number=number * _PART + sample.number)
+                    for row, sample in zip(rows, samples, strict=True)
+                }
+        return [found[row] for row in range(len(places))]
 
 
-def _dropped(seed: int, positions: np.ndarray, share: float) -> list[bool]:
+def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
+    def tokens(samples: list[Sample]) -> dict[str, np.ndarray]:
+        ids, mask = tokenize([sample.caption for sample in samples])
+        return {"ids": ids, "mask": mask}
+
+    return tokens
+
+
+def _text_states(
+    source: Source, folder: str, preparation: Preparation, encoder: str
+) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
+    if not isinstance(source, Pictures):
+        raise ValueError(f"embeddings {folder!r} go with one stored source, not with drawn scenes or a mixture")
+    cache = Embeddings(folder)
+    cache.check(source.stored, preparation, encoder)
+    return lambda samples: {"states": np.stack([cache.states(s.number, s.choice, s.caption) for s in samples])}
+
+
+def _at_least(keep: Filter, size: int) -> Filter:
+    return dataclasses.replace(keep, min_side=max(keep.min_side, size))
+
+
+def _in_workers(made: grain.IterDataset, workers: int) -> grain.IterDataset:
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain asks flags that only a program started through absl has read
+        flags.FLAGS.mark_as_parsed()
+    return made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+
+
+def _dropped(seed: int, positions: Sequence[int], share: float) -> list[bool]:
     # Its own stream (the 1), so that another share never changes a caption's wording.
     return [np.random.default_rng((seed, int(position), 1)).random() < share for position in positions]
 
 
 def _check(
-    size: int, batch_size: int, seed: int, start: int, dropout: float, shard: int, shards: int, threads: int
+    size: int,
+    batch_size: int,
+    seed: int,
+    start: int,
+    dropout: float,
+    shard: int,
+    shards: int,
+    threads: int,
+    workers: int,
 ) -> None:
     problems = (
         (size < 8, f"size {size}: pictures need at least 8 px"),
@@ -165,6 +241,7 @@ def _check(
         (not 0 <= shard < shards, f"shard_index {shard} of shard_count {shards}: give 0 <= index < count"),
         (shards > 0 and batch_size % shards != 0, f"batch_size {batch_size} does not divide over {shards} hosts"),
         (threads < 0, f"threads {threads}: give 0 or more"),
+        (workers < 0, f"workers {workers}: give 0 or more"),
     )
     for wrong, message in problems:
         if wrong:

@@ -338,3 +338,41 @@ def _bilinear(cells: jax.Array, which: jax.Array, row: jax.Array, column: jax.Ar
             value = cells[which, jnp.clip(r, 0, size - 1), jnp.clip(c, 0, size - 1)]
             out = out + jnp.where(inside, value * wr * wc, 0.0)
     return out
+
+
+def visible_shares(scene: Scene, size: int = 64) -> tuple[jax.Array, jax.Array]:
+    """How much of each object and of the sign's board can be seen, nothing standing in front of it.
+
+    Returns:
+      objects: (6,) float32, pixels seen over pixels it would have alone; 0 for an empty slot.
+      sign: () float32, the same of the board; 1 without a sign.
+    """
+    centres = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (2.0 / size) - 1.0
+    u, v = centres[None, :] * _HALF_VIEW, -centres[:, None] * _HALF_VIEW
+    ray = (u, _COS + v * _SIN, v * _COS - _SIN)
+    solids, slots = _solids(scene), scene.valid.shape[-1]
+    floor, zero = jnp.broadcast_to(-_EYE[2] / ray[2], (size, size)), jnp.zeros((size, size))
+    empty = _Hit(floor, jnp.full((size, size), -1, jnp.int32), zero, zero, zero)
+
+    def add(i: jax.Array, state: tuple[_Hit, jax.Array]) -> tuple[_Hit, jax.Array]:
+        hit, alone = state
+        own = _nearer(scene, solids, i, ray, empty)
+        return _nearer(scene, solids, i, ray, hit), alone.at[i].set((own.slot == i).sum())
+
+    hit, alone = jax.lax.fori_loop(0, slots, add, (empty, jnp.zeros(slots, jnp.int32)))
+    board = _board(scene, ray)
+    uncovered = board & (hit.t > _SIGN_DEPTH)
+    seen = (hit.slot[None] == jnp.arange(slots)[:, None, None]) & ~uncovered
+    shares = seen.sum((1, 2)) / jnp.maximum(alone, 1)
+    return shares, jnp.where(board.any(), uncovered.sum() / jnp.maximum(board.sum(), 1), 1.0)
+
+
+def _board(scene: Scene, ray: tuple) -> jax.Array:
+    """Rays that meet the sign's board, if nothing stands before it."""
+    _, advance = glyphs.atlas(16)
+    used = scene.letters >= 0
+    width = jnp.where(used, jnp.asarray(advance)[jnp.maximum(scene.letters, 0)], 0.0).sum() * _LETTER_HEIGHT
+    half = _SIGN_PIXEL * jnp.round(0.5 * width / _SIGN_PIXEL + 2.0)
+    x = _SIGN_DEPTH * ray[0] - _SIGN_PIXEL * jnp.round(scene.sign_x / _SIGN_PIXEL)
+    up = _SIGN_DEPTH * (_SIN * ray[1] + _COS * ray[2]) - _SIGN_MIDDLE
+    return (jnp.abs(x) < half) & (jnp.abs(up) < _BOARD_HALF) & used[0]

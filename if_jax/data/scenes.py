@@ -53,7 +53,7 @@ def sample_scene(key: jax.Array) -> Scene:
     metal = u["metal"] < 0.5  # (3,)
     shape, size = (kinds % len(SHAPES))[group], large[group].astype(jnp.int32)
 
-    position, placed = _place(u["place"], slots < total, shape, size, total, has_sign)
+    position, placed = place_objects(u["place"], slots < total, shape, size, total, has_sign)
     word = (u["word"][0] * len(WORDS)).astype(jnp.int32)
     return Scene(
         valid=placed,
@@ -64,7 +64,7 @@ def sample_scene(key: jax.Array) -> Scene:
         material=metal[group].astype(jnp.int32),
         position=position,
         yaw=(u["yaw"] - 0.5) * (jnp.pi / 2),
-        letters=jnp.where(has_sign, jnp.asarray(_WORD_LETTERS)[word], -1),
+        letters=jnp.where(has_sign, jnp.asarray(WORD_LETTERS)[word], -1),
         sign_x=(u["sign_x"][0] - 0.5) * 0.8,
         tone=0.96 + 0.08 * u["tone"][0],
     )
@@ -107,7 +107,7 @@ def _spell(word: str) -> list[int]:
     return [ord(letter) - ord("a") for letter in word] + [-1] * (MAX_LETTERS - len(word))
 
 
-_WORD_LETTERS = np.asarray([_spell(word) for word in WORDS], np.int32)
+WORD_LETTERS = np.asarray([_spell(word) for word in WORDS], np.int32)
 
 
 def _chances(key: jax.Array) -> dict[str, jax.Array]:
@@ -138,7 +138,7 @@ def _group_counts(u: jax.Array, has_sign: jax.Array) -> jax.Array:
     return jnp.where(has_sign, chosen, plain).astype(jnp.int32)
 
 
-def _place(
+def place_objects(
     chances: jax.Array, wanted: jax.Array, shape: jax.Array, size: jax.Array, total: jax.Array, has_sign: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Put objects on the floor one after another, clear of each other on the floor and in the picture.

@@ -15,23 +15,25 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import unquote_plus
 
 
-def prepare_captions(captions: Sequence[str], clean: bool = False) -> list[str]:
+def prepare_captions(captions: Sequence[str], clean: bool = False, preserve_case: bool = False) -> list[str]:
     """Bring captions to the form the tokenizer is given: `clean_caption` or `plain_caption` of each."""
     prepare = clean_caption if clean else plain_caption
-    return [prepare(caption) for caption in captions]
+    return [prepare(caption, preserve_case) for caption in captions]
 
 
-def plain_caption(text: str) -> str:
+def plain_caption(text: str, preserve_case: bool = False) -> str:
     """Lower case, outer white space gone: what IF does to every caption, cleaning or not."""
-    return text.lower().strip()
+    return text.strip() if preserve_case else text.lower().strip()
 
 
-def clean_caption(text: str) -> str:
+def clean_caption(text: str, preserve_case: bool = False) -> str:
     """Clean a caption as IF does: the whole rule list twice in a row.
 
     Twice is not a fixed point for every text; for text without links, file names, codes and odd punctuation it is.
+    With `preserve_case` the rules take the same things away and the letters that stay keep their case, where IF has
+    none but lower-case ones.
     """
-    return _clean_once(_clean_once(text))
+    return _clean_once(_clean_once(text, preserve_case), preserve_case)
 
 
 Rule = tuple[str, str]  # pattern, replacement
@@ -92,21 +94,22 @@ _ON_REPAIRED: tuple[Rule, ...] = (
 )
 
 
-def _clean_once(text: str) -> str:
+def _clean_once(text: str, preserve_case: bool = False) -> str:
     import ftfy
 
-    text = unquote_plus(str(text)).strip().lower()
-    text = _apply(_ON_MARKUP, text)
-    text = _apply(_ON_TEXT, _text_of_html(text))
+    text = unquote_plus(str(text)).strip()
+    flags = re.IGNORECASE if preserve_case else 0  # the rules are written for lower case
+    text = _apply(_ON_MARKUP, text if preserve_case else text.lower(), flags)
+    text = _apply(_ON_TEXT, _text_of_html(text), flags)
     if len(re.findall(r"[-_]", text)) > 3:  # this-is-my-cute-cat
         text = re.sub(r"[-_]", " ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return _apply(_ON_REPAIRED, text).strip()
+    return _apply(_ON_REPAIRED, text, flags).strip()
 
 
-def _apply(rules: Iterable[Rule], text: str) -> str:
+def _apply(rules: Iterable[Rule], text: str, flags: int) -> str:
     for pattern, replacement in rules:
-        text = re.sub(pattern, replacement, text)
+        text = re.sub(pattern, replacement, text, flags=flags)
     return text
 
 

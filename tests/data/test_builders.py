@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
-import io
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shelves
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from if_jax.data import builders, folder, grammar, pipeline, scenes
+from if_jax.data import builders, emoji, grammar, scenes, sources
+from if_jax.data.index import Filter
+from if_jax.data.inspect import inspect
+from if_jax.data.prepare import read_picture
 
 
 def _picture(path: Path, side: tuple[int, int] = (24, 16), colour: str = "red", **kwargs: object) -> None:
@@ -22,11 +26,13 @@ def _picture(path: Path, side: tuple[int, int] = (24, 16), colour: str = "red", 
 
 
 def _captions(out: Path) -> dict[str, np.ndarray]:
-    records = pipeline.open_records(out)
-    return {
-        records[i]["caption"].decode(): np.asarray(Image.open(io.BytesIO(records[i]["image"])))
-        for i in range(len(records))
-    }
+    records = sources.open_stored(str(out))
+    assert not records.left_out
+    return {text: np.asarray(read_picture(record.picture)) for record in records for text in record.captions}
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*array_record*")}
 
 
 def test_scenes_make_the_round_trip_without_tensorflow(tmp_path: Path) -> None:
@@ -42,9 +48,45 @@ def test_scenes_make_the_round_trip_without_tensorflow(tmp_path: Path) -> None:
     builder = tfds.builder_from_directory(str(out))
     assert builder.info.splits["train"].num_examples == 8
     labels = [json.loads(record["labels"]) for record in builder.as_data_source(split="train")]
-    assert sorted(map(str, labels)) == sorted(str(grammar.labels(scene)) for scene in described)
+    assert labels == [grammar.labels(scene) for scene in described]
     assert "tensorflow" not in sys.modules
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*")) and not [path for path in out.glob(".*") if path.suffix != ".npz"]
+
+
+def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = shelves.write_folder(tmp_path / "source", 10)
+    monkeypatch.setattr(builders, "PER_SHARD", 3)
+    builders.build("folder", tmp_path / "whole", source=source, size=8, workers=1)
+    write, written = builders._write_shard, []
+
+    def killed(shard: builders._Shard) -> dict:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard.number)
+        return write(shard)
+
+    monkeypatch.setattr(builders, "_write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        builders.build("folder", tmp_path / "out", source=source, size=8, workers=1)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(builders, "_write_shard", write)
+    encode, encoded = builders.png, []
+    monkeypatch.setattr(builders, "png", lambda picture: encoded.append(0) or encode(picture))
+    builders.build("folder", tmp_path / "out", source=source, size=8, workers=1)
+    assert len(encoded) == 4  # of ten: six were kept
+    assert _hashes(tmp_path / "out") == _hashes(tmp_path / "whole") and len(_hashes(tmp_path / "out")) == 4
+    assert [record.captions for record in sources.open_stored(str(tmp_path / "out"))] == [
+        (f"Picture number {i}",) for i in range(10)
+    ]
+
+
+def test_processes_write_the_same_bytes_from_tars(tmp_path: Path) -> None:
+    tars = shelves.write_tars(tmp_path / "tars", 9, 5)
+    for workers in (1, 2):
+        builders.build("folder", tmp_path / str(workers), source=tars, size=8, workers=workers)
+    assert _hashes(tmp_path / "1") == _hashes(tmp_path / "2")
+    built = sources.open_stored(str(tmp_path / "1"), Filter(min_clip=0.2))  # the scores travel with the pictures
+    assert len(built) == 9 and built[3].metadata["similarity"] == pytest.approx(0.203)
 
 
 def test_inspect_tells_what_there_is(tmp_path: Path) -> None:
@@ -52,11 +94,44 @@ def test_inspect_tells_what_there_is(tmp_path: Path) -> None:
     _picture(source / "a.png")
     (source / "a.txt").write_text("x" * 100)
     (source / "b.png").touch()
-    builders.build("folder", out, source=source, size=16)
-    told = builders.inspect(out)
-    assert "1 pictures of 16 px (folder)" in told
-    assert "1 of 1 longer than the 76" in told
-    assert "skipped 1: empty file (b.png)" in told
+    (source / "b.txt").write_text("nothing")
+    told = str(inspect(str(source))).splitlines()
+    assert told[0].startswith("usable 1 of 2 records in ") and "skipped 1: empty file (b.png)" in told
+    assert any("100 to 100 characters" in line for line in told)
+    builders.build("folder", out, source=source, size=16, workers=1)
+    found = inspect(str(out))
+    assert str(found).startswith(f"usable 1 of 1 records in {out} (folder, 16 px; 1 left out when built)")
+    sheet = np.asarray(found.sheet)
+    assert (sheet == (255, 0, 0)).all(-1).sum() == 160 * 160 and (sheet < 100).all(-1).any()  # picture and words
+
+
+def test_emoji_are_paired_with_their_names_and_held_out_by_what_they_show(tmp_path: Path) -> None:
+    pictures, names = tmp_path / "@lobehub/fluent-emoji-3d/assets", tmp_path / "emojibase-data/en"
+    pictures.mkdir(parents=True)
+    names.mkdir(parents=True)
+    tones = {"1F3FB": "light skin tone", "1F3FF": "dark skin tone"}
+    entries = []
+    for i in range(60):
+        code = f"{0x1F400 + i:X}"
+        skins = [{"label": f"thing {i}: {name}", "hexcode": f"{code}-{tone}"} for tone, name in tones.items()]
+        entries.append({"label": f"thing {i}", "hexcode": code, "skins": skins})
+        for each in (code, *(skin["hexcode"] for skin in skins)):
+            Image.new("RGBA", (32, 32), (i, 200, 0, 255)).save(pictures / f"{each.lower()}-fe0f.webp", lossless=True)
+    Image.new("RGBA", (32, 32)).save(pictures / "ffff.webp")
+    (names / "data.json").write_text(json.dumps(entries))
+    report = builders.build("emoji", tmp_path / "out", source=tmp_path, size=16, workers=1)
+    assert report.count == 180 and report.skipped == {"no name": ["ffff.webp"]}
+    things = []
+    for split in ("train", emoji.HELD_OUT):
+        captions = [record.captions[0] for record in sources.open_stored(f"{tmp_path / 'out'}@{split}")]
+        things.append({caption.split(",")[0] for caption in captions})
+        assert len(captions) == 3 * len(things[-1])
+    assert things[1] and not things[0] & things[1] and len(things[0] | things[1]) == 60
+    assert emoji.caption("flag: Norway") == "flag of Norway"
+    assert emoji.caption("handshake: light skin tone, dark skin tone") == "handshake, light skin tone, dark skin tone"
+    assert emoji.is_held_out("handshake: light skin tone, dark skin tone") == emoji.is_held_out("handshake")
+    with pytest.raises(FileNotFoundError, match="has no package"):
+        builders.build("emoji", tmp_path / "none", source=tmp_path / "out")
 
 
 def test_a_folder_with_text_files(tmp_path: Path) -> None:
@@ -65,7 +140,7 @@ def test_a_folder_with_text_files(tmp_path: Path) -> None:
     (source / "deep" / "er" / "wide.txt").write_text("  a blue field\n")
     _picture(source / "tall.PNG", (20, 48), "lime")
     (source / "tall.txt").write_text("ein grünes Feld", encoding="utf-8")
-    builders.build("folder", out, source=source, size=16)
+    builders.build("folder", out, source=source, size=16, workers=1)
     stored = _captions(out)
     assert set(stored) == {"a blue field", "ein grünes Feld"}
     assert all(picture.shape == (16, 16, 3) for picture in stored.values())
@@ -88,12 +163,12 @@ def test_a_folder_with_metadata(tmp_path: Path) -> None:
         "not json",
     ]
     (source / "metadata.jsonl").write_text("\n".join(lines))
-    report = builders.build("folder", out, source=source, size=16)
+    report = builders.build("folder", out, source=source, size=16, workers=1)
     assert set(_captions(out)) == {"first caption", "second caption"}
     assert report.skipped == {
         "outside the folder": ["../secret.png"],
         "missing file": ["gone.png"],
-        "no caption": ["one.png"],
+        "no caption": ["one.png (3)"],
         "line is not {file_name, text}": ["metadata.jsonl line 7", "metadata.jsonl line 8"],
     }
 
@@ -112,62 +187,40 @@ def test_bad_images_are_skipped_counted_and_reported_by_reason(tmp_path: Path) -
     (source / "mute.txt").unlink()
     _picture(source / "tiny.png", (15, 40))
     (source / "garbled.txt").write_bytes(b"\xff\xfe\xfa")
-    report = builders.build("folder", out, source=source, size=16)
+    report = builders.build("folder", out, source=source, size=16, workers=1)
     assert report.count == 1 and set(_captions(out)) == {"a good picture"}
     assert report.skipped == {
         "unreadable image": ["cut.png", "letter.png"],
         "empty file": ["empty.png"],
         "no caption": ["mute.png"],
         "smaller than 16 px": ["tiny.png"],
-        "unreadable caption": ["garbled.png"],
+        "caption is not UTF-8": ["garbled.png"],
     }
     assert "skipped 2: unreadable image (cut.png, letter.png)" in str(report)
 
 
-def test_pictures_are_turned_upright_and_flattened(tmp_path: Path) -> None:
-    def read(path: Path, size: int = 8) -> np.ndarray:
-        picture, problem = folder.read_picture(folder.Entry(path.name, path, "caption"), size)
-        assert picture is not None, problem
-        return np.asarray(picture)
-
-    halves = np.zeros((16, 16, 3), np.uint8)
-    halves[:8] = 255  # white above black as stored; orientation 3 says: turn it half around
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    Image.fromarray(halves).save(tmp_path / "turned.png", exif=exif)
-    turned = read(tmp_path / "turned.png")
-    assert turned[0].max() < 40 and turned[-1].min() > 215
-
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read(tmp_path / "clear.png") == 255).all()
-    Image.new("P", (8, 8), 0).save(tmp_path / "palette.gif")
-    assert read(tmp_path / "palette.gif").shape == (8, 8, 3)
-    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert (read(tmp_path / "deep.png") == 128).all()
-
-
-def test_a_bomb_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _picture(tmp_path / "big.png", (40, 40))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    entry = folder.Entry("big.png", tmp_path / "big.png", "a big picture")
-    assert folder.read_picture(entry, 16) == (None, "too many pixels")
-
-
-def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_was_there_and_lets_the_build_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     _picture(source / "a.png")
     (source / "a.txt").write_text("kept")
-    builders.build("folder", out, source=source, size=16)
+    builders.build("folder", out, source=source, size=16, workers=1)
 
     def full(picture: Image.Image) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(builders, "_png", full)
+    encode = builders.png
+    monkeypatch.setattr(builders, "png", full)
     for place in (out, tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
-            builders.build("folder", place, source=source, size=16, overwrite=True)
+            builders.build("folder", place, source=source, size=16, overwrite=True, workers=1)
     assert set(_captions(out)) == {"kept"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(builders, "png", encode)
+    for place in (out, tmp_path / "new"):
+        builders.build("folder", place, source=source, size=16, overwrite=True, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out", "source"]
 
 
 def test_what_exists_is_replaced_only_when_asked_and_ours(tmp_path: Path) -> None:
@@ -175,10 +228,10 @@ def test_what_exists_is_replaced_only_when_asked_and_ours(tmp_path: Path) -> Non
     _picture(source / "a.png")
     for text, overwrite in (("first", False), ("second", True)):
         (source / "a.txt").write_text(text)
-        builders.build("folder", out, source=source, size=16, overwrite=overwrite)
+        builders.build("folder", out, source=source, size=16, overwrite=overwrite, workers=1)
     assert set(_captions(out)) == {"second"}
     with pytest.raises(FileExistsError, match=r"exists: choose another --out, or replace it with --overwrite"):
-        builders.build("folder", out, source=source, size=16)
+        builders.build("folder", out, source=source, size=16, workers=1)
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="not a data set written here and is kept"):
@@ -190,9 +243,9 @@ def test_mistakes_get_one_line(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     _picture(tmp_path / "dumb" / "a.png")
     cases = (
-        (ValueError, "'scene' is unknown: choose scenes or folder", "scene", {}),
+        (ValueError, "'scene' is unknown: choose scenes, tasks, emoji or folder", "scene", {}),
         (ValueError, "needs --source", "folder", {}),
-        (FileNotFoundError, "does not exist: give --source", "folder", {"source": tmp_path / "nowhere"}),
+        (FileNotFoundError, "does not exist: give a folder", "folder", {"source": tmp_path / "nowhere"}),
         (ValueError, "lists no image", "folder", {"source": tmp_path / "bare"}),
         (
             ValueError,

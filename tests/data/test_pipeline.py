@@ -107,15 +107,15 @@ def test_stored_pictures_are_scaled_down_but_not_up(stored: str) -> None:
     np.testing.assert_array_equal(full["index"], half["index"])
     coarse = full["image"].reshape(ROWS, 8, 2, 8, 2, 3).astype(float).mean((2, 4))
     assert np.abs(coarse - half["image"]).mean() < 6
-    with pytest.raises(ValueError, match=r"holds 16 px pictures, 64 px are asked for: build it again with --size 64"):
+    with pytest.raises(ValueError, match=r"no usable picture in .*: skipped 8: smaller than 64 px"):
         _take(stored, size=64)
 
 
 def test_a_missing_or_foreign_folder_gets_one_line(tmp_path: Path) -> None:
-    for folder, words in ((tmp_path / "none", "does not exist"), (tmp_path, "no built data set")):
-        with pytest.raises(FileNotFoundError, match=words) as caught:
+    for folder, words in ((tmp_path / "none", "does not exist: .*if-jax data build"), (tmp_path, "lists no image")):
+        with pytest.raises((FileNotFoundError, ValueError), match=words) as caught:
             _take(str(folder))
-        assert str(folder) in str(caught.value) and "if-jax data build" in str(caught.value)
+        assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

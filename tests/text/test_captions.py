@@ -180,3 +180,14 @@ def test_plain_captions_keep_everything_but_case_and_outer_space():
 def test_prepare_cleans_on_request_only():
     assert prepare_captions(["A <b>CUBE</b>"]) == ["a <b>cube</b>"]
     assert prepare_captions(["A <b>CUBE</b>"], clean=True) == ["a cube"]
+
+
+def test_case_is_preserved_on_request_and_the_same_words_go():
+    assert plain_caption("\t A  RED cube ", preserve_case=True) == "A  RED cube"
+    for text in (
+        "A Sign That Says STOP",
+        "Photo of a Cat HTTP://X.COM/CAT.PNG Free Download",
+        "JC6640VC Blue Hat, 10X20",
+    ):
+        kept = clean_caption(text, preserve_case=True)
+        assert kept.lower() == clean_caption(text) and kept != kept.lower()

@@ -1,0 +1,35 @@
+"""The sources that are drawn rather than stored: scene number i of a seed, for as many as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from if_jax.data import grammar, scenes, tasks
+
+NAMES = ("scenes", "tasks", f"tasks@{tasks.HELD_OUT}")
+
+
+def draw(
+    name: str, numbers: Sequence[int], seed: int, size: int, *, with_labels: bool = False
+) -> Iterator[tuple[np.ndarray, str, dict | None]]:
+    """Picture (size, size, 3) uint8, caption and, where asked for, labels of scenes `numbers` of a source."""
+    indices = np.asarray(numbers, np.int64)
+    kinds: Sequence[int | None] = [None] * len(indices)
+    if name == "scenes":
+        batch = scenes.sample_scenes(indices, seed)
+    else:
+        batch, drawn = tasks.sample_tasks(indices, seed, held_out=name.endswith(tasks.HELD_OUT))
+        kinds = np.asarray(drawn).tolist()
+    pictures = scenes.render_scenes(batch, size)  # runs while the captions are written
+    told = []
+    for number, scene, kind in zip(indices.tolist(), scenes.as_numpy(batch), kinds, strict=True):
+        rng = np.random.default_rng((seed, number))
+        text = grammar.caption(scene, rng) if kind is None else tasks.caption(scene, kind, rng)
+        known = None
+        if with_labels:
+            known = grammar.labels(scene) if kind is None else tasks.labels(scene, kind)
+        told.append((text, known))
+    for picture, (text, known) in zip(np.asarray(pictures), told, strict=True):
+        yield picture, text, known

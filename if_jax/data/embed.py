@@ -1,0 +1,88 @@
+"""`if-jax embed`: a frozen text encoder run over all captions of a source, on the mesh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from if_jax.checkpoints.release import TextEncoder
+from if_jax.checkpoints.weights import load_params
+from if_jax.data.embeddings import Encode, Plan, make_plan, read_captions, write_embeddings
+from if_jax.data.prepare import Preparation
+from if_jax.data.sources import Stored
+from if_jax.models.t5 import T5Encoder
+from if_jax.parallel import rules
+from if_jax.text.tokens import TEXT_LENGTH
+
+
+def embed(
+    stored: Stored,
+    text: TextEncoder,
+    out: str | Path,
+    *,
+    form: str,
+    preparation: Preparation,
+    mesh: Mesh,
+    placed: rules.Rules,
+    batch_size: int,
+    overwrite: bool = False,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """Write the cache of a source's captions, telling its size and the time it takes before it starts.
+
+    Raises:
+      ValueError, FileExistsError: one line, before anything is written.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"embed writes from one host, there are {jax.process_count()}: start it on one")
+    rules.check_batch_size(batch_size, mesh, placed)
+    captions = read_captions(stored, preparation)
+    shape = {"length": TEXT_LENGTH, "width": text.config.d_model, "batch_size": batch_size}
+    plan = make_plan(stored, captions, preparation, form=form, encoder=text.sha256, **shape)
+    with jax.set_mesh(mesh):
+        encode = make_encode(text, mesh, placed)
+        encode([""] * batch_size)  # compiles
+        began = time.perf_counter()
+        encode([""] * batch_size)
+        seconds = (time.perf_counter() - began) * -(-plan.captions // batch_size)
+        say(_announce(plan, seconds))
+        with tqdm(total=plan.captions, unit="caption", desc="embed") as bar:
+            note = write_embeddings(captions, plan, encode, out, overwrite=overwrite, progress=bar.update)
+    say(f"{out}: {plan.captions} captions, {form}, {note['bytes_per_caption']:,.0f} bytes each")
+
+
+def make_encode(text: TextEncoder, mesh: Mesh, placed: rules.Rules) -> Encode:
+    """The encoder in bfloat16 on a mesh, as training runs it: captions -> states (B, L, D) bfloat16, tokens (B,)."""
+    module = T5Encoder(text.config, dtype=jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((1, TEXT_LENGTH), jnp.int32)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), ids, ids)["params"]
+    params = load_params(text.params, "bfloat16", rules.state_shardings(boxed, mesh, placed))
+    split = rules.batch_sharding(mesh, placed)
+
+    def apply(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, ids, mask).astype(jnp.bfloat16)  # of bfloat16 values: nothing is lost
+
+    jitted = jax.jit(apply, in_shardings=(None, split, split), out_shardings=rules.replicated(mesh))
+
+    def encode(captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = text.tokenizer(captions)
+        placed_rows = [
+            jax.make_array_from_callback(rows.shape, split, lambda at, rows=rows: rows[at]) for rows in (ids, mask)
+        ]
+        return np.asarray(jitted(params, *placed_rows)), mask.sum(1)
+
+    return encode
+
+
+def _announce(plan: Plan, seconds: float) -> str:
+    about = "at most " if plan.form == "exact" else "about "
+    length = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+    return f"{plan.captions} captions, {plan.form}: {about}{plan.raw_bytes / 1e6:,.1f} MB, about {length} to encode"

@@ -1,0 +1,249 @@
+"""Text states computed once and kept: `if-jax embed` writes them, training reads them instead of running the encoder.
+
+Two forms. *exact* holds all 77 positions as the UNet attends them, in bfloat16 (what a bfloat16 encoder makes, bit for
+bit), its two byte planes apart so that the shard's compression finds the repeating one. *compact* holds the real tokens
+only, as int8 with a scale each, and the mean of the padded ones, which cannot be rebuilt without the encoder: it is an
+approximation, several times smaller.
+
+A cache belongs to one encoder, one source and one way of preparing captions, and is refused beside any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from if_jax.data.prepare import Preparation
+from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
+from if_jax.data.sources import Stored
+from if_jax.text.captions import prepare_captions
+
+FORMS = ("exact", "compact")
+NOTE = "if_jax.json"
+ROWS = "rows.npz"
+VERSION = 1
+
+Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> states (B, L, D) bfloat16, tokens (B,)
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that decides a cache's bytes."""
+
+    form: str
+    encoder: str  # the text encoder's hash
+    length: int
+    width: int
+    source: str
+    fingerprint: str  # of the source
+    captions: int  # the empty one included
+    clean: bool
+    preserve_case: bool
+    batch_size: int
+    version: int = VERSION
+
+    @property
+    def raw_bytes(self) -> int:
+        """Size before compression."""
+        if self.form == "exact":
+            return self.captions * self.length * self.width * 2
+        return self.captions * (self.length // 4) * self.width  # about a quarter of the positions are tokens
+
+
+class Embeddings:
+    """An opened cache: text states by record number and which of its captions."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.note = _read_note(self.folder)
+        self.plan = Plan(**self.note["plan"])
+        with np.load(self.folder / ROWS) as rows:
+            self._first, self._hashes = rows["first"], rows["hashes"]
+        self._open()
+
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self.__init__(folder)
+
+    def check(self, stored: Stored, preparation: Preparation, encoder: str = "") -> None:
+        """Refuse a cache of another encoder, another source or other preparation.
+
+        Raises:
+          ValueError: one line that names what differs.
+        """
+        mine = self.plan
+        pairs = (
+            ("text encoder", mine.encoder[:12], encoder[:12] or mine.encoder[:12]),
+            ("source (or the source has changed)", mine.fingerprint[:12], stored.fingerprint()[:12]),
+            ("caption cleaning", mine.clean, preparation.clean),
+            ("case of captions", mine.preserve_case, preparation.preserve_case),
+        )
+        for what, cached, wanted in pairs:
+            if cached != wanted:
+                told = f"was made with another {what} ({cached}, here {wanted})"
+                raise ValueError(f"{str(self.folder)!r} {told}: run `if-jax embed` again")
+
+    def states(self, number: int, choice: int, caption: str) -> np.ndarray:
+        """(L, D) bfloat16 of one caption; "" is the empty one of any record.
+
+        Raises:
+          ValueError: the caption is not the one that was encoded.
+        """
+        row = int(self._first[number]) + choice if caption else 0
+        if self._hashes[row] != _hash(caption):
+            raise ValueError(f"{str(self.folder)!r}: record {number} has another caption now; run `if-jax embed` again")
+        return unpack(self._records[row], self.plan)
+
+    def verify(self) -> None:
+        """Read every shard and compare it with its checksum; ValueError names the first that differs."""
+        for name, expected in self.note["sha256"].items():
+            with open(self.folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    raise ValueError(f"{self.folder / name} is damaged: run `if-jax embed` again")
+
+    def _open(self) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        missing = [name for name in self.note["sha256"] if not (self.folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{self.folder / missing[0]} is missing: run `if-jax embed` again")
+        self._records = ArrayRecordDataSource([str(self.folder / name) for name in sorted(self.note["sha256"])])
+
+
+def read_captions(stored: Stored, preparation: Preparation) -> list[list[str]]:
+    """The captions of every record as the encoder is given them."""
+    how = preparation
+    return [prepare_captions(record.captions, how.clean, how.preserve_case) for record in stored]
+
+
+def make_plan(
+    stored: Stored,
+    captions: Sequence[Sequence[str]],
+    preparation: Preparation,
+    *,
+    form: str,
+    encoder: str,
+    length: int,
+    width: int,
+    batch_size: int,
+) -> Plan:
+    """What a cache of all captions of a source will be.
+
+    Raises:
+      ValueError: no such form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form {form!r} is unknown: choose {' or '.join(FORMS)}")
+    count, how = 1 + sum(map(len, captions)), (preparation.clean, preparation.preserve_case)
+    return Plan(form, encoder, length, width, stored.name, stored.fingerprint(), count, *how, batch_size)
+
+
+def write_embeddings(
+    captions: Sequence[Sequence[str]],
+    plan: Plan,
+    encode: Encode,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> dict[str, Any]:
+    """Encode every caption of a source and write the cache; the same call goes on after an interruption.
+
+    Args:
+      captions: of every record, as `read_captions` gives them.
+      encode: text states of `plan.batch_size` prepared captions, the same bits whatever stands beside a caption.
+      progress: called with the number of captions done since the last call.
+
+    Returns:
+      The cache's note: plan, bytes per caption, sha256 of every shard.
+
+    Raises:
+      FileExistsError: `out` exists and is not to be replaced, or is no cache.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{str(out)!r} exists: choose another --out, or replace it with --overwrite")
+    if out.exists() and not (out / ROWS).is_file():
+        raise FileExistsError(f"{str(out)!r} is no cache of embeddings and is kept: choose another --out")
+    partial = out.parent / f".{out.name}.partial"
+    continue_or_clear(partial, dataclasses.asdict(plan))
+    every = ["", *(caption for some in captions for caption in some)]
+    shards = -(-plan.captions // PER_SHARD)
+    notes = {}
+    for number in range(shards):
+        rows = every[number * PER_SHARD : (number + 1) * PER_SHARD]
+        path = partial / f"states-{number:05d}-of-{shards:05d}.array_record"
+        notes[path.name] = write_shard(path, lambda rows=rows: _encoded(rows, plan, encode), lambda: {})
+        progress(len(rows))
+    counts = np.array([len(some) for some in captions], np.int64)
+    hashes = np.array([_hash(caption) for caption in every], np.uint64)
+    np.savez(partial / ROWS, first=1 + np.cumsum(counts) - counts, hashes=hashes)
+    sizes = {name: (partial / name).stat().st_size for name in notes}
+    note = {
+        "kind": "embeddings",
+        "plan": dataclasses.asdict(plan),
+        "bytes_per_caption": sum(sizes.values()) / plan.captions,
+        "sha256": {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in notes},
+    }
+    (partial / NOTE).write_text(json.dumps(note, indent=1))
+    finish(partial, out)
+    return note
+
+
+def pack(states: np.ndarray, tokens: int, plan: Plan) -> bytes:
+    """One caption's states (L, D) bfloat16 as a record; `tokens` of its positions are not padding."""
+    if plan.form == "exact":
+        planes = np.ascontiguousarray(states).view(np.uint8).reshape(-1, 2)
+        return planes[:, 1].tobytes() + planes[:, 0].tobytes()
+    real = states[:tokens].astype(np.float32)
+    tail = states[tokens:].astype(np.float32)
+    rows = np.concatenate([real, tail.mean(0, keepdims=True)]) if len(tail) else real
+    scale = np.maximum(np.abs(rows).max(1), 1e-30).astype(np.float32) / np.float32(127)
+    steps = np.round(rows / scale[:, None]).astype(np.int8)
+    return bytes([tokens]) + scale.tobytes() + steps.tobytes()
+
+
+def unpack(record: bytes, plan: Plan) -> np.ndarray:
+    """The states (L, D) bfloat16 of a record."""
+    if plan.form == "exact":
+        half = plan.length * plan.width
+        planes = np.frombuffer(record, np.uint8).reshape(2, half)
+        return np.stack([planes[1], planes[0]], axis=1).view(_BFLOAT16).reshape(plan.length, plan.width)
+    tokens = record[0]
+    rows = tokens + (tokens < plan.length)
+    scale = np.frombuffer(record, np.float32, rows, 1)
+    steps = np.frombuffer(record, np.int8, rows * plan.width, 1 + 4 * rows).reshape(rows, plan.width)
+    states = steps * scale[:, None]  # (tokens + 1, D); the last row stands for all padding
+    return states[np.minimum(np.arange(plan.length), rows - 1)].astype(_BFLOAT16)
+
+
+def _encoded(captions: Sequence[str], plan: Plan, encode: Encode) -> Iterator[bytes]:
+    for start in range(0, len(captions), plan.batch_size):
+        some = list(captions[start : start + plan.batch_size])
+        states, tokens = encode(some + [""] * (plan.batch_size - len(some)))  # one shape, one compilation
+        for row in range(len(some)):
+            yield pack(states[row], int(tokens[row]), plan)
+
+
+def _hash(caption: str) -> int:
+    return int.from_bytes(hashlib.blake2b(caption.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    path = folder / NOTE
+    if not path.is_file() or not (folder / ROWS).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} is no cache of embeddings: make one with `if-jax embed`")
+    note = json.loads(path.read_text())
+    if note["plan"].get("version") != VERSION:
+        raise ValueError(f"{str(folder)!r} is a cache of another version: run `if-jax embed` again")
+    return note

@@ -1,0 +1,119 @@
+"""Fluent 3D emoji (Microsoft, MIT) with their names: 3,000 captioned 256 px pictures, held out by what they show.
+
+Pictures come from the npm package @lobehub/fluent-emoji-3d, names from emojibase-data (MIT), fetched by the user's own
+npm into the cache folder; nothing of them is part of if_jax.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
+HELD_OUT = "held_out"
+_HELD_OUT_SHARE = 20  # one caption base of so many
+_SKIN = re.compile(r"[:,] (?:[a-z-]+ )*skin tone")
+
+
+class Emoji(NamedTuple):
+    """One picture: its code points in hexadecimal, file and caption."""
+
+    code: str
+    path: Path
+    caption: str
+
+
+class EmojiSet(NamedTuple):
+    """All emoji that have both a picture and a name, in the order of their codes."""
+
+    folder: Path
+    fingerprint: str
+    splits: dict[str, list[Emoji]]  # "train", "held_out"
+    left_out: dict[str, list[str]]
+
+
+def open_emoji(source: str | Path | None = None) -> EmojiSet:
+    """Pair pictures with names. An emoji in several skin tones is in one split with all of them.
+
+    Args:
+      source: folder in which npm installed the two packages; None: the cache folder, installed now if need be.
+
+    Raises:
+      FileNotFoundError: a package is not there, or npm is not.
+    """
+    folder = _fetch() if source is None else Path(source)
+    pictures = _package(folder, "@lobehub/fluent-emoji-3d") / "assets"
+    names = _names(json.loads((_package(folder, "emojibase-data") / "en" / "data.json").read_text(encoding="utf-8")))
+    splits: dict[str, list[Emoji]] = {"train": [], HELD_OUT: []}
+    nameless = []
+    for path in sorted(pictures.glob("*.webp")):
+        label = names.get(_code(path.stem))
+        if label is None:
+            nameless.append(path.name)
+        else:
+            splits[HELD_OUT if is_held_out(label) else "train"].append(Emoji(path.stem, path, caption(label)))
+    if not splits["train"]:
+        raise FileNotFoundError(f"{str(pictures)!r} holds no emoji pictures: `npm install {' '.join(PACKAGES)}` there")
+    known = repr([(row.code, row.path.stat().st_size, row.caption) for rows in splits.values() for row in rows])
+    fingerprint = hashlib.sha256(known.encode()).hexdigest()
+    return EmojiSet(folder, fingerprint, splits, {"no name": nameless} if nameless else {})
+
+
+def caption(label: str) -> str:
+    """A Unicode name as one would say it: "flag: Norway" is the flag of Norway, a skin tone follows a comma."""
+    kind, colon, rest = label.partition(": ")
+    if not colon:
+        return label
+    return f"{kind} of {rest}" if kind == "flag" else f"{kind} {rest}" if kind == "keycap" else f"{kind}, {rest}"
+
+
+def is_held_out(label: str) -> bool:
+    """Whether what an emoji shows, whatever its skin tones, is kept out of training."""
+    base = _SKIN.sub("", label)
+    return hashlib.sha256(base.encode()).digest()[0] % _HELD_OUT_SHARE == 0
+
+
+def _fetch() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "if_jax" / "emoji"
+    if all((base / "node_modules" / name.rpartition("@")[0]).is_dir() for name in PACKAGES):
+        return base
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError(
+            f"the emoji come from npm, which is not installed: get {' and '.join(PACKAGES)} and give their folder "
+            "with --source"
+        )
+    base.mkdir(parents=True, exist_ok=True)
+    command = [npm, "install", "--prefix", str(base), "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]
+    done = subprocess.run([*command, *PACKAGES], capture_output=True, text=True)
+    if done.returncode:
+        raise FileNotFoundError(f"npm could not fetch the emoji: {' '.join(done.stderr.split())[-300:]}")
+    return base
+
+
+def _package(folder: Path, name: str) -> Path:
+    for place in (folder / "node_modules" / name, folder / name, folder / name.split("/")[-1]):
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"{str(folder)!r} has no package {name}: `npm install {' '.join(PACKAGES)}` there")
+
+
+def _names(entries: list[dict[str, Any]]) -> dict[str, str]:
+    """Code -> label, skin tones included."""
+    found = {}
+    for entry in entries:
+        for each in (entry, *entry.get("skins", [])):
+            found[_code(each["hexcode"])] = each["label"]
+    return found
+
+
+def _code(text: str) -> str:
+    """Code points without the marks for a coloured picture and a flag's end, which the packages do not set alike."""
+    parts = [part.lstrip("0") for part in text.lower().replace("_", "-").split("-")]
+    return "-".join(part for part in parts if part not in ("fe0f", "e007f"))

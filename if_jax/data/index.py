@@ -1,0 +1,212 @@
+"""What is known of every stored record before training begins: its place, size, caption length, scores, and its flaw.
+
+A shelf (a tar file, a folder of pictures, a prepared data set) is gone through once; every picture is decoded and every
+caption read. What cannot be used stays in the index with its reason. The index is kept in a file beside the shelf (or
+in the user's cache folder where that cannot be written) and belongs to exactly those bytes: a shelf that has changed
+since is refused, because a run that continued on it would see other pictures in another order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from if_jax.data.prepare import Unusable, read_picture
+
+VERSION = 1
+# Columns of img2dataset's and LAION's metadata, under the names they are found with.
+SCORES = {
+    "clip": ("similarity", "clip_score", "clip_similarity", "SIMILARITY"),
+    "aesthetic": ("aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "prediction"),
+    "watermark": ("pwatermark", "watermark", "WATERMARK"),
+}
+FACTS = np.dtype(
+    [("width", "i4"), ("height", "i4"), ("caption", "i4"), *((name, "f4") for name in SCORES), ("flaw", "u1")]
+)
+
+
+class Record(NamedTuple):
+    """One stored picture with everything that says what it shows."""
+
+    key: str
+    picture: bytes  # as stored, still encoded
+    captions: tuple[str, ...]  # one, or several to choose from
+    metadata: Mapping[str, Any]
+
+
+class Shelf(Protocol):
+    """A file or folder of records that is indexed as a whole. `place` is what it needs to find a record again."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Changes when the stored bytes may have."""
+
+    def index_file(self) -> Path:
+        """Where its index is kept."""
+
+    def scan(self) -> Iterable[tuple[str, tuple[int, ...], Record | Unusable]]:
+        """Everything there, in order: key, place, and the record or why it is none."""
+
+    def read(self, key: str, place: Sequence[int]) -> Record:
+        """One record again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which usable records are trained on; 0 lets all pass, and so does a column that the metadata has not."""
+
+    min_side: int = 0  # pixels; at least the size trained at in any case
+    max_aspect: float = 0.0  # longer side over shorter side
+    min_caption: int = 0  # characters
+    max_caption: int = 0
+    min_clip: float = 0.0  # CLIP score of picture and caption ("similarity")
+    min_aesthetic: float = 0.0  # aesthetic score
+    max_watermark: float = 0.0  # probability of a watermark
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """The records of one shelf, the flawed ones included."""
+
+    fingerprint: str
+    keys: np.ndarray  # (N,) bytes, UTF-8
+    places: np.ndarray  # (N, P) int64
+    facts: np.ndarray  # (N,) of FACTS; flaw 0: none, else a number into `flaws`
+    flaws: tuple[str, ...]  # "" and the reasons met
+
+    def key(self, row: int) -> str:
+        return self.keys[row].decode()
+
+    def select(self, keep: Filter) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rows to train on, and those left out by reason; together every row once."""
+        reason = np.array(self.flaws, object)[self.facts["flaw"]]
+        facts, free = self.facts, self.facts["flaw"] == 0
+        short, long = (pick(facts["width"], facts["height"]) for pick in (np.minimum, np.maximum))
+        tests = (
+            (keep.min_side, f"smaller than {keep.min_side} px", short < keep.min_side),
+            (keep.max_aspect, f"longer than {keep.max_aspect:g} times its width", long > keep.max_aspect * short),
+            (keep.min_caption, f"caption shorter than {keep.min_caption}", facts["caption"] < keep.min_caption),
+            (keep.max_caption, f"caption longer than {keep.max_caption}", facts["caption"] > keep.max_caption),
+            (keep.min_clip, f"CLIP score below {keep.min_clip:g}", facts["clip"] < keep.min_clip),
+            (keep.min_aesthetic, f"aesthetic below {keep.min_aesthetic:g}", facts["aesthetic"] < keep.min_aesthetic),
+            (keep.max_watermark, f"watermark above {keep.max_watermark:g}", facts["watermark"] > keep.max_watermark),
+        )
+        for limit, words, fails in tests:
+            if limit:
+                reason[free & fails] = words
+                free &= ~fails
+        left_out = {words: np.flatnonzero(reason == words) for words in sorted(set(reason[~free]))}
+        return np.flatnonzero(free), left_out
+
+
+def build_index(shelf: Shelf) -> Index:
+    """Go through a shelf, decode every picture, and note what there is. Of records with one key the first sound stays.
+
+    A shelf that ends too early or has no captions yields what there is and says so by reason; it raises nothing.
+    """
+    fingerprint, rows, seen = shelf.fingerprint(), [], set()
+    for key, place, found in shelf.scan():
+        try:
+            facts = _facts(found)
+            if key in seen:
+                raise Unusable("duplicate key")
+            seen.add(key)
+            rows.append((key, place, facts, ""))
+        except Unusable as flaw:
+            rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw)))
+    flaws = ("", *sorted({flaw for *_, flaw in rows} - {""}))
+    number = {flaw: i for i, flaw in enumerate(flaws)}
+    return Index(
+        fingerprint,
+        np.array([key.encode("utf-8", "replace") for key, *_ in rows], bytes),
+        np.array([place for _, place, *_ in rows], np.int64).reshape(len(rows), -1),
+        np.array([(*facts, number[flaw]) for *_, facts, flaw in rows], FACTS),
+        flaws,
+    )
+
+
+def load_index(shelf: Shelf, *, follow: bool = False) -> Index | None:
+    """The index kept for a shelf; None where there is none yet.
+
+    Raises:
+      ValueError: the shelf has changed since it was indexed. With `follow` that is no error, and the index none.
+    """
+    place = next((path for path in _places(shelf) if path.is_file()), None)
+    if place is None:
+        return None
+    try:
+        with np.load(place, allow_pickle=False) as stored:
+            head = json.loads(str(stored["head"]))
+            index = Index(head["fingerprint"], stored["keys"], stored["places"], stored["facts"], tuple(head["flaws"]))
+    except Exception:  # half a file, or not ours: going through the shelf again is always right
+        return None
+    if head.get("version") != VERSION:
+        return None
+    if index.fingerprint != shelf.fingerprint():
+        if follow:
+            return None
+        raise ValueError(
+            f"{shelf.name} has changed since it was indexed, and would give other pictures in another order: "
+            f"`if-jax data inspect {shelf.name} --reindex` indexes it again, for new runs"
+        )
+    return index
+
+
+def save_index(shelf: Shelf, index: Index) -> Path | None:
+    """Keep an index for the next time; None where no place can be written."""
+    head = json.dumps({"version": VERSION, "fingerprint": index.fingerprint, "flaws": index.flaws})
+    for path in _places(shelf):
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # hosts may write at the same time
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "wb") as file:
+                np.savez(file, head=head, keys=index.keys, places=index.places, facts=index.facts)
+            beside.replace(path)
+            return path
+        except OSError:
+            beside.unlink(missing_ok=True)
+    return None
+
+
+def file_fingerprint(path: Path) -> str:
+    """Size and time of a file: what tells that it was written again."""
+    status = path.stat()
+    return f"{status.st_size} bytes of {status.st_mtime_ns}"
+
+
+def count_flaws(index: Index) -> Counter[str]:
+    """How many records are unusable, by reason."""
+    return Counter({flaw: int((index.facts["flaw"] == i).sum()) for i, flaw in enumerate(index.flaws) if flaw})
+
+
+def _facts(found: Record | Unusable) -> tuple:
+    if isinstance(found, Unusable):
+        raise found
+    picture = read_picture(found.picture)
+    length = min(len(caption) for caption in found.captions)
+    return (*picture.size, length, *(_score(found.metadata, names) for names in SCORES.values()))
+
+
+def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
+    for name in names:
+        value = metadata.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return float("nan")
+
+
+def _places(shelf: Shelf) -> tuple[Path, Path]:
+    beside = shelf.index_file()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    known = hashlib.sha256(str(beside.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return beside, base / "if_jax" / "indexes" / f"{known}.npz"

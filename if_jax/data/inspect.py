@@ -1,0 +1,128 @@
+"""What a source holds, told in a few lines and shown on one sheet, before anyone trains on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import textwrap
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from if_jax.data import drawn
+from if_jax.data.index import SCORES, Filter
+from if_jax.data.prepare import fit, read_picture
+from if_jax.data.prepared import Prepared, read_note
+from if_jax.data.sources import Stored, open_stored, tell
+
+_COLUMNS, _THUMB, _LINES, _LINE = 6, 160, 4, 13  # of the contact sheet; pixels
+_SIDES = (64, 256, 1024)  # what the three stages of a cascade need
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """Prints as what a user wants to know, how much is usable first."""
+
+    lines: tuple[str, ...]
+    sheet: Image.Image
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def inspect(
+    source: str, keep: Filter | None = None, *, samples: int = 24, follow: bool = False, workers: int | None = None
+) -> Inspection:
+    """Open a source, every picture of which is decoded when it is first indexed, and describe it.
+
+    Args:
+      keep: as for training; what it leaves out is counted with what is unusable.
+      samples: pictures on the contact sheet, evenly spaced through the source.
+      follow: index again what has changed since it was indexed, rather than refuse it.
+
+    Raises:
+      FileNotFoundError, ValueError: one line; also where no record is usable.
+    """
+    if source in drawn.NAMES:
+        shown = [(picture, caption) for picture, caption, _ in drawn.draw(source, range(samples), 0, 64)]
+        told = (f"usable without end: {source!r} is drawn on the fly, at any size", *_examples([c for _, c in shown]))
+        return Inspection(told, contact_sheet((Image.fromarray(picture), caption) for picture, caption in shown))
+    stored = open_stored(source, keep, follow=follow, workers=workers)
+    chosen = np.unique(np.linspace(0, len(stored) - 1, min(samples, len(stored))).astype(int))
+    records = [stored[int(number)] for number in chosen]
+    sheet = contact_sheet((read_picture(record.picture), record.captions[0]) for record in records)
+    return Inspection((*_describe(stored), *_examples([record.captions[0] for record in records])), sheet)
+
+
+def contact_sheet(pictures: Iterable[tuple[Image.Image, str]]) -> Image.Image:
+    """Pictures in rows of six, each cut square, with its caption below."""
+    cells = [_cell(picture, caption) for picture, caption in pictures]
+    rows = -(-len(cells) // _COLUMNS)
+    width, height = cells[0].size
+    sheet = Image.new("RGB", (min(len(cells), _COLUMNS) * width, rows * height), "white")
+    for place, cell in enumerate(cells):
+        sheet.paste(cell, (place % _COLUMNS * width, place // _COLUMNS * height))
+    return sheet
+
+
+def _cell(picture: Image.Image, caption: str) -> Image.Image:
+    margin = 6
+    cell = Image.new("RGB", (_THUMB + 2 * margin, _THUMB + 2 * margin + _LINES * _LINE), "white")
+    side = min(*picture.size, _THUMB)
+    enlarged = fit(picture, side).resize((_THUMB, _THUMB), Image.Resampling.NEAREST)
+    cell.paste(enlarged, (margin, margin))
+    lines = textwrap.wrap(caption.encode("latin-1", "replace").decode("latin-1"), 28)[:_LINES]
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=10)
+    for number, line in enumerate(lines):
+        pen.text((margin, _THUMB + margin + 2 + number * _LINE), line, fill="black", font=font)
+    return cell
+
+
+def _describe(stored: Stored) -> list[str]:
+    width, height, length = (stored.facts(field) for field in ("width", "height", "caption"))
+    sides, lost = np.minimum(width, height), sum(map(len, stored.left_out.values()))
+    large = ", ".join(f"{int((sides >= side).sum())} of at least {side} px" for side in _SIDES)
+    low, middle, high = _spread(length)
+    return [
+        f"usable {len(stored)} of {len(stored) + lost} records in {stored.name}{_origin(stored)}",
+        f"sizes: short side {' to '.join(map(str, _ends(sides)))} px; {large}; "
+        f"longest {np.max(np.maximum(width, height) / sides):.2f} times its width",
+        f"captions: {low} to {high} characters, half of them up to {middle}",
+        *_scores(stored),
+        *tell(stored.left_out),
+    ]
+
+
+def _origin(stored: Stored) -> str:
+    kinds = {type(shelf).__name__ for shelf in stored.shelves}
+    shelf = stored.shelves[0]
+    note = read_note(shelf.path) if isinstance(shelf, Prepared) else {}
+    if not note:
+        return f" ({len(stored.shelves)} {kinds.pop().lower()}{'s' if len(stored.shelves) > 1 else ''})"
+    skipped = sum(map(len, note["skipped"].values()))
+    seed = f", seed {note['seed']}" if note["seed"] is not None else ""
+    return f" ({note['kind']}, {note['size']} px{seed}" + (f"; {skipped} left out when built)" if skipped else ")")
+
+
+def _scores(stored: Stored) -> list[str]:
+    lines = []
+    for name in SCORES:
+        values = stored.facts(name)
+        known = values[~np.isnan(values)]
+        if len(known):
+            low, middle, high = np.quantile(known, (0.0, 0.5, 1.0))
+            lines.append(f"{name}: {len(known)} known, {low:.3g} to {high:.3g}, half of them up to {middle:.3g}")
+    return lines
+
+
+def _examples(captions: list[str]) -> list[str]:
+    return [f"  {textwrap.shorten(caption, 160)}" for caption in itertools.islice(captions, 5)]
+
+
+def _ends(values: np.ndarray) -> tuple[int, int]:
+    return int(values.min()), int(values.max())
+
+
+def _spread(values: np.ndarray) -> tuple[int, int, int]:
+    return int(values.min()), int(np.median(values)), int(values.max())

@@ -1,0 +1,100 @@
+"""From the bytes of any picture file to the square RGB picture a stage is trained on, as IF prepared its pictures.
+
+The first frame is turned upright, laid over white where it is transparent, cut square about a shifted centre (by at
+most a tenth of its short side, DeepFloyd IF's model card) and scaled down by Pillow's antialiased bicubic filter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = frozenset(
+    (*(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"), ".ppm", ".pgm")
+)
+# Formats decoded by a library of Pillow's own; others (EPS) would start programs on a stranger's file.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+
+
+class Unusable(ValueError):
+    """A picture or caption that cannot be trained on; its text is the reason, the same for all of a kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What is done to a stored record when it is shown; drawn scenes need none of it."""
+
+    shift: float = 0.1  # largest shift of the square cut from the middle, in short sides (IF: 0.1)
+    clean: bool = False  # clean captions as IF does; it destroys the words of signs
+    preserve_case: bool = False  # do not lower-case captions; IF does
+
+
+def read_picture(encoded: bytes) -> Image.Image:
+    """Decode a picture file's bytes to an upright RGB picture.
+
+    Grey, palette, alpha (over white), CMYK, 16 bit and the first frame of animated files are converted.
+
+    Raises:
+      Unusable: "empty file", "too many pixels" or "unreadable image".
+    """
+    if not encoded:
+        raise Unusable("empty file")
+    Image.init()  # where formats are named, Pillow looks only among those it has loaded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata is no reason to refuse a readable picture, but
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a bomb is
+            with Image.open(io.BytesIO(encoded), formats=_FORMATS) as stored:
+                return _to_rgb(ImageOps.exif_transpose(stored))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise Unusable("too many pixels") from None
+    except Exception:  # decoders raise whatever they stumble over in a damaged file; one file must not end a run
+        raise Unusable("unreadable image") from None
+
+
+def fit(picture: Image.Image, size: int, shift: float = 0.0) -> Image.Image:
+    """Cut square and scale to `size` px.
+
+    Args:
+      shift: how far the cut lies from the middle of the longer side, in short sides; IF draws it from [-0.1, 0.1].
+        It ends at the picture's edge.
+    """
+    side = min(picture.size)
+    left, top = (_start(length - side, side, shift) for length in picture.size)
+    if picture.size != (side, side):  # cut first: scaling a part of a picture would mix in what lies around it
+        picture = picture.crop((left, top, left + side, top + side))
+    return picture if side == size else picture.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def read_caption(encoded: bytes) -> str:
+    """A caption from a file's bytes, without outer white space.
+
+    Raises:
+      Unusable: "caption is not UTF-8" or "no caption".
+    """
+    try:
+        caption = encoded.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise Unusable("caption is not UTF-8") from None
+    if not caption:
+        raise Unusable("no caption")
+    return caption
+
+
+def _start(slack: int, side: int, shift: float) -> int:
+    return min(max(slack // 2 + round(shift * side), 0), slack)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
+        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")

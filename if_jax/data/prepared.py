@@ -1,0 +1,159 @@
+"""Data sets prepared by TensorFlow Datasets or built here, opened from their folder without TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from if_jax.data import clevr
+from if_jax.data.index import Record
+from if_jax.data.prepare import Unusable, read_caption
+
+INFO = "dataset_info.json"
+BUILD_FILE = "if_jax.json"  # what our builders note beside the records
+_TEXTS = ("caption", "captions", "text", "title", "description")  # features that say what a picture shows
+_NEEDS_TF = ("coco_captions", "clevr", "laion400m")  # builders that read their originals through TensorFlow
+
+Example = dict[str, Any]
+
+
+class Prepared:
+    """One split of a prepared data set, stored as array_record."""
+
+    def __init__(self, path: Path, split: str = "train") -> None:
+        import tensorflow_datasets as tfds  # slow to import, and scenes drawn on the fly need none of it
+
+        self.path, self.split, self.name = path, split, str(path) + (f"@{split}" if split != "train" else "")
+        builder = tfds.builder_from_directory(str(path))
+        if split not in builder.info.splits:
+            raise ValueError(f"{str(path)!r} has no split {split!r}: it has {', '.join(sorted(builder.info.splits))}")
+        stored = builder.info.file_format
+        if stored is None or stored.value != "array_record":
+            raise ValueError(
+                f"{str(path)!r} is stored as {stored and stored.value}, which has no random access without TensorFlow: "
+                "prepare it with file_format=array_record"
+            )
+        self._image = _image_feature(builder.info.features, path)
+        self._captions = _caption_reader(builder.info.features, path)
+        decoders = {self._image: tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split=split, decoders=decoders)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getstate__(self) -> tuple[Path, str]:
+        return self.path, self.split
+
+    def __setstate__(self, state: tuple[Path, str]) -> None:
+        self.__init__(*state)
+
+    def fingerprint(self) -> str:
+        """A hash of the description, and every file's size."""
+        known = hashlib.sha256((self.path / INFO).read_bytes())
+        files = sorted(path for path in self.path.iterdir() if "array_record" in path.name)
+        known.update(repr([(path.name, path.stat().st_size) for path in files]).encode())
+        return known.hexdigest()
+
+    def index_file(self) -> Path:
+        return self.path / f".{self.split}.index.npz"
+
+    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | Unusable]]:
+        for row in range(len(self)):
+            key = f"{self.split}/{row}"
+            try:
+                yield key, (row,), self.read(key, (row,))
+            except Unusable as flaw:
+                yield key, (row,), flaw
+
+    def read(self, key: str, place: Sequence[int]) -> Record:
+        try:
+            example = self._records[int(place[0])]
+        except Exception:  # whatever the reader stumbles over in damaged bytes
+            raise Unusable("unreadable record") from None
+        told = tuple(read_caption(text.encode() if isinstance(text, str) else text) for text in self._captions(example))
+        if not told:
+            raise Unusable("no caption")
+        return Record(key, example[self._image], told, _metadata(example))
+
+
+def find_prepared(source: str) -> Path | None:
+    """The folder of a prepared data set: itself, the one version below it, or a TensorFlow Datasets name.
+
+    Raises:
+      FileNotFoundError: a known name that is not prepared; says how to prepare it.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path] if (path / INFO).is_file() else sorted(file.parent for file in path.glob(f"*/{INFO}"))
+        return found[-1] if found else None
+    return _by_name(source) if source.replace("_", "").replace("/", "").replace(":", "").isalnum() else None
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What our builder noted about a built folder; empty for others' data sets."""
+    file = path / BUILD_FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _by_name(name: str) -> Path | None:
+    import tensorflow_datasets as tfds
+
+    known = name.split("/")[0].split(":")[0]
+    if known not in tfds.list_builders(with_community_datasets=False):
+        return None
+    root = Path(tfds.core.constants.DATA_DIR)
+    found = sorted(file.parent for file in root.glob(f"{known}/**/{INFO}"))
+    if found:
+        return found[-1]
+    needs = " (needs TensorFlow: pip install 'if_jax[tf]')" if known in _NEEDS_TF else ""
+    raise FileNotFoundError(
+        f"data set {name!r} is not prepared below {root}: `tfds build {known} --file_format=array_record`{needs}, "
+        "or give the folder it was prepared in"
+    )
+
+
+def _image_feature(features: Any, path: Path) -> str:
+    import tensorflow_datasets as tfds
+
+    for name, feature in features.items():
+        if isinstance(feature, tfds.features.Image):
+            return name
+    raise ValueError(f"{str(path)!r} holds no pictures: its features are {', '.join(features)}")
+
+
+def _caption_reader(features: Any, path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
+    """How an example of these features says what it shows."""
+    import tensorflow_datasets as tfds
+
+    for name in _TEXTS:
+        if name not in features:
+            continue
+        if isinstance(features[name], tfds.features.Text):
+            return lambda example: (example[name],)
+        if isinstance(features[name], tfds.features.Sequence):
+            return lambda example: _texts(example[name])
+    if "objects" in features and set(clevr.FIELDS) <= set(getattr(features["objects"], "feature", features["objects"])):
+        names = {
+            field: tuple(features["objects"][field].names)
+            for field in ("color", "material", "shape", "size")
+            if getattr(features["objects"][field], "names", None)
+        }
+        return lambda example: clevr.captions(example["objects"], names)
+    raise ValueError(f"{str(path)!r} has no captions: its features are {', '.join(features)}")
+
+
+def _metadata(example: Example) -> dict[str, Any]:
+    """What was known of a picture before it was built into a data set here."""
+    try:
+        known = json.loads(example.get("metadata", "{}"))
+    except (ValueError, TypeError):  # someone else's feature of that name
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _texts(value: Any) -> tuple[str | bytes, ...]:
+    """Several captions of one picture, as plain texts or as coco_captions' {"text": …}."""
+    return tuple(value["text"] if isinstance(value, dict) else value)

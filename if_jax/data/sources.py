@@ -1,0 +1,173 @@
+"""Stored records of any kind behind one interface: number → picture, caption, metadata, the same for every reader.
+
+What a source may be: a data set built here or prepared by TensorFlow Datasets (its folder or name, `@split` behind it),
+tar files of img2dataset or webdataset (a folder, a file, or a pattern), a folder of pictures with captions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from if_jax.data.folder import Folder
+from if_jax.data.index import Filter, Index, Record, Shelf, build_index, load_index, save_index
+from if_jax.data.prepare import Unusable
+from if_jax.data.prepared import Prepared, find_prepared
+from if_jax.data.tars import find_tars
+
+_WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """The records of a source that pass a filter, numbered from 0 in an order that never changes."""
+
+    name: str
+    shelves: tuple[Shelf, ...]
+    indexes: tuple[Index, ...]
+    rows: np.ndarray  # (N, 2) int64: shelf, row
+    left_out: dict[str, list[str]]  # reason -> keys of what is not used
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Record:
+        shelf, row = self.rows[number]
+        index = self.indexes[shelf]
+        key = index.key(row)
+        try:
+            return self.shelves[shelf].read(key, index.places[row])
+        except Unusable as flaw:
+            raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
+
+    def key(self, number: int) -> str:
+        """The record's name, unique within the source."""
+        shelf, row = self.rows[number]
+        own = self.indexes[shelf].key(row)
+        return f"{Path(self.shelves[shelf].name).stem}/{own}" if len(self.shelves) > 1 else own
+
+    def facts(self, field: str) -> np.ndarray:
+        """(N,) of an index column: width, height, caption (characters), clip, aesthetic, watermark."""
+        parts = [index.facts[field][self.rows[self.rows[:, 0] == i, 1]] for i, index in enumerate(self.indexes)]
+        return np.concatenate(parts)
+
+    def fingerprint(self) -> str:
+        """A hash of which records there are, in order, and of the bytes behind them."""
+        known = hashlib.sha256(repr([index.fingerprint for index in self.indexes]).encode())
+        known.update(np.ascontiguousarray(self.rows))
+        return known.hexdigest()
+
+
+def open_stored(source: str, keep: Filter | None = None, *, workers: int | None = None, follow: bool = False) -> Stored:
+    """Open a source, indexing what was not indexed before; progress is kept shelf by shelf.
+
+    Args:
+      workers: processes that index tars side by side; None: one per core.
+      follow: index again what has changed since it was indexed, rather than refuse it.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that says what is wrong with the source; no record passes the filter.
+    """
+    shelves = find_shelves(source)
+    stored = _select(source, shelves, _indexes(shelves, workers, follow), keep or Filter())
+    if not len(stored):
+        raise ValueError(f"no usable picture in {source!r}: {'; '.join(tell(stored.left_out))}")
+    return stored
+
+
+def find_shelves(source: str) -> tuple[Shelf, ...]:
+    """The files or folders a source is made of, not yet indexed."""
+    source = str(source)
+    base, at, split = source.rpartition("@")
+    if not at or Path(source).exists():
+        base, split = source, "train"
+    path = Path(base)
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")) and not any(path.glob("*.tar"))):
+        raise ValueError(f"{source!r} holds addresses, not pictures: img2dataset fetches them into tar files")
+    prepared = find_prepared(base)
+    if prepared is not None:
+        return (Prepared(prepared, split),)
+    if at and split != "train":
+        raise ValueError(f"{source!r}: only prepared data sets have splits (@{split})")
+    if ".tar" in path.name or (path.is_dir() and any(path.glob("*.tar*"))):
+        return tuple(find_tars(base))
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"data source {source!r} does not exist: give a folder, tar files, a prepared data set, or build one with "
+            "`if-jax data build`"
+        )
+    return (Folder(path),)
+
+
+def tell(left_out: dict[str, list[str]]) -> list[str]:
+    """One line per reason: how many, and the first few by name."""
+    lines = []
+    for reason, keys in sorted(left_out.items()):
+        named = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+        lines.append(f"skipped {len(keys)}: {reason} ({named})")
+    return lines
+
+
+def in_processes(task: Callable[[Any], Any], arguments: list[Any], workers: int, what: str) -> Iterable[Any]:
+    """`task` of every argument, in order, with a progress bar; in `workers` fresh processes where that is above 1."""
+    bar = tqdm(total=len(arguments), desc=what, disable=len(arguments) < 2)
+    with bar:
+        if workers < 2 or len(arguments) < 2:
+            for argument in arguments:
+                yield task(argument)
+                bar.update()
+            return
+        spawn = multiprocessing.get_context("spawn")  # a forked JAX would hang
+        with ProcessPoolExecutor(min(workers, len(arguments)), mp_context=spawn) as pool:
+            for result in pool.map(task, arguments):
+                yield result
+                bar.update()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _indexes(shelves: tuple[Shelf, ...], workers: int | None, follow: bool) -> tuple[Index, ...]:
+    found = [load_index(shelf, follow=follow) for shelf in shelves]
+    missing = [shelf for shelf, index in zip(shelves, found, strict=True) if index is None]
+    began = time.monotonic()
+    first = [_index(shelf) for shelf in missing[:1]]
+    left = (time.monotonic() - began) * (len(missing) - 1)
+    workers = 1 if left < _WORTH_PROCESSES else cores() if workers is None else workers
+    made = iter([*first, *in_processes(_index, missing[1:], workers, "indexing")])
+    return tuple(index if index is not None else next(made) for index in found)
+
+
+def _index(shelf: Shelf) -> Index:
+    index = build_index(shelf)
+    save_index(shelf, index)
+    return index
+
+
+def _select(source: str, shelves: tuple[Shelf, ...], indexes: tuple[Index, ...], keep: Filter) -> Stored:
+    rows, left_out = [], {}
+    for number, (shelf, index) in enumerate(zip(shelves, indexes, strict=True)):
+        used, dropped = index.select(keep)
+        rows.append(np.stack([np.full(len(used), number, np.int64), used], axis=1))
+        before = f"{Path(shelf.name).name}: " if len(shelves) > 1 else ""
+        for reason, which in dropped.items():
+            left_out.setdefault(reason, []).extend(before + index.key(row) for row in which)
+    return Stored(source, shelves, indexes, np.concatenate(rows), left_out)
+
+
+def count(left_out: dict[str, list[str]]) -> Counter[str]:
+    """How many are left out, by reason."""
+    return Counter({reason: len(keys) for reason, keys in left_out.items()})

@@ -1,0 +1,174 @@
+"""Scenes by task: what text-to-image benchmarks ask for, one skill per picture, with a held-out split.
+
+Each scene is one of seven tasks (an object, two objects, counting to six, colour, position, attributes bound to their
+objects, a word on a sign). Nothing in it is hidden: of four ways to place the objects the first is taken in which each
+shows at least `MIN_VISIBLE` of itself and the sign all but a little, so a caption never names what cannot be seen.
+
+The training split never shows a held-out combination (a kind such as "cyan sphere", a count of a shape, a word);
+every scene of the held-out split shows one. The endless source "scenes" knows no such split.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.data import grammar, scenes
+from if_jax.data.grammar import COLOURS, SHAPES, WORDS
+from if_jax.data.raycast import visible_shares
+from if_jax.data.scenes import MAX_OBJECTS, Scene
+
+TASKS = ("single", "two", "counting", "colour", "position", "binding", "text")
+HELD_OUT = "held_out"
+HELD_OUT_KINDS = (("cyan", "sphere"), ("orange", "cube"), ("purple", "cylinder"))
+HELD_OUT_COUNTS = ((4, "cube"), (5, "sphere"), (6, "cylinder"))
+HELD_OUT_WORDS = ("moon", "exit", "key", "happy")
+MIN_VISIBLE = 0.6  # of an object's pixels
+_MIN_SIGN = 0.97  # of the board's
+_WAYS = 4  # placements tried
+_LOOK = 48  # px at which visibility is judged
+_TRIES = 40
+
+_NOVEL_KIND = np.zeros(len(SHAPES) * len(COLOURS), bool)
+for _colour, _shape in HELD_OUT_KINDS:
+    _NOVEL_KIND[COLOURS.index(_colour) * len(SHAPES) + SHAPES.index(_shape)] = True
+_NOVEL_COUNT = np.zeros((MAX_OBJECTS + 1, len(SHAPES)), bool)
+for _count, _shape in HELD_OUT_COUNTS:
+    _NOVEL_COUNT[_count, SHAPES.index(_shape)] = True
+_NOVEL_WORD = np.asarray([word in HELD_OUT_WORDS for word in WORDS])
+
+
+@functools.partial(jax.jit, static_argnames="held_out")
+def sample_tasks(indices: jax.Array, seed: int, held_out: bool = False) -> tuple[Scene, jax.Array]:
+    """Scenes number `indices` (B,) of a split, and their tasks (B,) int32 into `TASKS`."""
+    base = jax.random.fold_in(jax.random.key(seed), 7 + held_out)  # other scenes than those of "scenes"
+    one = lambda index: sample_task(jax.random.fold_in(base, index), held_out)  # noqa: E731
+    return jax.vmap(one)(jnp.asarray(indices, jnp.uint32))
+
+
+def sample_task(key: jax.Array, held_out: bool = False) -> tuple[Scene, jax.Array]:
+    """Draw one scene and its task."""
+    content_key, place_key = jax.random.split(key)
+    u = jax.random.uniform(content_key, (64,))
+    task = (u[0] * len(TASKS)).astype(jnp.int32)
+    is_text = task == TASKS.index("text")
+    kinds = _draw_kinds(u[1 : 1 + _NOVEL_KIND.size], u[30], held_out, task)  # (2,)
+    counts = _draw_counts(u[31:35], task, kinds % len(SHAPES), held_out)  # (2,)
+    word = _draw_word(u[35], held_out)
+    total = counts.sum()
+    slots = jnp.arange(MAX_OBJECTS)
+    group = jnp.minimum((slots >= counts[0]).astype(jnp.int32), 1)
+    size = (u[36:38] < jnp.where(total <= 2, 0.5, jnp.where(total == 3, 0.35, 0.0))).astype(jnp.int32)[group]
+    scene = Scene(
+        valid=slots < total,
+        group=group,
+        shape=(kinds % len(SHAPES))[group],
+        colour=(kinds // len(SHAPES))[group],
+        size=size,
+        material=(u[38:40] < 0.5).astype(jnp.int32)[group],
+        position=jnp.zeros((MAX_OBJECTS, 2)),
+        yaw=(u[40 : 40 + MAX_OBJECTS] - 0.5) * (jnp.pi / 2),
+        letters=jnp.where(is_text, jnp.asarray(scenes.WORD_LETTERS)[word], -1),
+        sign_x=(u[46] - 0.5) * 0.8,
+        tone=0.96 + 0.08 * u[47],
+    )
+    return _place_in_sight(scene, place_key, total, is_text), task
+
+
+def novelties(scene: Scene) -> list[str]:
+    """The held-out combinations a scene on the host shows; empty for every scene of the training split."""
+    found = grammar.groups(scene)
+    told = [f"{g.colour} {g.shape}" for g in found if (g.colour, g.shape) in HELD_OUT_KINDS]
+    told += [f"{len(g.slots)} {g.shape}s" for g in found if (len(g.slots), g.shape) in HELD_OUT_COUNTS]
+    return told + [word for word in [grammar.word(scene)] if word in HELD_OUT_WORDS]
+
+
+def labels(scene: Scene, task: int) -> dict:
+    """`grammar.labels` with the task, the share of each object that is seen, and what is held out of training."""
+    shares, _ = _shares(scene)
+    seen = [round(float(share), 3) for share, there in zip(np.asarray(shares), scene.valid, strict=True) if there]
+    return grammar.labels(scene) | {"task": TASKS[task], "visible": seen, "held_out": novelties(scene)}
+
+
+def caption(scene: Scene, task: int, rng: np.random.Generator) -> str:
+    """Describe a scene in the words its task asks for: exact counts always, attributes where they are the task."""
+    found, name = grammar.groups(scene), TASKS[task]
+    rng.shuffle(found)
+    fields = (
+        {"colour"} if name in ("colour", "text") or (name in ("counting", "position") and rng.random() < 0.5) else {}
+    )
+    if name == "binding":
+        fields = {"colour", ("size", "material")[int(rng.integers(2))]}
+    if len({group.shape for group in found}) < len(found):
+        fields = {*fields, "colour"}  # two groups of a kind differ in colour
+    parts = [_phrase(group, fields) for group in found]
+    related = grammar.relation(*found) if name == "position" and len(found) == 2 else None
+    body = f" {related} ".join(parts) if related else " and ".join(parts)
+    if word := grammar.word(scene):
+        sign = f"a sign that says {word}"
+        body = f"{sign} and {body}" if body else sign
+    start = ("a photo of ", "a picture of ")[int(rng.integers(2))] if rng.random() < 0.25 else ""
+    return start + body if len(start + body) <= grammar.MAX_BYTES else body
+
+
+def _phrase(group: grammar.Group, fields: set[str]) -> str:
+    words = [getattr(group, field) for field in ("size", "colour", "material") if field in fields] + [group.shape]
+    if len(group.slots) > 1:
+        return f"{grammar.NUMBERS[len(group.slots)]} {' '.join(words)}s"
+    return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+
+
+def _draw_kinds(u: jax.Array, pick: jax.Array, held_out: bool, task: jax.Array) -> jax.Array:
+    """Two different kinds (colour * 3 + shape); where one is named without its colour the shapes differ too."""
+    novel = jnp.asarray(_NOVEL_KIND)
+    allowed = jnp.where(novel, -1.0, u)
+    first = jnp.argmax(jnp.where(novel, u, -1.0)) if held_out else jnp.argmax(allowed)
+    all_kinds = jnp.arange(novel.size)
+    other_shape = all_kinds % len(SHAPES) != first % len(SHAPES)
+    other_colour = all_kinds // len(SHAPES) != first // len(SHAPES)
+    apart = other_shape & other_colour
+    fits = jnp.where((pick < 0.8) | (task == TASKS.index("two")), apart, other_colour)
+    return jnp.stack([first, jnp.argmax(jnp.where(fits, allowed, -2.0))])
+
+
+def _draw_counts(u: jax.Array, task: jax.Array, shapes: jax.Array, held_out: bool) -> jax.Array:
+    """Objects of the two groups."""
+    many = 1 + (u[0] * 6).astype(jnp.int32)  # 1 … 6
+    split = jnp.stack([1 + (u[1] * 3).astype(jnp.int32), 1 + (u[2] * 3).astype(jnp.int32)])  # 1 … 3 each
+    counting = jnp.where(u[3] < 0.7, jnp.stack([many, 0 * many]), split)
+    pair, alone = jnp.asarray([1, 1]), jnp.asarray([1, 0])
+    with_sign = jnp.where(u[0] < 0.5, 0 * alone, alone)
+    of_task = jnp.stack([alone, pair, counting, alone, pair, pair, with_sign])  # (tasks, 2)
+    counts = of_task[task]
+    return counts if held_out else counts - jnp.asarray(_NOVEL_COUNT)[counts, shapes].astype(jnp.int32)
+
+
+def _draw_word(u: jax.Array, held_out: bool) -> jax.Array:
+    """A word's number. Where objects may be missing it is the word that is held out."""
+    allowed = np.flatnonzero(_NOVEL_WORD if held_out else ~_NOVEL_WORD)
+    return jnp.asarray(allowed)[(u * len(allowed)).astype(jnp.int32)]
+
+
+def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: jax.Array) -> Scene:
+    """The first placement in which everything is placed and seen; else the first object alone, which always is."""
+    chances = jax.random.uniform(key, (_WAYS, MAX_OBJECTS * _TRIES * 2))
+
+    def attempt(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        place = scenes.place_objects(u, scene.valid, scene.shape, scene.size, total, has_sign)
+        shares, sign = visible_shares(scene._replace(position=place[0], valid=place[1]), _LOOK)
+        seen = jnp.where(scene.valid, place[1] & (shares >= MIN_VISIBLE), True).all() & (sign >= _MIN_SIGN)
+        return place[0], seen
+
+    positions, good = jax.vmap(attempt)(chances)
+    first = jnp.argmax(good)
+    only = jnp.arange(MAX_OBJECTS) == 0
+    alone = scene.valid & only & ~has_sign  # beside a sign nothing stays: it might hide the word
+    valid = jnp.where(good.any(), scene.valid, alone)
+    position = jnp.where(good.any(), positions[first], 0.0)
+    return scene._replace(valid=valid, position=jnp.where(valid[:, None], position, 0.0))
+
+
+_shares = jax.jit(visible_shares, static_argnames="size")

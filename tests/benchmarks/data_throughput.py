@@ -1,0 +1,93 @@
+"""How fast stored pictures reach training, beside what Pillow alone can do on the same bytes.
+
+    python tests/benchmarks/data_throughput.py [--source PATH] [--sizes 64 256] [--seconds 5]
+
+Without --source it writes 300 JPEGs of 512 x 400 px into a tar and reads those. Prints, for one core: Pillow decoding
+each file (the ceiling), decoding, cutting and scaling it, and whole batches from `pipeline.batches`, with the share of
+the ceiling that is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from if_jax.data import pipeline, sources
+from if_jax.data.prepare import fit, read_picture
+from if_jax.text.tokens import load_tokenizer
+
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--seconds", type=float, default=5.0)
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever runs in threads
+    with tempfile.TemporaryDirectory() as work:
+        source = args.source or str(write_tar(Path(work) / "pictures.tar"))
+        stored = sources.open_stored(source)
+        files = [stored[number].picture for number in range(min(len(stored), 300))]
+        ceiling = rate(lambda: map(decode, itertools.cycle(files)), args.seconds)
+        print(json.dumps({"pictures": len(stored), "decode_per_second": round(ceiling, 1)}))
+        for size in args.sizes:
+            alone = rate(lambda s=size: (fit(read_picture(file), s) for file in itertools.cycle(files)), args.seconds)
+            whole = BATCH * rate(lambda s=size: batches(source, s), args.seconds)
+            shares = {"prepare_share": round(alone / ceiling, 3), "batches_share": round(whole / ceiling, 3)}
+            rates = {"prepare_per_second": round(alone, 1), "batches_per_second": round(whole, 1)}
+            print(json.dumps({"size": size, **rates, **shares}))
+
+
+def batches(source: str, size: int) -> Iterator[dict[str, np.ndarray]]:
+    tokenize = load_tokenizer("bytes")
+    return pipeline.batches(source, size=size, batch_size=BATCH, seed=0, tokenize=tokenize, threads=1)
+
+
+def decode(file: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(file)) as stored:
+        return stored.convert("RGB")
+
+
+def rate(make: Callable[[], Iterator], seconds: float) -> float:
+    """Items a second, the first few not counted."""
+    items = iter(make())
+    for _ in range(2):
+        next(items)
+    began, count = time.process_time(), 0
+    while time.process_time() - began < seconds:  # of this process alone: other programs may share the core
+        next(items)
+        count += 1
+    return count / (time.process_time() - began)
+
+
+def write_tar(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for number in range(300):
+            coarse = Image.fromarray(rng.integers(0, 256, (25, 32, 3), np.uint8))  # about as detailed as a photograph
+            picture = coarse.resize((512, 400), Image.Resampling.BICUBIC)
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=90)
+            for name, data in ((f"{number:04d}.jpg", buffer.getvalue()), (f"{number:04d}.txt", b"a picture")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+if __name__ == "__main__":
+    main()

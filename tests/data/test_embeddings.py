@@ -1,0 +1,135 @@
+"""The embedding cache: exact to the bit, compact within a measured distance, refused beside anything else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import shelves
+import tiny
+
+from if_jax.checkpoints.release import TextEncoder
+from if_jax.data import embed, embeddings, pipeline, sources
+from if_jax.data.prepare import Preparation
+from if_jax.parallel import mesh, rules
+from if_jax.text.tokens import load_tokenizer
+
+COUNT = 21
+OPTIONS: dict[str, Any] = {"preparation": Preparation(), "placed": rules.PRESETS["dp"], "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def text() -> TextEncoder:
+    return TextEncoder(tiny.TEXT, tiny.random_params(tiny.TEXT), load_tokenizer("bytes"), "a" * 64)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(shelves.write_tars(tmp_path_factory.mktemp("data") / "tars", COUNT, 11))
+
+
+@pytest.fixture(scope="module")
+def caches(source: str, text: TextEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root, stored, told = tmp_path_factory.mktemp("caches"), sources.open_stored(source), []
+    for form in embeddings.FORMS:
+        embed.embed(stored, text, root / form, form=form, mesh=mesh.make_mesh(), say=told.append, **OPTIONS)
+    assert told[0].startswith("22 captions, exact: at most 0.1 MB, about 0.0 min") and "bytes each" in told[1]
+    return {form: root / form for form in embeddings.FORMS}
+
+
+def _batch(source: str, seed: int = 1, **options: object) -> dict[str, np.ndarray]:
+    common = {"size": 8, "batch_size": 8, "threads": 0, "tokenize": load_tokenizer("bytes"), "caption_dropout": 0.5}
+    return next(pipeline.batches(source, seed=seed, **common, **options))
+
+
+def test_exact_states_are_those_of_the_encoder_to_the_bit(source: str, text: TextEncoder, caches: dict) -> None:
+    cached = _batch(source, embeddings=str(caches["exact"]), encoder=text.sha256)
+    online = _batch(source)
+    np.testing.assert_array_equal(cached["index"], online["index"])
+    np.testing.assert_array_equal(cached["image"], online["image"])
+    captions = [bytes(row[row > 2] - 3).decode() for row in online["ids"].astype(np.uint8)]
+    assert "" in captions and len(set(captions)) > 1
+    with jax.set_mesh(mesh.make_mesh()):
+        states, _ = embed.make_encode(text, mesh.make_mesh(), rules.PRESETS["dp"])(captions)
+    assert cached["states"].dtype == states.dtype and cached["states"].shape == (8, 77, 32)
+    np.testing.assert_array_equal(cached["states"].view(np.uint16), states.view(np.uint16))
+
+
+def test_compact_states_are_near_and_much_smaller(source: str, text: TextEncoder, caches: dict) -> None:
+    exact, compact = (
+        _batch(source, embeddings=str(caches[form]), encoder=text.sha256)["states"].astype(np.float32)
+        for form in embeddings.FORMS
+    )
+    tokens = _batch(source)["mask"].astype(bool)
+    error = np.linalg.norm(exact - compact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    assert error[tokens].max() < 0.02  # int8 steps, bfloat16
+    sizes = {form: len(embeddings.Embeddings(path)._records[5]) for form, path in caches.items()}
+    assert sizes["exact"] == 77 * 32 * 2 and sizes["compact"] < sizes["exact"] / 4
+
+
+def test_a_killed_cache_goes_on_to_the_same_bytes(
+    source: str, text: TextEncoder, caches: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, encoded = sources.open_stored(source), []
+    captions = embeddings.read_captions(stored, Preparation())
+    monkeypatch.setattr(embeddings, "PER_SHARD", 6)
+    plan = embeddings.make_plan(
+        stored, captions, Preparation(), form="exact", encoder="b", length=77, width=4, batch_size=3
+    )
+
+    def encode(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded.append(some)
+        states = np.stack([np.full((77, 4), len(caption)) for caption in some])
+        return states.astype(embeddings._BFLOAT16), np.asarray([1 + len(caption) for caption in some])
+
+    def dies(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if len(encoded) == 5:
+            raise KeyboardInterrupt
+        return encode(some)
+
+    whole = embeddings.write_embeddings(captions, plan, encode, tmp_path / "whole")
+    encoded.clear()
+    with pytest.raises(KeyboardInterrupt):
+        embeddings.write_embeddings(captions, plan, dies, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    encoded.clear()
+    resumed = embeddings.write_embeddings(captions, plan, encode, tmp_path / "out")
+    assert len(encoded) == 4  # of eight batches: two shards of two batches were complete
+    assert resumed["sha256"] == whole["sha256"] and len(whole["sha256"]) == 4
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        embeddings.write_embeddings(captions, plan, encode, tmp_path / "out")
+
+
+def test_a_cache_is_refused_beside_anything_else(source: str, caches: dict, tmp_path: Path) -> None:
+    opened, stored = embeddings.Embeddings(caches["exact"]), sources.open_stored(source)
+    opened.check(stored, Preparation(), "a" * 64)
+    opened.verify()
+    other = sources.open_stored(str(shelves.write_folder(tmp_path / "folder", 3)))
+    cases = (
+        (stored, Preparation(), "c" * 64, "another text encoder"),
+        (other, Preparation(), "", "another source"),
+        (stored, Preparation(clean=True), "", "another caption cleaning"),
+        (stored, Preparation(preserve_case=True), "", "another case of captions"),
+    )
+    for given, preparation, encoder, words in cases:
+        with pytest.raises(ValueError, match=words) as caught:
+            opened.check(given, preparation, encoder)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="record 3 has another caption now"):
+        opened.states(3, 0, "something else")
+    with pytest.raises(ValueError, match="go with one stored source"):
+        _batch("scenes", embeddings=str(caches["exact"]))
+    shutil.copytree(caches["exact"], tmp_path / "copy")
+    shard = next((tmp_path / "copy").glob("states-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="is damaged"):
+        embeddings.Embeddings(tmp_path / "copy").verify()
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        embeddings.Embeddings(tmp_path / "copy")
+    with pytest.raises(FileNotFoundError, match="no cache of embeddings"):
+        embeddings.Embeddings(tmp_path)

@@ -1,0 +1,107 @@
+"""Scenes by task: captions true of what can be seen, labels exact, and nothing held out ever trained on."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from if_jax.data import drawn, grammar, scenes, tasks
+from if_jax.data.raycast import visible_shares
+from if_jax.text.captions import clean_caption
+
+MANY = 1000
+_THING = re.compile(
+    r"(an?|two|three|four|five|six)(?: (small|large))?(?: (red|orange|yellow|green|cyan|blue|purple|pink))?"
+    r"(?: (rubber|metal))? (sphere|cube|cylinder)(s?)"
+)
+_NUMBER = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
+
+Sampled = list[tuple[scenes.Scene, int, str]]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["train", "held_out"])
+def split(request: pytest.FixtureRequest) -> tuple[bool, Sampled]:
+    batch, kinds = tasks.sample_tasks(np.arange(MANY), 3, held_out=request.param)
+    found = zip(scenes.as_numpy(batch), np.asarray(kinds).tolist(), strict=True)
+    rows = [
+        (scene, kind, tasks.caption(scene, kind, np.random.default_rng(i))) for i, (scene, kind) in enumerate(found)
+    ]
+    return request.param, rows
+
+
+def test_what_is_held_out_is_never_in_training_and_always_in_the_other_split(split: tuple[bool, Sampled]) -> None:
+    held_out, rows = split
+    for scene, _, caption in rows:
+        assert bool(tasks.novelties(scene)) == held_out, caption
+        for colour, shape in tasks.HELD_OUT_KINDS:  # and asked for by name
+            if f"{colour} {shape}" in tasks.novelties(scene):
+                assert re.search(rf"{colour} (rubber |metal )?{shape}", caption)
+    seen = {novelty for scene, *_ in rows for novelty in tasks.novelties(scene)}
+    if held_out:
+        assert {f"{colour} {shape}" for colour, shape in tasks.HELD_OUT_KINDS} | set(tasks.HELD_OUT_WORDS) <= seen
+
+
+def test_captions_name_exactly_what_is_there(split: tuple[bool, Sampled]) -> None:
+    _, rows = split
+    for scene, kind, caption in rows:
+        assert 0 < len(caption) <= 76 and caption == caption.lower()
+        sign = re.search(r"a sign that says ([a-z]+)", caption)
+        assert (sign[1] if sign else "") == grammar.word(scene)
+        assert (tasks.TASKS[kind] == "text") == bool(sign)
+        rest = re.sub(r"a sign that says [a-z]+", "", caption)
+        found = [match.groups() for match in _THING.finditer(rest)]
+        groups = grammar.groups(scene)
+        assert len(found) == len(groups), caption
+        for number, size, colour, material, shape, plural in found:
+            fits = [
+                group
+                for group in groups
+                if group.shape == shape
+                and colour in (None, group.colour)
+                and size in (None, group.size)
+                and material in (None, group.material)
+            ]
+            assert len(fits) == 1 and len(fits[0].slots) == _NUMBER[number], caption
+            assert bool(plural) == (_NUMBER[number] > 1), caption
+        if relation := re.search(r"left of|right of|in front of|behind", caption):
+            first, second = (next(g for g in groups if g.shape == f[4] and f[2] in (None, g.colour)) for f in found)
+            assert grammar.relation(first, second) == relation[0]
+    for caption in {caption for *_, caption in rows[:150]}:
+        assert clean_caption(caption) == caption
+
+
+def test_every_task_comes_up_and_counts_go_to_six(split: tuple[bool, Sampled]) -> None:
+    _, rows = split
+    kinds = np.asarray([kind for _, kind, _ in rows])
+    assert (np.bincount(kinds, minlength=len(tasks.TASKS)) > MANY / len(tasks.TASKS) * 0.6).all()
+    counting = {
+        len(group.slots)
+        for scene, kind, _ in rows
+        if tasks.TASKS[kind] == "counting"
+        for group in grammar.groups(scene)
+    }
+    assert counting == {1, 2, 3, 4, 5, 6}
+    whole = [scene.valid.sum() == 2 for scene, kind, _ in rows if tasks.TASKS[kind] in ("two", "position", "binding")]
+    assert np.mean(whole) > 0.97  # hardly ever is there no way to place both in sight
+
+
+def test_nothing_named_is_hidden(split: tuple[bool, Sampled]) -> None:
+    _, rows = split
+    some = [scene for scene, *_ in rows[:64]]
+    stacked = jax.tree.map(lambda *fields: np.stack(fields), *some)
+    shares, signs = jax.jit(jax.vmap(lambda scene: visible_shares(scene, 64)))(stacked)
+    shares = np.asarray(shares)
+    assert (shares[stacked.valid] > tasks.MIN_VISIBLE - 0.08).all()  # judged at another resolution
+    assert (shares[~stacked.valid] == 0).all()
+    assert (np.asarray(signs) > 0.9).all()
+
+
+def test_drawn_samples_carry_their_labels() -> None:
+    one, again = (list(drawn.draw("tasks", [5, 9], 1, 16, with_labels=True)) for _ in range(2))
+    assert all(np.array_equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(one, again, strict=True))
+    for picture, _, labels in one:
+        assert picture.shape == (16, 16, 3) and labels["task"] in tasks.TASKS and labels["held_out"] == []
+        assert len(labels["visible"]) == len(labels["objects"])
