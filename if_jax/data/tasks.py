@@ -102,8 +102,8 @@ def caption(scene: Scene, task: int, rng: np.random.Generator) -> str:
     )
     if name == "binding":
         fields = {"colour", ("size", "material")[int(rng.integers(2))]}
-    if len({group.shape for group in found}) < len(found):
-        fields = {*fields, "colour"}  # two groups of a kind differ in colour
+    if len({group.shape for group in found}) < len(found) or novelties(scene):
+        fields = {*fields, "colour"}  # two groups of a kind differ in colour; what is held out is asked for by name
     parts = [_phrase(group, fields) for group in found]
     related = grammar.relation(*found) if name == "position" and len(found) == 2 else None
     body = f" {related} ".join(parts) if related else " and ".join(parts)
