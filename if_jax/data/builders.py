@@ -57,6 +57,7 @@ class _Plan:
     counts: dict[str, int]  # pictures by split
     size: int
     seed: int
+    per_shard: int = dataclasses.field(default_factory=lambda: PER_SHARD)
     version: str = _VERSION
 
 
@@ -72,8 +73,8 @@ class _Shard:
 
     @property
     def span(self) -> range:
-        first = self.number * PER_SHARD
-        return range(first, min(first + PER_SHARD, self.plan.counts[self.split]))
+        first = self.number * self.plan.per_shard
+        return range(first, min(first + self.plan.per_shard, self.plan.counts[self.split]))
 
     @property
     def path(self) -> Path:
@@ -148,7 +149,7 @@ def _write_shards(plan: _Plan, partial: Path, workers: int) -> dict[str, list[di
     """What was written, shard by shard: {"bytes": …, "captions": [length, …]}."""
     shards = []
     for split, count in plan.counts.items():
-        of = -(-count // PER_SHARD)
+        of = -(-count // plan.per_shard)
         shards += [_Shard(plan, split, number, of, partial) for number in range(of)]
     written: dict[str, list[dict[str, Any]]] = {split: [] for split in plan.counts}
     for shard, note in zip(shards, in_processes(_write_shard, shards, workers, plan.kind), strict=True):
@@ -160,11 +161,15 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     captions: list[int] = []  # length of each record's shortest, for the index
 
     def records() -> Iterator[bytes]:
+        from tensorflow_datasets.proto import tf_example_pb2
+
         features = _features(shard.plan)
         for example in _examples(shard):
             told = example["captions"] if "captions" in example else [example["caption"]]
             captions.append(min(map(len, told)))
-            yield features.serialize_example(example)
+            # Written out once more with its fields in order, which are otherwise in another one in every process.
+            record = tf_example_pb2.Example.FromString(features.serialize_example(example))
+            yield record.SerializeToString(deterministic=True)
 
     return write_shard(shard.path, records, lambda: {"captions": captions})
 

@@ -129,7 +129,7 @@ def build_index(shelf: Shelf) -> Index:
     return Index(
         fingerprint,
         np.array([key.encode("utf-8", "replace") for key, *_ in rows], bytes),
-        np.array([place for _, place, *_ in rows], np.int64).reshape(len(rows), -1),
+        np.array([place for _, place, *_ in rows] or np.zeros((0, 1)), np.int64),
         np.array([(*facts, number[flaw]) for *_, facts, flaw in rows], FACTS),
         flaws,
     )

@@ -121,7 +121,7 @@ def _image_feature(features: Any, path: Path) -> str:
     for name, feature in features.items():
         if isinstance(feature, tfds.features.Image):
             return name
-    raise ValueError(f"{str(path)!r} holds no pictures: its features are {', '.join(features)}")
+    raise ValueError(f"{str(path)!r} holds no pictures: its features are {', '.join(sorted(features))}")
 
 
 def _caption_reader(features: Any, path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
@@ -142,7 +142,7 @@ def _caption_reader(features: Any, path: Path) -> Callable[[Example], tuple[str 
             if getattr(features["objects"][field], "names", None)
         }
         return lambda example: clevr.captions(example["objects"], names)
-    raise ValueError(f"{str(path)!r} has no captions: its features are {', '.join(features)}")
+    raise ValueError(f"{str(path)!r} has no captions: its features are {', '.join(sorted(features))}")
 
 
 def _metadata(example: Example) -> dict[str, Any]:

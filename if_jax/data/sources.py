@@ -82,7 +82,7 @@ def open_stored(source: str, keep: Filter | None = None, *, workers: int | None 
     shelves = find_shelves(source)
     stored = _select(source, shelves, _indexes(shelves, workers, follow), keep or Filter())
     if not len(stored):
-        raise ValueError(f"no usable picture in {source!r}: {'; '.join(tell(stored.left_out))}")
+        raise ValueError(f"no usable picture in {source!r}: {'; '.join(tell(stored.left_out)) or 'it is empty'}")
     return stored
 
 

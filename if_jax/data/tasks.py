@@ -97,13 +97,12 @@ def caption(scene: Scene, task: int, rng: np.random.Generator) -> str:
     """Describe a scene in the words its task asks for: exact counts always, attributes where they are the task."""
     found, name = grammar.groups(scene), TASKS[task]
     rng.shuffle(found)
-    fields = (
-        {"colour"} if name in ("colour", "text") or (name in ("counting", "position") and rng.random() < 0.5) else {}
-    )
+    coloured = name in ("colour", "binding", "text") or (name in ("counting", "position") and rng.random() < 0.5)
+    coloured |= len({group.shape for group in found}) < len(found)  # two groups of a shape differ in colour
+    coloured |= any((g.colour, g.shape) in HELD_OUT_KINDS for g in found)  # what is unseen is asked for by name
+    fields = {"colour"} if coloured else set()
     if name == "binding":
-        fields = {"colour", ("size", "material")[int(rng.integers(2))]}
-    if len({group.shape for group in found}) < len(found) or novelties(scene):
-        fields = {*fields, "colour"}  # two groups of a kind differ in colour; what is held out is asked for by name
+        fields.add(("size", "material")[int(rng.integers(2))])
     parts = [_phrase(group, fields) for group in found]
     related = grammar.relation(*found) if name == "position" and len(found) == 2 else None
     body = f" {related} ".join(parts) if related else " and ".join(parts)

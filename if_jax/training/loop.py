@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.weights import load_params
-from if_jax.config import Recipe, differences, recipe_to_dict
+from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
 from if_jax.data import pipeline
 from if_jax.models import presets
 from if_jax.parallel import hosts, rules
@@ -36,8 +37,7 @@ from if_jax.training.warm_start import start_from_release
 
 # What may change between two sessions of one run: how long, how often, where, and what is looked at.
 _FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
-_FREE += ("data.threads", "init_")
-_BATCH_ARRAYS = ("image", "ids", "mask")
+_FREE += ("data.threads", "data.workers", "init_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def train(recipe: Recipe, workdir: str) -> None:
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     _preflight(recipe, workdir, metadata)
     start, begun = _start(workdir, metadata)
-    batches = _open_batches(recipe, tokenizer, start)
+    batches = _open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
     with (
         jax.set_mesh(mesh),
         run.open_checkpoints(
@@ -168,7 +168,9 @@ def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
     """The next batch on its devices, and the seconds the host kept them waiting for it."""
     began = time.perf_counter()
     host = next(s.batches)
-    batch = {name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in _BATCH_ARRAYS}
+    batch = {
+        name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in _batch_rows(s.recipe)
+    }
     return batch, time.perf_counter() - began
 
 
@@ -254,11 +256,9 @@ def lower_step(
         recipe.accumulate,
         lambda part: jax.lax.with_sharding_constraint(part, split),
     )
-    side, length = recipe.data.size, tokens.TEXT_LENGTH
-    rows = {"image": ((side, side, 3), np.uint8), "ids": ((length,), np.int32), "mask": ((length,), np.int32)}
     batch = {
         name: jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
-        for name, (shape, dtype) in rows.items()
+        for name, (shape, dtype) in _batch_rows(recipe).items()
     }
     # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
     jitted = jax.jit(
@@ -267,7 +267,18 @@ def lower_step(
     return jitted.lower(abstract, frozen, batch)
 
 
-def _open_batches(recipe: Recipe, tokenizer: tokens.Tokenizer, start: int) -> Iterator[dict[str, np.ndarray]]:
+def _batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """What one row of a batch holds on the devices: shapes and dtypes."""
+    side, length = recipe.data.size, tokens.TEXT_LENGTH
+    image = {"image": ((side, side, 3), np.uint8)}
+    if recipe.data.embeddings:
+        return image | {"states": ((length, presets.UNETS[recipe.unet].encoder_hid_dim), jnp.bfloat16)}
+    return image | {"ids": ((length,), np.int32), "mask": ((length,), np.int32)}
+
+
+def _open_batches(
+    recipe: Recipe, tokenizer: tokens.Tokenizer, encoder: str, start: int
+) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.batches(
         recipe.data.source,
         size=recipe.data.size,
@@ -279,6 +290,11 @@ def _open_batches(recipe: Recipe, tokenizer: tokens.Tokenizer, start: int) -> It
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
         threads=recipe.data.threads,
+        workers=recipe.data.workers,
+        preparation=recipe.data.preparation,
+        keep=recipe.data.keep,
+        embeddings=recipe.data.embeddings,
+        encoder=encoder,
     )
 
 
@@ -322,11 +338,8 @@ def _start(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, 
     step, before = run.read_latest(workdir)
     if not before:
         return 0, []
-    changed = {
-        key: pair
-        for key, pair in differences(before["recipe"], metadata["recipe"]).items()
-        if not key.startswith(_FREE)
-    }
+    stored = recipe_to_dict(to_recipe(before["recipe"]))  # keys that are newer than the run at their defaults
+    changed = {key: pair for key, pair in differences(stored, metadata["recipe"]).items() if not key.startswith(_FREE)}
     if changed:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
         raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")

@@ -68,8 +68,8 @@ def make_loss(
 ) -> Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]:
     """Returns `loss(params, frozen, batch, key) -> (mean loss, metrics)` for the recipe's stage.
 
-    `batch` holds "image" uint8 (B, S, S, 3), "ids" and "mask" int32 (B, L). `frozen` holds the parameters that are
-    used but not trained: a frozen text encoder.
+    `batch` holds "image" uint8 (B, S, S, 3), and "ids" and "mask" int32 (B, L) or their text states "states" (B, L, D)
+    as `if-jax embed` kept them. `frozen` holds the parameters that are used but not trained: a frozen text encoder.
     """
     schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
@@ -77,8 +77,11 @@ def make_loss(
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
-        text_params = params.get("text_encoder", frozen.get("text_encoder"))
-        states = networks.text_encoder.apply({"params": text_params}, batch["ids"], batch["mask"])
+        if "states" in batch:
+            states = batch["states"].astype(jnp.float32)
+        else:
+            text_params = params.get("text_encoder", frozen.get("text_encoder"))
+            states = networks.text_encoder.apply({"params": text_params}, batch["ids"], batch["mask"])
         t_key, eps_key, input_key = jax.random.split(key, 3)
         x0, extra, aug_level = inputs_for(schedule, recipe, image, input_key)
         t = jax.random.randint(t_key, (x0.shape[0],), 0, schedule.timesteps.shape[0])

@@ -7,6 +7,7 @@ alone, so the figures are the same whatever the batch size or the number of devi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -68,6 +69,7 @@ def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Any:
         tokenize=tokenizer,
         caption_dropout=0.0,
         threads=0,
+        preparation=dataclasses.replace(recipe.data.preparation, shift=0.0),
     )
 
 

@@ -125,6 +125,9 @@ def test_a_tar_that_is_not_as_it_should_be(tmp_path: Path) -> None:
         assert len(opened) == 2 and ends in opened.left_out
     with pytest.raises(ValueError, match=r"no usable picture.*tar is damaged"):
         sources.open_stored(str(rubbish))
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    with pytest.raises(ValueError, match=r"no usable picture in .*: it is empty"):
+        sources.open_stored(str(tmp_path / "empty.tar"))
     bare = tmp_path / "bare.tar"
     with webdataset.TarWriter(str(bare)) as tar:
         for i in range(3):

@@ -10,10 +10,13 @@ import signal
 import jax
 import numpy as np
 import pytest
+import shelves
 import tiny
+from click.testing import CliRunner
 
+from if_jax import cli
 from if_jax.checkpoints import release, run
-from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, ValidationConfig
+from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, ValidationConfig, recipe_to_dict
 from if_jax.models import presets
 from if_jax.parallel import hosts
 from if_jax.training import loop, publish
@@ -144,6 +147,47 @@ def test_super_resolution_trains_on_a_published_text_encoder(finished, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, stages[0].text_params, trained["text_encoder"])
     assert (tmp_path / "two/README.md").read_text().startswith("---") and stages[0].notes["step"] == "6"
     assert defaults[1].noise_level == 7 and stages[1].scheduler.prediction_type == "v_prediction"
+
+
+def test_tars_of_img2dataset_train_as_they_are(finished, tmp_path):
+    tars = shelves.write_tars(tmp_path / "tars", 20, 7)  # uneven, by webdataset's own writer
+    recipe = dataclasses.replace(RECIPE, steps=4, data=dataclasses.replace(RECIPE.data, source=str(tars)))
+    loop.train(recipe, str(tmp_path / "run"))
+    rows = _metrics(tmp_path / "run")
+    assert len(rows) == 4 and np.isfinite([row["loss"] for row in rows]).all()
+    assert rows[0]["loss"] != _metrics(finished)[0]["loss"]
+
+
+def test_kept_embeddings_train_like_the_encoder_that_made_them(finished, tmp_path):
+    publish.publish([str(finished)], str(tmp_path / "one"))
+    tars = shelves.write_tars(tmp_path / "tars", 20, 7)
+    stage = str(tmp_path / "one" / "stage_I")
+    data = dataclasses.replace(RECIPE.data, source=str(tars))
+    online = dataclasses.replace(RECIPE, steps=2, text_encoder_from=stage, compute_dtype="bfloat16", data=data)
+    config = tmp_path / "recipe.py"
+    config.write_text(
+        f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({recipe_to_dict(online)})"
+    )
+    told = CliRunner().invoke(cli.main, ["embed", "--config", str(config), "--out", str(tmp_path / "kept")])
+    assert told.exit_code == 0 and "21 captions, exact" in told.output, told.output
+    kept = dataclasses.replace(online, data=dataclasses.replace(data, embeddings=str(tmp_path / "kept")))
+    for name, recipe in (("online", online), ("kept", kept)):
+        loop.train(recipe, str(tmp_path / name))
+    pairs = zip(_metrics(tmp_path / "online"), _metrics(tmp_path / "kept"), strict=True)
+    assert all(abs(a["loss"] - b["loss"]) < 1e-3 * a["loss"] for a, b in pairs)
+    publish.publish([str(tmp_path / "kept")], str(tmp_path / "two"))
+
+
+def test_a_run_older_than_a_recipe_key_goes_on(finished, monkeypatch):
+    read = run.read_latest
+
+    def older(workdir):
+        step, before = read(workdir)
+        del before["recipe"]["data"]["workers"]
+        return step, before
+
+    monkeypatch.setattr(run, "read_latest", older)
+    loop.train(RECIPE, str(finished))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_compiled(tmp_path):
