@@ -160,7 +160,7 @@ def _draw(mode: str, names: list[str], request: dict[str, Any], given: dict[str,
         watermark=mark if mark is None else Path(mark) if mark else True,
     )
     if given["wandb"]:
-        _log_table(given["wandb"], names, drawn, notes)
+        _log_table(given["wandb"], out, names, drawn, notes)
     click.echo(
         f"{len(written)} pictures written to {out}" + (f", {len(kept)} kept (--overwrite replaces)" if kept else "")
     )
@@ -264,14 +264,16 @@ def _save_embeds(path: str, prompts: list[str], given: dict[str, Any]) -> None:
     click.echo(f"{path}: text states of {len(prompts)} prompts, {states[:-1].shape}")
 
 
-def _log_table(project: str, names: list[str], drawn: Any, notes: Callable[[str, int], dict[str, Any]]) -> None:
-    """One row for each prompt; WANDB_MODE=offline keeps it on this machine."""
+def _log_table(
+    project: str, out: Path, names: list[str], drawn: Any, notes: Callable[[str, int], dict[str, Any]]
+) -> None:
+    """One row for each prompt; the run's files lie in OUT/wandb, and WANDB_MODE=offline keeps them there."""
     try:
         import wandb
     except ImportError:
         raise ValueError("--wandb needs the wandb package: pip install 'if_jax[wandb]'") from None
     stages = list(drawn)
-    with wandb.init(project=project, job_type="draw") as run:
+    with wandb.init(project=project, job_type="draw", dir=out) as run:
         table = wandb.Table(columns=["prompt", "seed", "settings", *stages])
         for row, name in enumerate(names):
             about = notes(stages[-1], row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import tiny
 from click.testing import CliRunner
@@ -106,10 +108,13 @@ def test_wandb_keeps_a_table_offline(cascade, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     result = _run("dream", "a", "--cascade", cascade, "--stages", 1, "--out", tmp_path / "out", "--wandb", "pictures")
     assert result.exit_code == 0, result.output
-    assert list(tmp_path.rglob("*.table.json")) and list(tmp_path.rglob("media/images/**/*.png"))
+    (table,) = tmp_path.rglob("*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["prompt", "seed", "settings", "I"]
+    ((prompt, seed, settings, _),) = content["data"]
+    assert (prompt, seed, json.loads(settings)["mode"]) == ("a", 0, "dream")
 
 
 @pytest.mark.parametrize(
