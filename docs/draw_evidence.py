@@ -18,8 +18,9 @@ import numpy as np
 from if_jax import Cascade
 from if_jax.data import grammar, scenes
 from if_jax.diffusion import augment
-from if_jax.inference.drawing import draw_stage, stage_settings
+from if_jax.inference.drawing import draw_stage
 from if_jax.inference.pictures import grid, to_pil
+from if_jax.inference.settings import stage_settings
 
 COUNT, ROWS = 64, 6
 

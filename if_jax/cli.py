@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-_MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, FloatingPointError)
-
-
-def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns what the layers below raise about a user's input into click's one line."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except _MISTAKES as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
-        except OSError as error:  # a full disk, a broken mount
-            raise click.ClickException(f"{error.strerror or error}: {error.filename or 'while writing'}") from None
-
-    return run
+from if_jax.cli_draw import COMMANDS
+from if_jax.cli_errors import plain_errors as _plain_errors
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,69 +23,8 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.argument("prompts", nargs=-1, required=True)
-@click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package.")
-@click.option("--out", default="out", show_default=True, type=click.Path(file_okay=False), help="Folder for the PNGs.")
-@click.option("--seed", default=0, show_default=True, help="The same seed draws the same pictures.")
-@click.option("--stages", type=int, help="Draw only so many stages [default: all].")
-@click.option("--negative-prompt", help="What to draw away from.")
-@click.option("--guidance", type=float, help="Guidance scale of stage I [default: the release's].")
-@click.option("--steps", multiple=True, help="Steps of stage I, then of stage II, …: smart50, 27, 10,10,5. Repeatable.")
-@click.option("--batch-size", default=4, show_default=True, help="Pictures drawn at a time.")
-@click.option("--overwrite", is_flag=True, help="Replace pictures that exist; otherwise they are kept.")
-@_plain_errors
-def dream(
-    prompts: tuple[str, ...],
-    cascade: str,
-    out: str,
-    seed: int,
-    stages: int | None,
-    negative_prompt: str | None,
-    guidance: float | None,
-    steps: tuple[str, ...],
-    batch_size: int,
-    overwrite: bool,
-) -> None:
-    """Draw PROMPTS: OUT/0000-I.png, OUT/0000-II.png, … and OUT/grid-I.png, …
-
-    \b
-    Example:  if-jax dream "two red spheres" "a blue cube" --out out --seed 1
-    """
-    from tqdm import tqdm
-
-    from if_jax.inference.cascade import Cascade
-    from if_jax.inference.pictures import save_pictures
-
-    _cache_compilations()
-    loaded = Cascade.load(cascade, stages=stages)
-    given: dict[str, dict[str, Any]] = {"I": {}, "II": {}, "III": {}}
-    if len(steps) > len(loaded.stages):
-        raise ValueError(f"--steps is given {len(steps)} times: the cascade draws {len(loaded.stages)} stages")
-    for name, spec in zip(given, steps, strict=False):
-        given[name]["sample_timestep_respacing"] = spec
-    if guidance is not None:
-        given["I"]["guidance_scale"] = guidance
-    with tqdm(total=len(prompts) * len(loaded.stages), unit="picture") as bar:
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.set_description(f"stage {stage}")
-            bar.update(done - show.before if done else 0)  # type: ignore[attr-defined]
-            show.before = done % total  # type: ignore[attr-defined]
-
-        show.before = 0  # type: ignore[attr-defined]
-        drawn = loaded.dream(
-            list(prompts),
-            seed=seed,
-            negative_prompt=negative_prompt,
-            batch_size=batch_size,
-            progress=show,
-            **{f"if_{name}_kwargs": words for name, words in given.items()},
-        )
-    written, kept = save_pictures(drawn, out, overwrite=overwrite)
-    click.echo(
-        f"{len(written)} pictures written to {out}" + (f", {len(kept)} kept (--overwrite replaces)" if kept else "")
-    )
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -384,17 +307,6 @@ def _read_recipe(path: str, overrides: list[str]) -> Any:
     if left_over:
         raise ValueError(f"unexpected argument {left_over[0]!r}: recipe keys are set with --config.KEY=VALUE")
     return values.config
-
-
-def _cache_compilations() -> None:
-    """Compiled programs are kept in the user's cache folder: the second call starts drawing at once."""
-    import os
-
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:
-        base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "if_jax" / "compiled"))
 
 
 if __name__ == "__main__":

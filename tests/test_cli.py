@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import shelves
 import tiny
@@ -11,13 +13,14 @@ from PIL import Image
 from if_jax.checkpoints.release import write_cascade
 from if_jax.cli import main
 
-COMMANDS = ("dream", "train", "export", "embed", "data", "data build", "data inspect")
+DRAWING = ("dream", "style-transfer", "super-resolution", "inpaint")
+COMMANDS = (*DRAWING, "train", "export", "embed", "data", "data build", "data inspect")
 
 
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release") / "tiny"
-    write_cascade(folder, tiny.stages(), tiny.DEFAULTS)
+    write_cascade(folder, [tiny.on_one_level(stage) for stage in tiny.stages()], tiny.DEFAULTS)
     return folder
 
 
@@ -66,6 +69,66 @@ def test_inspect_prints_what_is_usable_first_and_draws_a_sheet(tmp_path, monkeyp
     assert "is kept" in _run("data", "inspect", "mine").output
 
 
+def _bytes(path):
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
+def test_a_picture_repeats_itself_and_states_replace_prompts(cascade, tmp_path):
+    """The settings in the PNG draw it again, alone; text states in a file draw what their prompts draw."""
+    how = ["--cascade", cascade, "--steps", "3", "--set", "I.guidance_scale=2.5", "--negative-prompt", "dull"]
+    result = _run(
+        "dream", "a", "b", *how, "--seed", 5, "--aspect-ratio", "2:1", "--stages", 1, "--out", tmp_path / "one"
+    )
+    assert result.exit_code == 0, result.output
+    again = _run("dream", "--like", tmp_path / "one/0001-I.png", "--out", tmp_path / "two")
+    assert again.exit_code == 0, again.output
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"0001-I.png", "grid-I.png"}
+    assert _size(tmp_path / "two/0001-I.png") == (16, 8)
+    assert _bytes(tmp_path / "one/0001-I.png") == _bytes(tmp_path / "two/0001-I.png")
+
+    plain = ["--cascade", cascade, "--stages", 1]
+    assert _run("dream", "a", "b", *plain, "--out", tmp_path / "three").exit_code == 0
+    saved = _run("dream", "a", "b", *plain, "--save-embeds", tmp_path / "states.safetensors")
+    assert "text states of 2 prompts" in saved.output, saved.output
+    result = _run("dream", "--embeds", tmp_path / "states.safetensors", *plain, "--out", tmp_path / "four")
+    assert result.exit_code == 0, result.output
+    assert _bytes(tmp_path / "three/0001-I.png") == _bytes(tmp_path / "four/0001-I.png")
+
+
+def test_pictures_are_drawn_over_enlarged_and_repaired(cascade, tmp_path):
+    picture, mask = tmp_path / "picture.png", tmp_path / "mask.png"
+    Image.effect_noise((16, 16), 90).convert("RGB").save(picture)
+    half = Image.new("L", (16, 16))
+    half.paste(255, (0, 0, 8, 16))
+    half.save(mask)
+    shared = ["--cascade", cascade, "--steps", "3"]
+    for command, more, names in (
+        ("style-transfer", ["a toy"], {"0000-I.png", "0000-II.png", "grid-I.png", "grid-II.png"}),
+        ("super-resolution", [], {"0000-II.png", "grid-II.png"}),
+        ("inpaint", [mask, "a cube", "a ball", "--stages", "1"], {"0000-I.png", "0001-I.png", "grid-I.png"}),
+    ):
+        out = tmp_path / command
+        result = _run(command, picture, *more, *shared, "--out", out, "--watermark")
+        assert result.exit_code == 0, result.output
+        assert {path.name for path in out.iterdir()} == names
+    refused = _run("dream", "--like", tmp_path / "inpaint/0000-I.png")
+    assert refused.exit_code == 1 and "drawn by inpainting over another picture" in refused.output
+
+
+def test_wandb_keeps_a_table_offline(cascade, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    result = _run("dream", "a", "--cascade", cascade, "--stages", 1, "--out", tmp_path / "out", "--wandb", "pictures")
+    assert result.exit_code == 0, result.output
+    (table,) = tmp_path.rglob("*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["prompt", "seed", "settings", "I"]
+    ((prompt, seed, settings, _),) = content["data"]
+    assert (prompt, seed, json.loads(settings)["mode"]) == ("a", 0, "dream")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -73,6 +136,20 @@ def test_inspect_prints_what_is_usable_first_and_draws_a_sheet(tmp_path, monkeyp
         (["dream", "a", "--cascade", "TINY", "--stages", "3"], "stages is 3"),
         (["dream", "a", "--cascade", "TINY", "--steps", "fast"], "'fast'"),
         (["dream", "a", "--cascade", "TINY", "--steps", "2", "--steps", "2", "--steps", "2"], "given 3 times"),
+        (["dream", "--cascade", "TINY"], "give either PROMPTS, or --embeds, or --like"),
+        (["dream", "a", "--like", "b.png"], "give either PROMPTS"),
+        (["dream", "--like", "gone.png"], "gone.png: no such file"),
+        (["dream", "--embeds", "gone", "--cascade", "TINY"], "gone: no such file"),
+        (["dream", "a", "--cascade", "TINY", "--set", "I.eta"], "write STAGE.WORD=VALUE"),
+        (["dream", "a", "--cascade", "TINY", "--set", "I.width=3"], "if_I_kwargs has no 'width'"),
+        (["dream", "a", "--cascade", "TINY", "--sampler", "euler"], "sample_loop 'euler' is unknown"),
+        (["dream", "a", "--cascade", "TINY", "--aspect-ratio", "0:3"], "aspect_ratio is '0:3'"),
+        (["dream", "a", "--cascade", "TINY", "--out", "/dev/null/pictures"], "cannot write there"),
+        (["dream", "a", "--cascade", "TINY", "--batch-size", "0"], "batch_size is 0"),
+        (["style-transfer", "gone.png", "a", "--cascade", "TINY"], "gone.png: no such file"),
+        (["style-transfer", "gone.png", "--cascade", "TINY"], "give PROMPTS, or --style-prompt"),
+        (["super-resolution", "CONFIG", "--cascade", "TINY"], "no picture that Pillow can read"),
+        (["inpaint", "gone.png", "gone.png", "a", "--cascade", "TINY"], "gone.png: no such file"),
         (["train", "--config", "nothing.py", "--workdir", "W"], "recipe 'nothing.py' does not exist"),
         (["train", "--config", "CONFIG:smok", "--workdir", "W"], "recipe form 'smok' is unknown for demo-I"),
         (["train", "--config", "CONFIG", "--workdir", "W", "--config.bacth=3"], "bacth"),

@@ -18,6 +18,8 @@ LAYERS = [
     {"config"},
     {"recipes", "inference"},
     {"training"},
+    {"cli_errors"},
+    {"cli_draw"},
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

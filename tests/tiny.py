@@ -50,6 +50,12 @@ def one_level(config: UNetConfig) -> UNetConfig:
     return replace(config, block_out_channels=(16,), layers_per_block=(1,), attention_levels=(True,))
 
 
+def on_one_level(stage: Stage) -> Stage:
+    """The same stage with a net of one level: for tests of many programs."""
+    config = one_level(stage.unet_config)
+    return replace(stage, unet_config=config, unet_params=random_params(config))
+
+
 @cache
 def random_params(config: UNetConfig | T5Config, seed: int = 0) -> Any:
     """Weights of the size that training gives, none of them zero: what IF starts at zero would hide its branch."""

@@ -2,56 +2,131 @@
 
     (1)  ε̂ = ε_u + w (ε_c − ε_u)            w = 1: conditional, w > 1: more like the caption than the data are
     (2)  s = clamp(quantile_p(|x0|), 1, c)   x0' = clamp(x0, −s, s) / s
+    (3)  ε̂ = ε_u + w ((1 − m) ε_c + m ε_p − ε_u)
+    (4)  x̂0 = x_c + (w − 1) (Δ⊥ + η Δ∥),   Δ = (x_c − x_u) min(1, r / ‖x_c − x_u‖),   Δ∥ = ⟨Δ, x_c⟩ x_c / ‖x_c‖²
 
-(1) reads the same for a net that predicts the velocity: at a given x_t the two are linear in one another.
+(1) reads the same for a net that predicts the velocity: at a given x_t the two are linear in one another. (3) is IF's
+positive mixer: a share m of a second caption, the style. (4) is adaptive projected guidance on predictions of x0: the
+part of the push that is parallel to x_c makes colours loud, and is scaled down (η) or left out (η = 0). Its reverse
+momentum is left out: a denoiser is a function of x_t and t alone. η = 1 and r = ∞ give (1).
 
 Sources: Ho & Salimans 2022 (arXiv:2207.12598), in IF's convention for w; Saharia et al. 2022 (arXiv:2205.11487),
-section 2.3, for (2); the ceiling c on s is IF's.
+section 2.3, for (2); the ceiling c on s is IF's; Sadat et al. 2024 (arXiv:2410.02416), section 4, for (4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from if_jax.diffusion.process import split_model_output
+from if_jax.diffusion.process import Prediction, prediction_from_x0, split_model_output, x0_from_prediction
+from if_jax.diffusion.schedule import Schedule
 
 # (x_t (B, H, W, C), t (B,) int32, a timestep of the training chain) → prediction and variance channels (B, H, W, 2C)
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 # The same with conditioning: an array or any pytree of arrays whose first axis is the batch
 ConditionalNet = Callable[[jax.Array, jax.Array, Any], jax.Array]
+# Predictions (B, H, W, C) of the branches, first conditional, last unconditional; x_t; t → the guided prediction
+Combine = Callable[[Sequence[jax.Array], jax.Array, jax.Array], jax.Array]
 
 
-def guided(net: ConditionalNet, cond: Any, uncond: Any, weight: float | jax.Array) -> Denoiser:
-    """The guided denoiser of equation (1): net runs once, on the batch [cond, uncond] of 2B.
+def guided(net: ConditionalNet, branches: Sequence[Any], combine: Combine) -> Denoiser:
+    """The denoiser that runs net once on all branches, a batch of K B rows, and combines what they predict.
 
-    cond is a pytree of arrays (B, …): text states, and for super-resolution whatever else the network is shown, since
-    its batch doubles as well. uncond has the same structure; first axes of 1 are repeated B times.
-    weight is a scalar or (B,) and may be traced. The variance channels come from the conditional half unchanged.
+    branches: K pytrees of one structure, arrays (B, …) each: conditional first, unconditional last; first axes of 1
+    are repeated B times. The rows of one picture stand together, so that a batch split over devices needs no exchange
+    between them. The variance channels come from the conditional branch unchanged, as in IF.
     """
-    both = jax.tree.map(lambda c, u: jnp.concatenate([c, jnp.broadcast_to(u, c.shape)]), cond, uncond)
-    w = jnp.asarray(weight, jnp.float32).reshape(-1, 1, 1, 1)
+
+    def interleave(*rows: jax.Array) -> jax.Array:
+        batch = max(row.shape[0] for row in rows)
+        same = [jnp.broadcast_to(row, (batch, *row.shape[1:])) for row in rows]
+        return jnp.stack(same, axis=1).reshape(-1, *rows[0].shape[1:])
+
+    together = jax.tree.map(interleave, *branches)
 
     def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        out = net(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
-        out_c, out_u = jnp.split(out.astype(jnp.float32), 2)
-        eps_c, variance_c = split_model_output(out_c)
-        eps_u, _ = split_model_output(out_u)
-        return jnp.concatenate([eps_u + w * (eps_c - eps_u), variance_c], axis=-1)
+        count = len(branches)
+        out = net(jnp.repeat(x_t, count, axis=0), jnp.repeat(t, count, axis=0), together)
+        out = out.astype(jnp.float32).reshape(-1, count, *out.shape[1:])
+        predicted, variance = split_model_output(out)
+        combined = combine([predicted[:, k] for k in range(count)], x_t, t)
+        return jnp.concatenate([combined, variance[:, 0]], axis=-1)
 
     return denoise
 
 
-def dynamic_threshold(x0: jax.Array, ratio: float = 0.95, max_value: float | jax.Array = 1.5) -> jax.Array:
-    """x0' of equation (2) in [−1, 1], for each image of x0 (B, H, W, C) by itself; p = ratio, c = max_value ≥ 1."""
-    if isinstance(max_value, int | float):
-        if max_value < 1:
-            raise ValueError(f"sample_max_value is {max_value}: use 1.0 (plain clipping) or more")
-        if max_value == 1:  # s = 1 whatever the quantile: spare super-resolution stages the sort
-            return jnp.clip(x0, -1, 1)
-    magnitude = jnp.abs(x0).reshape(x0.shape[0], -1)
-    s = jnp.clip(jnp.quantile(magnitude, ratio, axis=1), 1, max_value).reshape(-1, 1, 1, 1)
-    return jnp.clip(x0, -s, s) / s
+def classifier_free(weight: float | jax.Array, positive_mixer: float | jax.Array = 0.0) -> Combine:
+    """Equation (1) for two branches, (3) for three (conditional, positive, unconditional).
+
+    weight, positive_mixer: scalars or (B,); they may be traced.
+    """
+    w, m = _column(weight), _column(positive_mixer)
+
+    def combine(predicted: Sequence[jax.Array], x_t: jax.Array, t: jax.Array) -> jax.Array:
+        cond, uncond = _mixed(predicted, m)
+        return uncond + w * (cond - uncond)
+
+    return combine
+
+
+def projected(
+    weight: float | jax.Array,
+    schedule: Schedule,
+    prediction: Prediction,
+    parallel: float | jax.Array = 0.0,
+    norm: float | jax.Array = jnp.inf,
+    positive_mixer: float | jax.Array = 0.0,
+) -> Combine:
+    """Equation (4), adaptive projected guidance, for a net that predicts `prediction` along the training `schedule`.
+
+    parallel: η; norm: r, the largest root mean square of Δ over a picture (the paper's r is a norm over a latent of
+    fixed size; ours does not depend on the size of the picture). Scalars or (B,); they may be traced.
+    """
+    w, m, eta, r = _column(weight), _column(positive_mixer), _column(parallel), _column(norm)
+
+    def combine(predicted: Sequence[jax.Array], x_t: jax.Array, t: jax.Array) -> jax.Array:
+        cond, uncond = (x0_from_prediction(schedule, prediction, x_t, t, p) for p in _mixed(predicted, m))
+        push = cond - uncond
+        push = push * jnp.minimum(1, r / jnp.maximum(jnp.sqrt(_mean(push * push)), 1e-12))
+        along = _mean(push * cond) / jnp.maximum(_mean(cond * cond), 1e-12) * cond
+        x0 = cond + (w - 1) * (push - along + eta * along)
+        return prediction_from_x0(schedule, prediction, x_t, t, x0)
+
+    return combine
+
+
+def dynamic_threshold(x0: jax.Array, ratio: float | jax.Array = 0.95, max_value: float | jax.Array = 1.5) -> jax.Array:
+    """x0' of equation (2) in [−1, 1], for each image of x0 (B, H, W, C) by itself; p = ratio, c = max_value ≥ 1.
+
+    Both may be traced. With c = 1, as super-resolution stages have it, s = 1 whatever the quantile, and the sort that
+    it takes is spared.
+    """
+    if isinstance(max_value, int | float) and max_value < 1:
+        raise ValueError(f"sample_max_value is {max_value}: use 1.0 (plain clipping) or more")
+
+    def threshold(x0: jax.Array) -> jax.Array:
+        magnitude = jnp.abs(x0).reshape(x0.shape[0], -1)
+        s = jnp.clip(jnp.quantile(magnitude, ratio, axis=1), 1, max_value).reshape(-1, 1, 1, 1)
+        return jnp.clip(x0, -s, s) / s
+
+    return jax.lax.cond(jnp.asarray(max_value) > 1, threshold, lambda x0: jnp.clip(x0, -1, 1), x0)
+
+
+def _mixed(predicted: Sequence[jax.Array], m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The conditional prediction, with its share of the positive one where there is one, and the unconditional."""
+    if len(predicted) == 2:
+        return predicted[0], predicted[1]
+    cond, positive, uncond = predicted
+    return (1 - m) * cond + m * positive, uncond
+
+
+def _column(value: float | jax.Array) -> jax.Array:
+    return jnp.asarray(value, jnp.float32).reshape(-1, 1, 1, 1)
+
+
+def _mean(image: jax.Array) -> jax.Array:
+    return image.mean(axis=(1, 2, 3), keepdims=True)

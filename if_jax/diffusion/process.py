@@ -64,6 +64,17 @@ def x0_from_prediction(
     return (x0_from_eps if prediction == "eps" else x0_from_v)(schedule, x_t, t, predicted)
 
 
+def prediction_from_x0(
+    schedule: Schedule, prediction: Prediction, x_t: jax.Array, t: jax.Array, x0: jax.Array
+) -> jax.Array:
+    """The inverse of x0_from_prediction: what a network would have predicted at x_t to mean x0."""
+    _check(prediction)
+    if prediction == "x0":
+        return x0
+    eps = eps_from_x0(schedule, x_t, t, x0)
+    return eps if prediction == "eps" else v_from_x0_eps(schedule, x0, t, eps)
+
+
 def prediction_target(
     schedule: Schedule, prediction: Prediction, x0: jax.Array, t: jax.Array, eps: jax.Array
 ) -> jax.Array:

@@ -1,20 +1,29 @@
-"""Drawing images: the reverse process as functions over one denoiser signature.
+"""Drawing images: the reverse process as plain functions over one denoiser signature.
 
-Ancestral sampling, for index t = N − 1 … 0 of a schedule:
+All samplers walk a chain from its noisy end, index by index, and share what comes first:
 
     (1)  x̂0 = (x_t − √(1 − ᾱ_t) ε̂) / √ᾱ_t (or √ᾱ_t x_t − √(1 − ᾱ_t) v̂ of a net that predicts v), then thresholded
-    (2)  x_{t−1} = c_0 x̂0 + c_t x_t + [t > 0] σ z,   z ~ N(0, I),   σ² from the variance channels
+
+They differ in how they go on, with ᾱ' = ᾱ_{t−1} and z ~ N(0, I):
+
+    ddpm    (2)  x_{t−1} = c_0 x̂0 + c_t x_t + [t > 0] σ z,   σ² from the variance channels
+    ddim    (3)  x_{t−1} = √ᾱ' x̂0 + √(1 − ᾱ' − σ²) ε̂ + σ z,   σ² = η² (1 − ᾱ')/(1 − ᾱ_t) (1 − ᾱ_t/ᾱ')
+    dpm++   (4)  x_{t−1} = (σ'/σ_t) x_t + √ᾱ' (1 − e^{−h}) D,   D = x̂0 + h/(2 h_last) (x̂0 − x̂0 of the step before)
+                 with σ = √(1 − ᾱ), λ = ln √ᾱ − ln σ, h = λ' − λ_t; D = x̂0 in the first step and in the last
 
 Every image owns a key, and its noise at a timestep is a function of that key and the timestep alone. So an image does
 not depend on the batch it is drawn in, nor on how the batch is spread over devices.
 
-Source: Ho et al. 2020 (arXiv:2006.11239), algorithm 2; thresholding: guidance.py; σ²: process.py.
+Sources: ddpm: Ho et al. 2020 (arXiv:2006.11239), algorithm 2, with the learned σ² of process.py. ddim: Song et al. 2020
+(arXiv:2010.02502), eqs. 12 and 16. dpm++: Lu et al. 2022 (arXiv:2211.01095), algorithm 2 (2M), whose last step goes to
+ᾱ' = 1. Thresholding: guidance.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +31,7 @@ import jax.numpy as jnp
 from if_jax.diffusion.guidance import Denoiser, dynamic_threshold
 from if_jax.diffusion.process import (
     Prediction,
+    eps_from_x0,
     learned_range_log_variance,
     posterior,
     split_model_output,
@@ -29,7 +39,143 @@ from if_jax.diffusion.process import (
 )
 from if_jax.diffusion.schedule import Schedule
 
+SamplerName = Literal["ddpm", "ddim", "dpm++"]  # IF's word for it is `sample_loop`
+SAMPLERS = get_args(SamplerName)
 _INITIAL = 2**31 - 1  # what the key of an image is folded with for x_T; no timestep is this large
+
+
+class State(NamedTuple):
+    """Where a sampler stands; it may be stopped after any step and go on from here, to the same picture."""
+
+    x: jax.Array  # (B, H, W, C) float32, x_t
+    x0: jax.Array  # (B, H, W, C) float32, thresholded x̂0 of the step before
+    index: jax.Array  # () int32, of the schedule: the next step to take; −1: finished
+    done: jax.Array  # () int32, steps taken
+
+
+class Step(NamedTuple):
+    """What a sampler's own equation is given: one index of the schedule and what the net said there."""
+
+    i: jax.Array  # (B,) int32, all equal
+    state: State
+    x0: jax.Array  # thresholded
+    eps: jax.Array  # ε̂ that the net's prediction means, before thresholding
+    v: jax.Array  # variance channels
+    z: jax.Array  # noise of this step
+
+
+Noise = Callable[[jax.Array], jax.Array]  # index of the schedule → z (B, H, W, C)
+Update = Callable[[Schedule, Step], jax.Array]
+
+
+def start(x: jax.Array, index: int | jax.Array) -> State:
+    """The state before the first step, at an index of the schedule: its last one, or less for a support."""
+    x = jnp.asarray(x, jnp.float32)
+    return State(x, jnp.zeros_like(x), jnp.asarray(index, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def ddpm(denoise: Denoiser, schedule: Schedule, state: State, count: int | jax.Array, noise: Noise, **how) -> State:
+    """`count` steps of ancestral sampling with learned variance, equation (2); `how`: see `walk`."""
+    return walk(ddpm_update, denoise, schedule, state, count, noise, **how)
+
+
+def ddim(
+    denoise: Denoiser,
+    schedule: Schedule,
+    state: State,
+    count: int | jax.Array,
+    noise: Noise,
+    *,
+    eta: float | jax.Array = 0.0,
+    clipped_eps: bool = False,
+    **how,
+) -> State:
+    """`count` steps of DDIM, equation (3); eta = 0 draws no noise, eta = 1 as much as DDPM with its lower variance.
+
+    clipped_eps: take ε̂ from the thresholded x̂0, so that the two belong to one x_t, as IF's own code does; diffusers'
+    pipelines take the net's own.
+    """
+
+    def update(schedule: Schedule, step: Step) -> jax.Array:
+        return ddim_update(schedule, step, eta, clipped_eps)
+
+    return walk(update, denoise, schedule, state, count, noise, **how)
+
+
+def dpm_solver_pp(
+    denoise: Denoiser, schedule: Schedule, state: State, count: int | jax.Array, noise: Noise, **how
+) -> State:
+    """`count` steps of DPM-Solver++ (2M), equation (4): no noise is drawn; `how`: see `walk`."""
+    return walk(dpm_update, denoise, schedule, state, count, noise, **how)
+
+
+def walk(
+    update: Update,
+    denoise: Denoiser,
+    schedule: Schedule,
+    state: State,
+    count: int | jax.Array,
+    noise: Noise,
+    *,
+    mask: jax.Array | None = None,
+    prediction: Prediction = "eps",
+    sample_max_value: float | jax.Array = 1.5,
+    threshold_ratio: float | jax.Array = 0.95,
+) -> State:
+    """What the samplers share: `count` steps down the schedule from where `state` stands, as one loop.
+
+    count: an int makes a scan, which can be differentiated; traced, any number of steps is one compiled program.
+    noise(index) -> z, see `keyed_noise`; the schedule may be longer than the chain (`schedule.padded`).
+    mask (B, H, W, 1): 1 where to draw, 0 where x stays as `state` has it, at every step (IF's inpainting).
+    sample_max_value, threshold_ratio: of `guidance.dynamic_threshold`.
+    The result is not clamped; once finished, x is x̂0 up to rounding.
+    """
+    timesteps = jnp.asarray(schedule.timesteps)
+
+    def body(_: jax.Array, state: State) -> State:
+        i = jnp.full((state.x.shape[0],), state.index)
+        predicted, v = split_model_output(denoise(state.x, timesteps[i]).astype(jnp.float32))
+        raw = x0_from_prediction(schedule, prediction, state.x, i, predicted)
+        eps = predicted if prediction == "eps" else eps_from_x0(schedule, state.x, i, raw)
+        x0 = dynamic_threshold(raw, threshold_ratio, sample_max_value)
+        x = update(schedule, Step(i, state, x0, eps, v, noise(state.index)))
+        if mask is not None:
+            x = (1 - mask) * state.x + mask * x
+        return State(x, x0, state.index - 1, state.done + 1)
+
+    return jax.lax.fori_loop(0, count, body, state)
+
+
+def ddpm_update(schedule: Schedule, step: Step) -> jax.Array:
+    """x_{t−1} of equation (2)."""
+    mean, _ = posterior(schedule, step.x0, step.state.x, step.i)
+    sigma = jnp.exp(0.5 * learned_range_log_variance(schedule, step.v, step.i))
+    # Chosen, not multiplied by [t > 0]: an overflowing σ must not reach the finished image as 0 · ∞.
+    return mean + jnp.where((step.i > 0).reshape(-1, 1, 1, 1), sigma * step.z, 0.0)
+
+
+def ddim_update(schedule: Schedule, step: Step, eta: float | jax.Array = 0.0, clipped_eps: bool = False) -> jax.Array:
+    """x_{t−1} of equation (3)."""
+    variance = _at(schedule.posterior_variance, step.i) * jnp.square(eta)
+    eps = eps_from_x0(schedule, step.state.x, step.i, step.x0) if clipped_eps else step.eps
+    towards = jnp.sqrt(jnp.maximum(_at(schedule.one_minus_alpha_bar_prev, step.i) - variance, 0.0))
+    mean = jnp.sqrt(_at(schedule.alpha_bar_prev, step.i)) * step.x0 + towards * eps
+    return mean + jnp.where((step.i > 0).reshape(-1, 1, 1, 1), jnp.sqrt(variance) * step.z, 0.0)
+
+
+def dpm_update(schedule: Schedule, step: Step) -> jax.Array:
+    """x_{t−1} of equation (4); at index 0, where σ' = 0, it is x̂0."""
+    log_snr = jnp.log(jnp.asarray(schedule.sqrt_alpha_bar)) - jnp.log(jnp.asarray(schedule.sqrt_one_minus_alpha_bar))
+    i, last = step.i, jnp.maximum(step.i - 1, 0)
+    here, after = _at(log_snr, i), _at(log_snr, last)
+    before = _at(log_snr, jnp.minimum(i + 1, schedule.num_steps - 1))
+    h, h_last = after - here, here - before
+    second_order = (step.state.done > 0) & (i > 0).reshape(-1, 1, 1, 1)
+    ratio = jnp.where(second_order, h / (2 * jnp.where(second_order, h_last, 1.0)), 0.0)
+    estimate = step.x0 + ratio * (step.x0 - step.state.x0)
+    sigma, sigma_after = _at(schedule.sqrt_one_minus_alpha_bar, i), _at(schedule.sqrt_one_minus_alpha_bar, last)
+    x = sigma_after / sigma * step.state.x - _at(schedule.sqrt_alpha_bar, last) * jnp.expm1(-h) * estimate
+    return jnp.where((i > 0).reshape(-1, 1, 1, 1), x, step.x0)
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
@@ -37,76 +183,16 @@ def initial_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     return _normal(keys, _INITIAL, shape)
 
 
-def ancestral(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x_T: jax.Array,
-    keys: jax.Array | None,
-    *,
-    prediction: Prediction = "eps",
-    sample_max_value: float | jax.Array = 1.5,
-    threshold_ratio: float = 0.95,
-    noise: jax.Array | None = None,
-    callback: Callable[[jax.Array], None] | None = None,
-) -> jax.Array:
-    """Run the whole reverse process: x_T (B, H, W, C) → x0 (B, H, W, C) float32, as one `lax.scan`.
-
-    keys: (B,) typed PRNG keys, one for each image. noise: (N, B, H, W, C) replaces what they would draw; its row i
-    belongs to schedule index i, and row 0 is not used. The result is not clamped: after thresholding, index 0
-    returns x̂0 itself, up to rounding.
-    callback, if given, is called on the host with each finished index, in no guaranteed order (progress bars).
-    """
-    if noise is None and keys is None:
-        raise ValueError("ancestral sampling has neither keys nor noise: pass one PRNG key for each image")
-    batch = x_T.shape[0]
+def keyed_noise(keys: jax.Array, schedule: Schedule, shape: tuple[int, int, int]) -> Noise:
+    """The noise of each step (B, *shape) from the B keys of the images and the step's timestep alone."""
     timesteps = jnp.asarray(schedule.timesteps)
-    noise = None if noise is None else jnp.asarray(noise, jnp.float32)
-
-    def step(x_t: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        z = noise[i] if noise is not None else _normal(keys, timesteps[i], x_t.shape[1:])
-        out = denoise(x_t, jnp.full((batch,), timesteps[i]))
-        x_prev, _ = ancestral_step(
-            schedule,
-            out,
-            x_t,
-            jnp.full((batch,), i),
-            z,
-            prediction=prediction,
-            sample_max_value=sample_max_value,
-            threshold_ratio=threshold_ratio,
-        )
-        if callback is not None:
-            jax.debug.callback(callback, i)
-        return x_prev, None
-
-    indices = jnp.arange(schedule.num_steps - 1, -1, -1, dtype=jnp.int32)
-    x0, _ = jax.lax.scan(step, x_T.astype(jnp.float32), indices)
-    return x0
+    return lambda index: _normal(keys, timesteps[index], shape)
 
 
-def ancestral_step(
-    schedule: Schedule,
-    model_output: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    z: jax.Array,
-    *,
-    prediction: Prediction = "eps",
-    sample_max_value: float | jax.Array = 1.5,
-    threshold_ratio: float = 0.95,
-) -> tuple[jax.Array, jax.Array]:
-    """One step of equations (1) and (2): (x_{t−1}, thresholded x̂0), both (B, H, W, C) float32.
-
-    model_output (B, H, W, 2C): what `prediction` names, then the variance channels; x_t and the noise z (B, H, W, C);
-    t (B,) index into the schedule.
-    """
-    predicted, v = split_model_output(model_output.astype(jnp.float32))
-    x0 = x0_from_prediction(schedule, prediction, x_t, t, predicted)
-    x0 = dynamic_threshold(x0, threshold_ratio, sample_max_value)
-    mean, _ = posterior(schedule, x0, x_t, t)
-    sigma = jnp.exp(0.5 * learned_range_log_variance(schedule, v, t))
-    # Chosen, not multiplied by [t > 0]: an overflowing σ must not reach the finished image as 0 · ∞.
-    return mean + jnp.where((t > 0).reshape(-1, 1, 1, 1), sigma * z, 0.0), x0
+def given_noise(noise: jax.Array) -> Noise:
+    """The noise of each step out of an array (N, B, H, W, C), row i for index i of the schedule."""
+    noise = jnp.asarray(noise, jnp.float32)
+    return lambda index: noise[index]
 
 
 def _normal(keys: jax.Array, data: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -114,3 +200,7 @@ def _normal(keys: jax.Array, data: int | jax.Array, shape: tuple[int, ...]) -> j
     size = math.prod(shape)  # drawn flat: the same numbers, and they compile four times faster than images do
     flat = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, data), (size,), jnp.float32))(keys)
     return flat.reshape(-1, *shape)
+
+
+def _at(table: jax.Array, i: jax.Array) -> jax.Array:
+    return jnp.asarray(table)[i].reshape(-1, 1, 1, 1)

@@ -35,6 +35,14 @@ STEP_LISTS: dict[str, str] = {  # steps per section of the training chain, from 
 }
 
 
+# Timesteps that are no sections. "ays10": the schedule of Align Your Steps (Sabour et al. 2024, arXiv:2404.14507) for
+# IF's stage I with DPM-Solver++ (2M): its σ = 160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186 and
+# 0.030, each at the timestep whose √(1 − ᾱ)/√ᾱ is nearest on a logarithmic scale; its last σ of 0.006 is ours of 0.
+TIMESTEP_LISTS: dict[str, tuple[int, ...]] = {
+    "ays10": (995, 920, 811, 686, 555, 418, 315, 174, 109, 12),
+}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)  # tables have no single truth value; schedules compare by identity
 class Schedule:
@@ -49,6 +57,7 @@ class Schedule:
     log_beta: np.ndarray
     alpha_bar: np.ndarray
     alpha_bar_prev: np.ndarray
+    one_minus_alpha_bar_prev: np.ndarray
     sqrt_alpha_bar: np.ndarray
     sqrt_one_minus_alpha_bar: np.ndarray
     posterior_variance: np.ndarray  # β̃; 0 at index 0
@@ -99,20 +108,23 @@ def schedule_from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
 def parse_steps(spec: str | int | Sequence[int], num_timesteps: int = 1000) -> np.ndarray:
     """The timesteps that a step specification selects: ascending int32, a subset of 0 … num_timesteps − 1.
 
-    spec is a name out of STEP_LISTS ("smart50"), a number of evenly spread steps (50 or "50"), steps per section
-    ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a section), an integer stride that gives
-    exactly that many steps ("ddim25"), or a sequence of timesteps in any order.
+    spec is a name out of STEP_LISTS ("smart50") or TIMESTEP_LISTS ("ays10"), a number of evenly spread steps (50 or
+    "50"), steps per section ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a section), an
+    integer stride that gives exactly that many steps ("ddim25"), or a sequence of timesteps in any order.
     Raises ValueError where the specification selects nothing or something outside the chain.
     """
     if isinstance(spec, int | np.integer) and not isinstance(spec, bool):
         spec = str(int(spec))
     if not isinstance(spec, str):
         return _explicit_steps(spec, num_timesteps)
+    if spec.strip() in TIMESTEP_LISTS:
+        return _explicit_steps(TIMESTEP_LISTS[spec.strip()], num_timesteps)
     text = STEP_LISTS.get(spec.strip(), spec.strip())
     if match := re.fullmatch(r"ddim(\d+)", text):
         return _strided_steps(int(match[1]), num_timesteps)
     if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
-        raise ValueError(f"unknown steps {spec!r}: use one of {', '.join(STEP_LISTS)}, '50', '10,10,5' or 'ddim25'")
+        named = ", ".join([*STEP_LISTS, *TIMESTEP_LISTS])
+        raise ValueError(f"unknown steps {spec!r}: use one of {named}, '50', '10,10,5' or 'ddim25'")
     return _section_steps([int(count) for count in text.split(",")], num_timesteps)
 
 
@@ -130,6 +142,17 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     return _chain(steps, alpha_bar[steps])
 
 
+def padded(schedule: Schedule, length: int = 1000) -> Schedule:
+    """The chain with its tables filled up to `length`: chains of any number of steps are then one shape to a compiler.
+
+    The noisiest step is repeated, and no sampler visits the repetitions. Raises ValueError for a longer chain.
+    """
+    fill = length - schedule.num_steps
+    if fill < 0:
+        raise ValueError(f"a chain of {schedule.num_steps} steps does not fit tables of {length}")
+    return jax.tree.map(lambda table: np.pad(table, (0, fill), mode="edge"), schedule)
+
+
 def _chain(timesteps: np.ndarray, alpha_bar: np.ndarray) -> Schedule:
     """All tables from ᾱ (N,) float64."""
     prev = np.append(1.0, alpha_bar[:-1])
@@ -143,6 +166,7 @@ def _chain(timesteps: np.ndarray, alpha_bar: np.ndarray) -> Schedule:
         log_beta=np.log(beta),
         alpha_bar=alpha_bar,
         alpha_bar_prev=prev,
+        one_minus_alpha_bar_prev=1 - prev,
         sqrt_alpha_bar=np.sqrt(alpha_bar),
         sqrt_one_minus_alpha_bar=np.sqrt(1 - alpha_bar),
         posterior_variance=variance,

@@ -1,14 +1,28 @@
-"""Arrays to pictures, pictures to grids and numbered PNG files."""
+"""Arrays to pictures, pictures to grids and numbered PNG files that say how they were drawn."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+Notes = Callable[[str, int], Mapping[str, Any]]  # stage, row → what the PNG says of itself
+_KEY = "if_jax"  # of the PNG's text chunk
+_TEXT_LINES = 3
+
+
+class Drawn(dict):
+    """{"I": [PIL, …], "II": [PIL, …], …}; a notebook shows the last stage's pictures."""
+
+    def _repr_png_(self) -> bytes | None:
+        pictures = next(reversed(self.values()), [])
+        return grid(pictures)._repr_png_() if pictures and isinstance(pictures[0], Image.Image) else None
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
@@ -17,48 +31,126 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """Pictures of one size side by side, row by row; nearly square unless `columns` is given."""
+def grid(
+    pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Pictures of one size side by side, row by row; nearly square unless `columns` is given.
+
+    captions: one for each picture, written below it, as much as fits.
+    """
     if not pictures:
         raise ValueError("no pictures: a grid needs at least one")
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    font = ImageFont.load_default()
+    line = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else 11
+    below = _TEXT_LINES * line if captions else 0
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + below + gap) - gap), "white")
+    pen = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
-        sheet.paste(picture, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
+        left, top = (i % columns) * (width + gap), (i // columns) * (height + below + gap)
+        sheet.paste(picture, (left, top))
+        for k, text in enumerate(_lines(captions[i], width, font) if captions else []):
+            pen.text((left, top + height + k * line), text, fill="black", font=font)
     return sheet
 
 
 def save_pictures(
-    drawn: Mapping[str, Sequence[Image.Image]], out: str | Path, overwrite: bool = False
+    drawn: Mapping[str, Sequence[Image.Image]],
+    out: str | Path,
+    overwrite: bool = False,
+    *,
+    first: int = 0,
+    captions: Sequence[str] | None = None,
+    notes: Notes | None = None,
+    watermark: bool | Path | None = None,
 ) -> tuple[list[Path], list[Path]]:
     """Write OUT/0000-I.png, … in prompt order and one OUT/grid-I.png for each stage: (written, kept) paths.
 
-    Files that exist are kept unless `overwrite`.
+    Files that exist are kept unless `overwrite`. first: number of the first picture. captions: of the grids.
+    notes: kept in each PNG, see `read_notes`. watermark: our own mark, or the one in a PNG of the user.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    if watermark:
+        mark = own_mark() if watermark is True else Image.open(watermark).convert("RGBA")
+        drawn = {stage: [with_watermark(picture, mark) for picture in rows] for stage, rows in drawn.items()}
     written: list[Path] = []
     kept: list[Path] = []
-    for path, picture in _named(drawn, out):
+    files = [
+        (f"{first + row:04d}-{stage}.png", picture, notes and notes(stage, row))
+        for stage, pictures in drawn.items()
+        for row, picture in enumerate(pictures)
+    ]
+    files += [(f"grid-{stage}.png", grid(rows, captions=captions), None) for stage, rows in drawn.items()]
+    for name, picture, about in files:
+        path = out / name
         if path.exists() and not overwrite:
             kept.append(path)
             continue
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            picture.save(beside, format="PNG")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        _write(path, picture, about)
         written.append(path)
     return written, kept
 
 
-def _named(drawn: Mapping[str, Sequence[Image.Image]], out: Path) -> list[tuple[Path, Image.Image]]:
-    numbered = [
-        (out / f"{i:04d}-{stage}.png", picture)
-        for stage, pictures in drawn.items()
-        for i, picture in enumerate(pictures)
-    ]
-    return numbered + [(out / f"grid-{stage}.png", grid(pictures)) for stage, pictures in drawn.items()]
+def read_notes(path: str | Path) -> dict[str, Any]:
+    """What `save_pictures` has noted in a PNG. Raises FileNotFoundError, or ValueError where there is nothing."""
+    try:
+        with Image.open(path) as picture:
+            return json.loads(picture.info[_KEY])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; give a picture that if-jax has drawn") from None
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"{path}: holds no settings of if-jax; give a PNG as it was written, not a copy") from None
+
+
+def with_watermark(picture: Image.Image, mark: Image.Image) -> Image.Image:
+    """The picture with a mark (RGBA) in its lower right corner, of the size and place that IF gives its own.
+
+    On w×h pixels it is 62 K wide with a margin of 14 K, K = √(wh)/1024.
+    """
+    width, height = picture.size
+    scale = math.sqrt(width * height) / 1024
+    side, margin = max(1, int(62 * scale)), int(14 * scale)
+    small = mark.resize((side, side), Image.Resampling.BICUBIC)
+    marked = picture.copy()
+    marked.paste(small, (width - margin - side, height - margin - side), small)
+    return marked
+
+
+def own_mark() -> Image.Image:
+    """Our own mark, 62×62 RGBA: a cube in outline."""
+    mark = Image.new("RGBA", (248, 248), (0, 0, 0, 0))
+    pen, line = ImageDraw.Draw(mark), {"fill": (255, 255, 255, 200), "width": 14}
+    top, right, bottom, left, low = (124, 20), (220, 72), (124, 228), (28, 72), (124, 124)
+    for ends in ((top, right), (right, low), (low, left), (left, top), (left, (28, 176)), (right, (220, 176))):
+        pen.line(ends, **line)
+    for ends in (((28, 176), bottom), ((220, 176), bottom), (low, bottom)):
+        pen.line(ends, **line)
+    return mark.resize((62, 62), Image.Resampling.LANCZOS)
+
+
+def _write(path: Path, picture: Image.Image, notes: Mapping[str, Any] | None) -> None:
+    """Beside, then renamed: a file is whole or not there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    info = PngImagePlugin.PngInfo()
+    if notes is not None:
+        info.add_itxt(_KEY, json.dumps(notes))
+    try:
+        picture.save(beside, format="PNG", pnginfo=info)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _lines(text: str, width: int, font: Any) -> list[str]:
+    """The text broken at spaces into lines of at most `width` pixels; what does not fit is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines[:_TEXT_LINES]

@@ -99,16 +99,22 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, text_states: jax.Array, aug_level: jax.Array | None = None
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        text_states: jax.Array,
+        aug_level: jax.Array | None = None,
+        pooled_text: jax.Array | None = None,
     ) -> jax.Array:
         """Returns channels 0-2 eps (or v), 3-5 the interpolation value of the learned variance, not clamped.
 
         x_t (B, H, W, in_channels), t (B,) int step of the 1000, text_states (B, L, encoder_hid_dim),
         aug_level (B,) int -> (B, H, W, out_channels) float32.
+        pooled_text: states to pool in place of text_states, of the same shape (IF's style prompt).
         """
         c = self.config
         _check_inputs(c, x_t, text_states, aug_level)
-        emb = self._embedding(t, text_states, aug_level)  # (B, time_dim)
+        emb = self._embedding(t, text_states if pooled_text is None else pooled_text, aug_level)  # (B, time_dim)
         text = Dense(c.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(text_states)
         h = Conv(c.block_out_channels[0], dtype=self.dtype, name="conv_in")(x_t)
         h = self._levels(h, emb, text)

@@ -13,8 +13,9 @@ from PIL import Image
 from if_jax.config import Recipe
 from if_jax.data import grammar, scenes
 from if_jax.diffusion import augment
-from if_jax.inference.drawing import draw_stage, stage_settings
+from if_jax.inference.drawing import draw_stage
 from if_jax.inference.pictures import grid, to_pil
+from if_jax.inference.settings import stage_settings
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
 from if_jax.training.publish import make_stage, stage_defaults

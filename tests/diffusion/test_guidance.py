@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from if_jax.diffusion import process
-from if_jax.diffusion.guidance import dynamic_threshold, guided
+from if_jax.diffusion.guidance import classifier_free, dynamic_threshold, guided, projected
 from if_jax.diffusion.schedule import cosine_schedule
 
 SHAPE = (2, 4, 4, 3)
@@ -27,40 +27,45 @@ def net(x_t, t, text):
     return jnp.concatenate([x_t * jnp.cos(bias) + bias, jnp.tanh(x_t - bias)], axis=-1)
 
 
+def free(cond, uncond, weight):
+    """Classifier-free guidance of `net`."""
+    return guided(net, (cond, uncond), classifier_free(weight))
+
+
 X_T, T = normal(0), np.array([3, 700], np.int32)
 COND, UNCOND = normal(1, (2, 7)), normal(2, (2, 7))
 
 
 def test_weight_1_is_conditional_and_0_unconditional():
     conditional, unconditional = net(X_T, T, COND), net(X_T, T, UNCOND)
-    np.testing.assert_allclose(guided(net, COND, UNCOND, 1.0)(X_T, T), conditional, atol=1e-6)
-    np.testing.assert_allclose(guided(net, COND, UNCOND, 0.0)(X_T, T)[..., :3], unconditional[..., :3], atol=1e-6)
+    np.testing.assert_allclose(free(COND, UNCOND, 1.0)(X_T, T), conditional, atol=1e-6)
+    np.testing.assert_allclose(free(COND, UNCOND, 0.0)(X_T, T)[..., :3], unconditional[..., :3], atol=1e-6)
 
 
 def test_guidance_extrapolates_the_noise_and_leaves_the_variance():
     conditional, unconditional = net(X_T, T, COND), net(X_T, T, UNCOND)
-    out = guided(net, COND, UNCOND, 7.0)(X_T, T)
+    out = free(COND, UNCOND, 7.0)(X_T, T)
     np.testing.assert_allclose(out[..., :3], 7 * conditional[..., :3] - 6 * unconditional[..., :3], atol=1e-5)
     np.testing.assert_array_equal(out[..., 3:], conditional[..., 3:])
 
 
-def test_the_net_runs_once_on_conditional_then_unconditional():
+def test_the_net_runs_once_with_the_branches_of_a_picture_side_by_side():
     calls = []
 
     def spy(x_t, t, text):
         calls.append((x_t, t, text))
         return net(x_t, t, text)
 
-    guided(spy, COND, UNCOND, 7.0)(X_T, T)
+    guided(spy, (COND, UNCOND), classifier_free(7.0))(X_T, T)
     ((x_t, t, text),) = calls
-    np.testing.assert_array_equal(x_t, np.concatenate([X_T, X_T]))
-    np.testing.assert_array_equal(t, np.concatenate([T, T]))
-    np.testing.assert_array_equal(text, np.concatenate([COND, UNCOND]))
+    np.testing.assert_array_equal(x_t, X_T[[0, 0, 1, 1]])
+    np.testing.assert_array_equal(t, T[[0, 0, 1, 1]])
+    np.testing.assert_array_equal(text, np.stack([COND[0], UNCOND[0], COND[1], UNCOND[1]]))
 
 
 def test_weight_may_be_traced_and_may_differ_between_images():
-    traced = jax.jit(lambda w: guided(net, COND, UNCOND, w)(X_T, T))
-    np.testing.assert_allclose(traced(4.0), guided(net, COND, UNCOND, 4.0)(X_T, T), atol=1e-5)
+    traced = jax.jit(lambda w: free(COND, UNCOND, w)(X_T, T))
+    np.testing.assert_allclose(traced(4.0), free(COND, UNCOND, 4.0)(X_T, T), atol=1e-5)
     mixed = traced(jnp.array([1.0, 4.0]))
     np.testing.assert_allclose(mixed[0], traced(1.0)[0], atol=1e-6)
     np.testing.assert_allclose(mixed[1], traced(4.0)[1], atol=1e-6)
@@ -72,8 +77,9 @@ def test_conditioning_may_be_a_tree_with_one_row_for_all():
 
     low = normal(3)
     one = UNCOND[:1]
-    out = guided(tree_net, {"text": COND, "low": low}, {"text": one, "low": low}, 3.0)(X_T, T)
-    want = guided(net, COND, np.repeat(one, 2, axis=0), 3.0)(X_T + low, T)
+    branches = ({"text": COND, "low": low}, {"text": one, "low": low})
+    out = guided(tree_net, branches, classifier_free(3.0))(X_T, T)
+    want = free(COND, np.repeat(one, 2, axis=0), 3.0)(X_T + low, T)
     np.testing.assert_allclose(out, want, atol=1e-6)
 
 
@@ -121,7 +127,41 @@ def test_guiding_the_velocity_is_guiding_the_noise():
         return process.v_from_x0_eps(schedule, process.x0_from_eps(schedule, X_T, T, eps), T, eps)
 
     def fixed(value_c, value_u):
-        return guided(lambda x, t, text: text, jnp.tile(value_c, 2), jnp.tile(value_u, 2), 5.0)(X_T, T)[..., :3]
+        branches = jnp.tile(value_c, 2), jnp.tile(value_u, 2)
+        return guided(lambda x, t, text: text, branches, classifier_free(5.0))(X_T, T)[..., :3]
 
     by_velocity = process.eps_from_v(schedule, X_T, T, fixed(velocity(eps_c), velocity(eps_u)))
     np.testing.assert_allclose(by_velocity, fixed(eps_c, eps_u), atol=1e-4)
+
+
+def test_the_positive_branch_is_mixed_into_the_conditional():
+    style = normal(11, (2, 7))
+    cond, positive, uncond = (net(X_T, T, text)[..., :3] for text in (COND, style, UNCOND))
+    out = guided(net, (COND, style, UNCOND), classifier_free(7.0, 0.25))(X_T, T)
+    np.testing.assert_allclose(out[..., :3], uncond + 7 * (0.75 * cond + 0.25 * positive - uncond), atol=1e-5)
+    np.testing.assert_array_equal(out[..., 3:], net(X_T, T, COND)[..., 3:])
+    np.testing.assert_allclose(
+        guided(net, (COND, style, UNCOND), classifier_free(7.0, 0.0))(X_T, T),
+        free(COND, UNCOND, 7.0)(X_T, T),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_projected_guidance_pushes_across_the_prediction(prediction):
+    """With η = 1 it is classifier-free guidance; with η = 0 nothing is added along x_c; ‖Δ‖ is at most r."""
+    schedule, t = cosine_schedule(), np.array([100, 500])
+    cond, uncond = normal(12), normal(13)
+
+    def x0_of(combine):
+        predicted = [process.prediction_from_x0(schedule, prediction, X_T, t, x) for x in (cond, uncond)]
+        return process.x0_from_prediction(schedule, prediction, X_T, t, combine(predicted, X_T, t))
+
+    free_x0 = uncond + 5 * (cond - uncond)
+    np.testing.assert_allclose(x0_of(projected(5.0, schedule, prediction, 1.0)), free_x0, atol=1e-3)
+    push = np.asarray(x0_of(projected(5.0, schedule, prediction, 0.0)) - cond)
+    along = (push * cond).sum((1, 2, 3)) / (cond * cond).sum((1, 2, 3))
+    np.testing.assert_allclose(along, 0, atol=1e-4)
+    assert np.abs(push).max() > 1
+    bounded = np.asarray(x0_of(projected(5.0, schedule, prediction, 1.0, norm=0.1)) - cond)
+    np.testing.assert_allclose(np.sqrt((bounded**2).mean((1, 2, 3))), 4 * 0.1, rtol=1e-3)

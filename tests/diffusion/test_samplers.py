@@ -1,4 +1,4 @@
-"""Ancestral sampling: parity with diffusers step by step, correct statistics, independence from the batch."""
+"""The samplers: parity with diffusers step by step, correct statistics, independence from batch and interruptions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from diffusers.schedulers import scheduling_ddpm
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
 from if_jax.checkpoints.scheduler import SchedulerConfig
-from if_jax.diffusion import process
+from if_jax.diffusion import process, samplers
 from if_jax.diffusion.guidance import dynamic_threshold
-from if_jax.diffusion.samplers import ancestral, ancestral_step, initial_noise
-from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, parse_steps, respace
+from if_jax.diffusion.samplers import given_noise, initial_noise, keyed_noise
+from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, padded, parse_steps, respace
 
 FULL = cosine_schedule()
 IMAGE = (8, 8, 3)
@@ -30,10 +30,41 @@ def keys_of(*seeds: int) -> jax.Array:
     return jax.vmap(jax.random.key)(jnp.array(seeds))
 
 
-@functools.partial(jax.jit, static_argnames=("denoise", "callback"))
-def draw(denoise, schedule, x_T, keys, max_value=1.5, callback=None):
-    """`ancestral`, compiled once for each length of chain and shape of x_T."""
-    return ancestral(denoise, schedule, x_T, keys, sample_max_value=max_value, callback=callback)
+@functools.partial(jax.jit, static_argnames=("denoise", "sampler", "clipped_eps"))
+def advance(denoise, schedule, state, count, keys, noise, mask, max_value, eta, *, sampler, clipped_eps):
+    noise_at = keyed_noise(keys, schedule, state.x.shape[1:]) if noise is None else given_noise(noise)
+    how = {"sample_max_value": max_value, "mask": mask}
+    if sampler == "ddim":
+        how |= {"eta": eta, "clipped_eps": clipped_eps}
+    run = {"ddpm": samplers.ddpm, "ddim": samplers.ddim, "dpm++": samplers.dpm_solver_pp}[sampler]
+    return run(denoise, schedule, state, count, noise_at, **how)
+
+
+def draw(
+    denoise,
+    schedule,
+    x_T,
+    keys,
+    max_value=1.5,
+    *,
+    noise=None,
+    mask=None,
+    eta=0.0,
+    sampler="ddpm",
+    clipped_eps=False,
+    stops=(),
+):
+    """The whole reverse process, compiled once for each shape of x_T; `stops`: steps after which it is interrupted."""
+    total = schedule.num_steps
+    schedule, state, done = padded(schedule), samplers.start(x_T, total - 1), 0
+    for stop in (*stops, total):
+        count = np.int32(stop - done)
+        state = advance(
+            denoise, schedule, state, count, keys, noise, mask, max_value, eta, sampler=sampler, clipped_eps=clipped_eps
+        )
+        done = stop
+    assert int(state.index) == -1 and int(state.done) == total
+    return state.x
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -84,6 +115,18 @@ def reference(monkeypatch):
     return make
 
 
+def one_step(prediction, max_value):
+    """A step of DDPM whose net says `out`."""
+
+    @jax.jit
+    def step(schedule, out, x_t, i, z):
+        state = samplers.start(x_t, i)
+        how = {"prediction": prediction, "sample_max_value": max_value}
+        return samplers.ddpm(lambda x, t: out, schedule, state, 1, lambda i: z, **how).x
+
+    return step
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize(
     ("spec", "max_value", "shifted"),
@@ -94,7 +137,7 @@ def test_every_step_matches_diffusers(reference, spec, max_value, prediction, sh
     betas = cosine_betas(size=256).tolist() if shifted else None
     full = SchedulerConfig(max_value, trained_betas=betas and tuple(betas)).schedule()
     schedule, rng = respace(full, parse_steps(spec)), np.random.default_rng(0)
-    ours = jax.jit(functools.partial(ancestral_step, sample_max_value=max_value, prediction=prediction))
+    ours = one_step(prediction, max_value)
     theirs = reference(schedule, max_value, prediction, betas)
     for i, t in enumerate(schedule.timesteps):
         x0, eps, v, z = rng.standard_normal((4, 2, *IMAGE)).astype(np.float32)
@@ -102,7 +145,7 @@ def test_every_step_matches_diffusers(reference, spec, max_value, prediction, sh
         x_t = np.asarray(process.add_noise(schedule, np.tanh(x0), index, eps))
         target = np.asarray(process.prediction_target(schedule, prediction, np.tanh(x0), index, eps))
         out = np.concatenate([target + 0.3 * x0, v], axis=-1)
-        got, _ = ours(schedule, out, x_t, index, z)
+        got = ours(schedule, out, x_t, np.int32(i), z)
         want = to_numpy(theirs(to_torch(out), t, to_torch(x_t), to_torch(z)))
         # diffusers takes 1 − ᾱ in float32, which is what limits the agreement near the clean end (4e-5 at t = 10)
         assert np.abs(got - want).max() <= 1e-4 * np.abs(x_t).max(), f"t = {t}"
@@ -118,7 +161,7 @@ def test_whole_loop_matches_diffusers(reference):
     for i in range(schedule.num_steps - 1, -1, -1):
         t = schedule.timesteps[i]
         x = step(wavy_torch(x, int(t)), t, x, to_torch(noise[i]))
-    got = ancestral(wavy, schedule, x_T, None, noise=noise)
+    got = draw(wavy, schedule, x_T, None, noise=noise)
     np.testing.assert_allclose(got, to_numpy(x), atol=2e-4)
 
 
@@ -194,29 +237,103 @@ def test_noise_belongs_to_key_and_timestep():
 def test_the_last_step_adds_no_noise():
     schedule = chain("super27")
     noise = np.random.default_rng(4).standard_normal((27, 1, *IMAGE)).astype(np.float32)
-    given = jax.jit(lambda noise: ancestral(wavy, schedule, jnp.ones((1, *IMAGE)), None, noise=noise))
-    want = given(noise)
+    x_T = np.ones((1, *IMAGE), np.float32)
+    want = draw(wavy, schedule, x_T, None, noise=noise)
     noise[0] = np.nan
-    np.testing.assert_array_equal(given(noise), want)
+    np.testing.assert_array_equal(draw(wavy, schedule, x_T, None, noise=noise), want)
     noise[1] += 1.0  # whereas the step before does
-    assert np.abs(given(noise) - want).max() > 1e-3
+    assert np.abs(draw(wavy, schedule, x_T, None, noise=noise) - want).max() > 1e-3
 
 
-def test_schedules_of_equal_length_compile_once():
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_ddim_matches_diffusers(monkeypatch, eta):
+    """Its own scheduler knows evenly spaced steps only."""
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5
+    )
+    scheduler.set_timesteps(20)
+    schedule = respace(FULL, scheduler.timesteps.tolist())
+    noise, x_T = normal(8, (20, 2, *IMAGE)), normal(9, (2, *IMAGE))
+    x = to_torch(x_T)
+    for clipped in (False, True):
+        x = to_torch(x_T)
+        for i in range(19, -1, -1):
+            t = int(schedule.timesteps[i])
+            monkeypatch.setattr(scheduling_ddim, "randn_tensor", lambda *_, i=i, **__: to_torch(noise[i]))
+            x = scheduler.step(wavy_torch(x, t)[:, :3], t, x, eta, use_clipped_model_output=clipped).prev_sample
+        got = draw(wavy, schedule, x_T, None, noise=noise, sampler="ddim", eta=eta, clipped_eps=clipped)
+        np.testing.assert_allclose(got, to_numpy(x), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # diffusers
+@pytest.mark.parametrize("spec", ["ays10", "smart27"])
+def test_dpm_solver_matches_diffusers(spec):
+    schedule = chain(spec)
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+    )
+    scheduler.set_timesteps(timesteps=schedule.timesteps[::-1].tolist())
+    x_T = normal(10, (2, *IMAGE))
+    x = to_torch(x_T)
+    for t in scheduler.timesteps:
+        x = scheduler.step(wavy_torch(x, int(t)), t, x).prev_sample
+    np.testing.assert_allclose(draw(wavy, schedule, x_T, keys_of(0, 1), sampler="dpm++"), to_numpy(x), atol=1e-3)
+
+
+def test_every_sampler_draws_data_it_knows():
+    """Data N(0, 0.3²), whose best x̂0 is linear: the deterministic samplers scale x_T to a deviation of 0.3."""
+
+    def best(x_t, t):
+        a = jnp.asarray(FULL.alpha_bar)[t][:, None, None, None]
+        eps = jnp.sqrt(1 - a) / (a * 0.3**2 + 1 - a) * x_t
+        return jnp.concatenate([eps, jnp.zeros_like(x_t)], axis=-1)
+
+    x_T = np.clip(normal(11, (2, *IMAGE)), -3, 3)  # within the range of pictures
+    for sampler, tolerance in (("ddim", 0.04), ("dpm++", 0.01)):  # of first and second order
+        x = draw(best, chain("100"), x_T, keys_of(0, 1), sampler=sampler)
+        np.testing.assert_allclose(x, 0.3 * x_T, rtol=tolerance, atol=2e-3)
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_masked_parts_stay_and_interruptions_change_nothing(sampler):
+    schedule, x_T, keys = chain("super27"), normal(12, (2, *IMAGE)), keys_of(0, 1)
+    mask = np.zeros((2, 8, 8, 1), np.float32)
+    mask[:, 3:, :5] = 1
+    how = {"mask": mask, "sampler": sampler, "eta": 0.5}
+    whole = draw(wavy, schedule, x_T, keys, **how)
+    kept = np.broadcast_to(mask == 0, x_T.shape)
+    np.testing.assert_array_equal(whole[kept], x_T[kept])
+    assert np.abs(whole - x_T)[~kept].mean() > 0.1
+    np.testing.assert_array_equal(draw(wavy, schedule, x_T, keys, stops=(1, 7, 26), **how), whole)
+
+
+def test_any_number_of_steps_is_one_program():
     x_T = normal(6, (1, *IMAGE))
     a = draw(wavy, chain("super27"), x_T, keys_of(0), max_value=1.5)
-    compiled = draw._cache_size()
-    b = draw(wavy, chain("smart27"), x_T, keys_of(1), max_value=1.0)
-    assert draw._cache_size() == compiled and np.all(np.isfinite(a)) and np.all(np.isfinite(b))
+    compiled = advance._cache_size()
+    b = draw(wavy, chain("smart100"), x_T, keys_of(1), max_value=1.0)
+    assert advance._cache_size() == compiled and np.all(np.isfinite(a)) and np.all(np.isfinite(b))
 
 
-def test_callback_hears_of_every_step():
-    heard = []
-    draw(
-        wavy, chain("super27"), normal(7, (1, *IMAGE)), keys_of(0), callback=lambda i: heard.append(int(i))
-    ).block_until_ready()
-    jax.effects_barrier()
-    assert sorted(heard) == list(range(27))
+def test_a_chain_of_few_steps_can_be_differentiated():
+    """A number of steps that is known while tracing makes a scan: the gradient agrees with finite differences."""
+    schedule = respace(FULL, [20, 60, 100])  # where no value is large enough to be thresholded
+
+    @jax.jit
+    def brightness(x_T):
+        state = samplers.start(x_T, 2)
+        noise = given_noise(jnp.zeros((3, *x_T.shape)))
+        return samplers.ddim(wavy, schedule, state, 3, noise).x.mean()
+
+    x_T, direction = 0.1 * normal(13, (1, *IMAGE)), normal(14, (1, *IMAGE))
+    gradient = jax.jit(jax.grad(brightness))(x_T)
+    change = (brightness(x_T + 1e-2 * direction) - brightness(x_T - 1e-2 * direction)) / 2e-2
+    assert float((gradient * direction).sum()) == pytest.approx(float(change), rel=0.05, abs=1e-4)
+    assert float(jnp.abs(gradient).max()) > 0
 
 
 def test_initial_noise_is_standard_normal_and_of_its_key():
@@ -225,8 +342,3 @@ def test_initial_noise_is_standard_normal_and_of_its_key():
     assert x_T.shape == (4, 32, 32, 3) and x_T.dtype == jnp.float32
     assert float(x_T.std()) == pytest.approx(1, abs=0.03) and float(x_T.mean()) == pytest.approx(0, abs=0.03)
     np.testing.assert_array_equal(noise_of(keys_of(2), (32, 32, 3))[0], x_T[2])  # whatever the batch
-
-
-def test_sampling_without_keys_or_noise_is_refused():
-    with pytest.raises(ValueError, match="neither keys nor noise"):
-        ancestral(wavy, chain("super27"), jnp.zeros((1, *IMAGE)), None)

@@ -1,19 +1,22 @@
-"""What a cascade draws, and what it hands from stage to stage. Parity with diffusers is in test_parity.py."""
+"""What the four modes draw, and what they hand from stage to stage. Parity with diffusers is in test_parity.py."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from if_jax.checkpoints import release
-from if_jax.inference import cascade as cascade_module
-from if_jax.inference import drawing
+from if_jax.inference import drawing, running
 from if_jax.inference.cascade import Cascade
-from if_jax.inference.drawing import stage_settings
+from if_jax.inference.settings import stage_settings
 
 PROMPTS = ["a red cube", "two blue spheres", "a sign"]
 
@@ -21,8 +24,13 @@ PROMPTS = ["a red cube", "two blue spheres", "a sign"]
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release") / "cascade"
-    release.write_cascade(folder, tiny.stages(), tiny.DEFAULTS)
+    release.write_cascade(folder, [tiny.on_one_level(stage) for stage in tiny.stages()], tiny.DEFAULTS)
     return Cascade.load(folder)
+
+
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 60, 3), dtype=np.uint8))
+MASK = Image.new("L", (60, 30), 0)
+MASK.paste(255, (0, 0, 30, 30))
 
 
 @pytest.fixture
@@ -32,36 +40,166 @@ def calls(monkeypatch):
 
     def draw(stage, settings, keys, **inputs):
         seen.append({"stage": stage, "settings": settings, "keys": keys, **inputs})
-        size = stage.unet_config.sample_size
         shade = np.abs(inputs["text"]).sum((1, 2)) if inputs["low_res"] is None else inputs["low_res"][:, 0, 0, 0] + 1
-        return np.broadcast_to(shade[:, None, None, None], (len(shade), size, size, 3))
+        size = inputs["size"]
+        return np.broadcast_to(shade[:, None, None, None], (len(shade), *size, 3))
 
-    monkeypatch.setattr(cascade_module, "draw_stage", draw)
+    monkeypatch.setattr(running, "draw_stage", draw)
     return seen
 
 
-def test_pictures_do_not_depend_on_their_batch(cascade):
-    pairs = cascade.dream(PROMPTS, seed=3, batch_size=2, return_tensors=True)  # [0, 1], [2, 2]
-    again = cascade.dream([PROMPTS[0], "something else"], seed=3, return_tensors=True)
+def test_a_picture_is_its_seed_number_and_prompt(cascade):
+    """Bit for bit, whatever is drawn beside it, and with its number alone; to rounding at another batch size."""
+    all_three = cascade.dream(PROMPTS, seed=3, batch_size=2, return_tensors=True)  # [0, 1], [2, 2]
+    alone = cascade.dream([PROMPTS[0]], seed=3, batch_size=2, return_tensors=True)
+    third = cascade.dream([PROMPTS[2]], seed=3, batch_size=2, return_tensors=True, first_picture=2)
     for name, size in (("I", 8), ("II", 16)):
-        assert pairs[name][0].shape == (size, size, 3) and pairs[name][0].dtype == np.float32
-        assert np.array_equal(pairs[name][0], again[name][0])
-        assert np.abs(pairs[name][0] - pairs[name][1]).mean() > 0.1
-    alone = cascade.dream(PROMPTS, seed=3, batch_size=1, return_tensors=True, stages=1)
-    assert list(alone) == ["I"]
-    np.testing.assert_allclose(alone["I"], pairs["I"], atol=2e-5)
-    other = cascade.dream(PROMPTS, seed=4, batch_size=2, stages=1, return_tensors=True)
-    assert np.abs(other["I"][0] - pairs["I"][0]).mean() > 0.1
+        assert all_three[name][0].shape == (size, size, 3) and all_three[name][0].dtype == np.float32
+        assert np.array_equal(all_three[name][0], alone[name][0])
+        assert np.array_equal(all_three[name][2], third[name][0])
+        assert np.abs(all_three[name][0] - all_three[name][1]).mean() > 0.1
+    singly = cascade.dream(PROMPTS, seed=3, return_tensors=True, stages=1)  # a CPU draws one picture at a time
+    assert list(singly) == ["I"]
+    np.testing.assert_allclose(singly["I"], all_three["I"], atol=2e-5)
+    other = cascade.dream(PROMPTS, seed=4, stages=1, return_tensors=True)
+    assert np.abs(other["I"][0] - singly["I"][0]).mean() > 0.1
 
 
-def test_one_compilation_serves_other_scales_levels_and_steps(cascade):
-    usual = cascade.dream(PROMPTS[:2], return_tensors=True)
-    compiled = drawing._draw._cache_size()
-    given = {"guidance_scale": 2.0, "timesteps": [5, 400, 900]}
-    changed = cascade.dream(PROMPTS[:2], if_I_kwargs=given, if_II_kwargs={"noise_level": 5}, return_tensors=True)
-    assert drawing._draw._cache_size() == compiled
-    for name in ("I", "II"):
-        assert np.abs(changed[name][0] - usual[name][0]).mean() > 1e-3, name  # rounding alone gives 1e-6
+def test_twenty_requests_compile_nothing(cascade):
+    usual = cascade.dream("a", return_tensors=True)
+    compiled = drawing._advance._cache_size(), drawing._begin._cache_size()
+    seen = []
+    for k in range(20):
+        words = {"guidance_scale": 1.5 + 0.5 * k, "dynamic_thresholding_c": 1.0 + 0.1 * (k % 3)}
+        words |= {"sample_timestep_respacing": ("5", "ays10", "3,2,1", "ddim4")[k % 4], "dynamic_thresholding_p": 0.9}
+        later = {"noise_level": 10 * k, "guidance_scale": 2.0 + k, "timesteps": [0, 5 + k, 999]}
+        how = {"seed": k, "negative_prompt": "dull" * (k % 2), "if_I_kwargs": words, "if_II_kwargs": later}
+        seen.append(cascade.dream(f"prompt {k}", return_tensors=True, **how)["II"][0])
+    assert (drawing._advance._cache_size(), drawing._begin._cache_size()) == compiled
+    for before, after in pairwise([usual["II"][0], *seen]):
+        assert np.abs(before - after).mean() > 1e-3  # rounding alone gives 1e-6
+
+
+def test_what_depends_on_the_text_alone_is_computed_once(cascade, monkeypatch):
+    """In the compiled program its products stand outside the loop: the compiler has moved them there."""
+    programs = []
+
+    def compile_only(*args, **kwargs):
+        programs.append(advance.lower(*args, **kwargs).compile().as_text())
+        return SimpleNamespace(x=np.zeros((1, 8, 8, 3)))
+
+    advance = drawing._advance
+    monkeypatch.setattr(drawing, "_advance", compile_only)
+    cascade.dream("a", stages=1)
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", programs[0], re.S | re.M))
+    inside = set(re.findall(r"body=%?([\w.\-]+)", programs[0]))
+    assert inside
+    for _ in range(9):  # computations that the body calls, and those that they call
+        inside |= {name for own in inside for name in re.findall(r"=%?([\w.\-]+)", computations.get(own, ""))}
+    products = re.compile(r" dot\([^\n]*op_name=\"[^\"]*(add_k_proj|add_v_proj|add_embedding|encoder_hid_proj|to_q)")
+    where = {name: products.findall(text) for name, text in computations.items()}
+    in_body = [found for name, rows in where.items() if name in inside for found in rows]
+    outside = [found for name, rows in where.items() if name not in inside for found in rows]
+    assert set(in_body) == {"to_q"} and {*outside} == {"add_k_proj", "add_v_proj", "add_embedding", "encoder_hid_proj"}
+
+
+def test_strength_and_noise_of_a_style_transfer_are_numbers_too(cascade):
+    def transfer(**words):
+        given = {"sample_timestep_respacing": "6", **words}
+        return cascade.style_transfer(IMAGE, "a", if_I_kwargs=given, stages=1, return_tensors=True)["I"][0]
+
+    usual = transfer()
+    compiled = drawing._advance._cache_size(), drawing._begin._cache_size()
+    original = np.asarray(IMAGE.resize((16, 8), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
+    weak, less = transfer(strength=0.2), transfer(less_qsample_steps=3)
+    assert (drawing._advance._cache_size(), drawing._begin._cache_size()) == compiled
+    assert usual.shape == (8, 16, 3) and np.abs(less - usual).mean() > 1e-3
+    assert np.abs(weak - original).mean() < np.abs(usual - original).mean()
+
+
+def test_inpainting_keeps_what_is_not_masked(cascade):
+    words = {"if_II_kwargs": {"sample_timestep_respacing": "6"}}  # of two steps, a strength of 0.8 is one
+    drawn = cascade.inpainting(IMAGE, MASK, "a red cube", return_tensors=True, **words)
+    for name, (height, width) in (("I", (8, 16)), ("II", (16, 32))):
+        original = np.asarray(IMAGE.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
+        image = drawn[name][0]
+        np.testing.assert_array_equal(image[:, width // 2 :], original[:, width // 2 :])
+        assert np.abs(image - original)[:, : width // 2].mean() > 0.05
+
+
+def test_every_mode_hands_its_proportions_on(cascade, calls):
+    drawn = cascade.dream("a", aspect_ratio="2:1")
+    assert drawn["I"][0].size == (16, 8) and drawn["II"][0].size == (32, 16)
+    assert cascade.style_transfer(image=IMAGE, style_prompt="b")["II"][0].size == (32, 16)
+    style = calls[-1]["style"]
+    np.testing.assert_array_equal(style, cascade.embed(["b"]))
+    np.testing.assert_array_equal(calls[-1]["text"], style)  # alone, it is the prompt as well
+    assert [call["settings"].strength for call in calls[-2:]] == [0.7, 0.8]
+    assert calls[-2]["support"].shape == (1, 8, 16, 3) and calls[-1]["support"].shape == (1, 16, 32, 3)
+    assert list(cascade.super_resolution(IMAGE)) == ["II"] and calls[-1]["size"] == (16, 32)
+    assert calls[-1]["low_res"].shape == (1, 8, 16, 3)
+    np.testing.assert_array_equal(calls[-1]["text"], cascade.embed([""]))
+    upright = cascade.super_resolution(IMAGE.rotate(90, expand=True), ["a", "b"])["II"]
+    assert [picture.size for picture in upright] == [(16, 32)] * 2
+    cascade.inpainting(IMAGE, MASK, ["a", "b"], negative_prompt="dull", if_II_kwargs={"strength": 0.5})
+    assert calls[-1]["settings"].noise_level == 0 and calls[-1]["settings"].strength == 0.5
+    np.testing.assert_array_equal(calls[-1]["uncond"], cascade.embed(["dull"]))
+
+
+def test_a_style_prompt_changes_the_picture_as_far_as_it_is_mixed_in(cascade):
+    def draw(mixer, style="a green sign"):
+        words = {"positive_mixer": mixer, "guidance_scale": 1000.0}  # random nets hear little of their texts
+        return cascade.dream("a", style_prompt=style, stages=1, if_I_kwargs=words, return_tensors=True)["I"][0]
+
+    difference = np.abs(draw(0.0) - draw(1.0)).mean()
+    assert difference > 1e-3
+    plain = cascade.dream("a", stages=1, if_I_kwargs={"guidance_scale": 1000.0}, return_tensors=True)["I"][0]
+    assert np.abs(draw(0.3, style="a") - plain).mean() < 0.1 * difference  # its own prompt for a style is no style
+
+
+def test_callback_sees_every_step_and_changes_nothing(cascade):
+    moments, told = [], []
+    words = {"sample_timestep_respacing": "5"}
+    seen = cascade.dream(
+        PROMPTS[:1],
+        stages=1,
+        if_I_kwargs=words,
+        return_tensors=True,
+        callback=moments.append,
+        progress=lambda *row: told.append(row),
+    )["I"][0]
+    assert [moment.left for moment in moments] == [4, 3, 2, 1, 0]
+    assert [moment.timestep for moment in moments] == [999, 749, 500, 250, 0]
+    assert told[0] == ("I", 0, 5) and told[-1] == ("I", 5, 5)
+    np.testing.assert_array_equal(moments[-1].x[0], seen)
+    np.testing.assert_allclose(moments[-1].x0[0], seen, atol=1e-5)
+    plain = cascade.dream(PROMPTS[:1], stages=1, if_I_kwargs=words, return_tensors=True)["I"][0]
+    np.testing.assert_array_equal(plain, seen)
+
+
+def test_an_interval_of_guidance_is_guided_there_alone(cascade):
+    """Equal to guidance everywhere where it holds all steps, and to none where it holds no step."""
+
+    def draw(**words):
+        words = {"sample_timestep_respacing": "6", "guidance_scale": 400.0} | words
+        return cascade.dream("a", stages=1, if_I_kwargs=words, return_tensors=True)["I"][0]
+
+    everywhere, nowhere = draw(), draw(guidance_scale=1.0)
+    apart = np.abs(everywhere - nowhere).mean()
+    assert apart > 1e-3
+    assert np.abs(draw(guidance_interval=(0, 999)) - everywhere).mean() < 0.02 * apart
+    assert np.abs(draw(guidance_interval=(1, 150)) - nowhere).mean() < 0.02 * apart
+    middle = draw(guidance_interval=(300, 700))
+    assert min(np.abs(middle - everywhere).mean(), np.abs(middle - nowhere).mean()) > 0.05 * apart
+
+
+@pytest.mark.parametrize(
+    ("interval", "counts"),
+    [(None, [0, 3, 0]), ((0, 999), [0, 3, 0]), ((400, 500), [1, 1, 1]), ((10, 20), [3, 0, 0]), ((800, 900), [0, 0, 3])],
+)
+def test_steps_above_in_and_below_the_interval(interval, counts):
+    how = settings("base", timesteps=[0, 300, 450, 700, 999], guidance_interval=interval)
+    assert drawing._counts(how, 3, 3).tolist() == counts
 
 
 def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
@@ -82,10 +220,13 @@ def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
 
 def test_negative_prompt_is_for_stage_one_only(cascade, calls):
     empty, ugly, dull = cascade.embed(["", "ugly", "dull"])
-    cascade.dream(PROMPTS[:2])
-    cascade.dream(PROMPTS[:2], negative_prompt="ugly")
-    cascade.dream(PROMPTS[:2], negative_prompt=["ugly", "dull"])
-    cascade.dream(PROMPTS[:2], negative_prompt_embeds=dull[None])
+    for given in (
+        {},
+        {"negative_prompt": "ugly"},
+        {"negative_prompt": ["ugly", "dull"]},
+        {"negative_prompt_embeds": dull[None]},
+    ):
+        cascade.dream(PROMPTS[:2], batch_size=2, **given)
     expected = [(empty, empty), (ugly, ugly), (ugly, dull), (dull, dull)]
     for call, states in zip(calls[::2], expected, strict=True):
         assert np.array_equal(call["uncond"], np.stack(states))
@@ -94,8 +235,8 @@ def test_negative_prompt_is_for_stage_one_only(cascade, calls):
 
 
 def test_prompt_embeds_in_place_of_prompts(cascade, calls):
-    cascade.dream(PROMPTS)
-    cascade.dream(prompt_embeds=cascade.embed(PROMPTS))
+    cascade.dream(PROMPTS, batch_size=3)
+    cascade.dream(prompt_embeds=cascade.embed(PROMPTS), batch_size=3)
     assert all(np.array_equal(calls[i]["text"], calls[i + 2]["text"]) for i in range(2))
 
 
@@ -106,29 +247,23 @@ def test_prompts_are_cleaned_as_if_cleans_them(cascade):
     assert not np.array_equal(raw[0], raw[1])
 
 
-def test_progress_counts_pictures(cascade, calls):
-    told = []
-    cascade.dream(PROMPTS, batch_size=2, progress=lambda *row: told.append(row))
-    assert told == [(name, done, 3) for name in ("I", "II") for done in (0, 2, 3)]
-
-
 def test_without_guidance_the_other_half_is_not_computed(cascade, monkeypatch):
     given = []
-    monkeypatch.setattr(drawing, "_draw", lambda *args, **kwargs: given.append(args))
+    monkeypatch.setattr(drawing, "_begin", lambda *args, **kwargs: (None, {}))
+    monkeypatch.setattr(drawing, "_advance", lambda *args, **kwargs: given.append(kwargs))
     stage = cascade.stages[0]
     for scale in (1.0, 1.5, 0.0):
         how = stage_settings("I", stage, tiny.DEFAULTS[0], {"guidance_scale": scale})
-        drawing.draw_stage(stage, how, None, "text", "uncond")
-    assert [row[4] for row in given] == [None, "uncond", "uncond"]
+        _, advance = drawing.begin_stage(stage, how, None, "text", "uncond")
+        advance(SimpleNamespace(index=2), 3)
+    assert [len(row["branches"]) for row in given] == [1, 2, 2]
 
 
-@pytest.mark.parametrize("total", [1, 4, 5, 9, 16])
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_chunks_are_equal_and_cover_all(total, batch_size):
-    chunks = list(cascade_module._chunks(total, batch_size))
-    assert len({len(rows) for rows in chunks}) == 1 and len(chunks[0]) <= batch_size
-    assert np.array_equal(np.concatenate(chunks)[:total], np.arange(total))
-    assert len(np.concatenate(chunks)) < total + len(chunks)
+@pytest.mark.parametrize(("total", "batch_size"), [(1, 1), (1, 4), (4, 4), (5, 4), (9, 2)])
+def test_tiles_are_of_one_size_and_cover_all(total, batch_size):
+    tiles = list(running._tiles(total, batch_size))
+    assert {len(rows) for rows in tiles} == {batch_size} and len(tiles) == -(-total // batch_size)
+    assert np.array_equal(np.concatenate(tiles)[:total], np.arange(total))
 
 
 def settings(kind="super-resolution", **given):
@@ -167,6 +302,14 @@ def test_words_of_if_and_of_diffusers():
         ("base", {"timesteps": [0, 1000]}, "timesteps"),
         ("base", {"dynamic_thresholding_p": 1.5}, "dynamic_thresholding_ratio 1.5"),
         ("base", {"guidance_scale": "high"}, "guidance_scale 'high'"),
+        ("base", {"guidance_scale": float("inf")}, "guidance_scale inf is no finite number"),
+        ("base", {"sample_loop": "euler"}, "sample_loop 'euler' is unknown: use one of ddpm, ddim, dpm"),
+        ("base", {"eta": 2}, "eta 2 is out of range"),
+        ("base", {"positive_mixer": -0.1}, "positive_mixer -0.1 is out of range"),
+        ("base", {"guidance_interval": [9, 3]}, "guidance_interval"),
+        ("base", {"apg": [0.1]}, "apg"),
+        ("base", {"strength": 0.0}, "strength 0.0 of 3 steps is no step"),
+        ("base", {"less_qsample_steps": 3}, "less_qsample_steps 3 of 3 steps"),
     ],
 )
 def test_wrong_settings_are_one_line(kind, given, message):
@@ -190,6 +333,10 @@ def test_wrong_settings_are_one_line(kind, given, message):
         ({"prompt": "a", "stages": 3}, "stages is 3: this cascade has 2"),
         ({"prompt": "a", "batch_size": 0}, "batch_size is 0"),
         ({"prompt": "a", "if_III_kwargs": {"aug_level": 0.1}}, "if_III_kwargs is given, but this cascade has 2"),
+        ({"prompt": "a" * 30_000}, "a text of 30000 characters"),
+        ({"prompt": "a", "aspect_ratio": "0:3"}, "aspect_ratio is '0:3'"),
+        ({"prompt": "a", "first_picture": -2}, "first_picture is -2"),
+        ({"prompt": "a", "if_I_kwargs": {"strength": 0.5}}, "strength is for pictures that are drawn over"),
     ],
 )
 def test_wrong_arguments_are_one_line(cascade, calls, arguments, message):
@@ -206,3 +353,39 @@ def test_load_says_what_is_missing(tmp_path, cascade):
         Cascade.load(tmp_path / "one", stages=2)
     with pytest.raises(ValueError, match="stages is 0"):
         Cascade.load(tmp_path / "one", stages=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "message"),
+    [
+        ("style_transfer", {"prompt": "a"}, "give support_pil_img"),
+        ("style_transfer", {"image": IMAGE, "support_pil_img": IMAGE, "prompt": "a"}, "give support_pil_img"),
+        ("style_transfer", {"image": IMAGE}, "either prompt or prompt_embeds"),
+        ("style_transfer", {"image": [IMAGE] * 2, "prompt": ["a"] * 3}, "2 pictures .* for 3 prompts"),
+        ("super_resolution", {"image": [IMAGE, MASK.rotate(90, expand=True)]}, "2 pictures of different proportions"),
+        ("super_resolution", {"image": IMAGE, "stage": "I"}, "the super-resolution stages of this cascade are II"),
+        ("super_resolution", {"image": IMAGE, "stages": 1}, "stages is 1"),
+        ("super_resolution", {"image": np.zeros((8, 8))}, r"array of float64 \(8, 8\)"),
+        ("inpainting", {"image": IMAGE, "prompt": "a"}, "give inpainting_mask"),
+        ("inpainting", {"image": IMAGE, "mask_image": Image.new("L", (30, 60)), "prompt": "a"}, "mask is 30x60"),
+        ("inpainting", {"image": IMAGE, "mask_image": [MASK] * 2, "prompt": "a"}, "2 masks for 1 pictures"),
+    ],
+)
+def test_wrong_pictures_are_one_line(cascade, calls, mode, arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        getattr(cascade, mode)(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_argument_is_named(cascade):
+    with pytest.raises(TypeError, match="unknown argument 'width'"):
+        cascade.dream("a", width=3)
+
+
+def test_out_of_memory_says_what_to_lower(cascade, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
+
+    monkeypatch.setattr(running, "draw_stage", fail)
+    with pytest.raises(MemoryError, match=r"stage I, 1 picture.* of 8x8 .* lower batch_size"):
+        cascade.dream("a")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from if_jax.inference.pictures import grid, save_pictures, to_pil
+from if_jax.inference.pictures import Drawn, grid, own_mark, read_notes, save_pictures, to_pil, with_watermark
 
 
 def pictures(count: int, shade: int = 0) -> list[Image.Image]:
@@ -44,7 +44,7 @@ def test_files_are_numbered_in_prompt_order_and_kept(tmp_path):
 
 
 def test_a_picture_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
-    def cut_off(self, path, format):
+    def cut_off(self, path, format, **_):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -52,3 +52,42 @@ def test_a_picture_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         save_pictures({"I": pictures(1)}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_captions_stand_below_their_pictures():
+    rows = [Image.new("RGB", (64, 40), "white") for _ in range(3)]
+    sheet = np.asarray(grid(rows, columns=3, captions=["two red spheres and a blue cube", "", "a"]))
+    below = sheet[40:] < 128
+    assert sheet.shape[0] > 60 and not (sheet[:40] < 128).any()
+    ink = [below[:, 66 * k : 66 * k + 66].sum() for k in range(3)]
+    assert ink[0] > 5 * ink[2] > 0 and ink[1] == 0
+
+
+def test_a_png_says_how_it_was_drawn(tmp_path):
+    def notes(stage, row):
+        return {"stage": stage, "prompt": f"Würfel {row}"}
+
+    save_pictures({"II": pictures(2)}, tmp_path, first=7, notes=notes)
+    assert read_notes(tmp_path / "0008-II.png") == {"stage": "II", "prompt": "Würfel 1"}
+    pictures(1)[0].save(tmp_path / "plain.png")
+    for name, message in (("plain.png", "holds no settings"), ("none.png", "no such file"), ("grid-II.png", "no sett")):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read_notes(tmp_path / name)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (256, 256), (1024, 768)])
+def test_the_watermark_has_the_place_and_size_of_ifs(width, height):
+    watermark = pytest.importorskip("diffusers.pipelines.deepfloyd_if.watermark")
+    mark = own_mark()
+    theirs = watermark.IFWatermarker()
+    theirs.watermark_image_as_pil = mark
+    blank = Image.new("RGB", (width, height), "grey")
+    (expected,) = theirs.apply_watermark([blank.copy()])
+    ours = np.asarray(with_watermark(blank, mark))
+    assert (ours != np.asarray(blank)).any()
+    np.testing.assert_array_equal(ours, np.asarray(expected))
+
+
+def test_a_notebook_shows_the_last_stage():
+    assert Drawn(I=pictures(1), II=pictures(2, 100))._repr_png_()[:4] == b"\x89PNG"
+    assert Drawn()._repr_png_() is None and Drawn(I=[np.zeros((2, 2, 3))])._repr_png_() is None

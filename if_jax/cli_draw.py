@@ -1,0 +1,331 @@
+"""The four commands that draw: dream, style-transfer, super-resolution, inpaint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from if_jax.cli_errors import plain_errors
+
+_SHARED = (
+    click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package."),
+    click.option("--out", default="out", show_default=True, type=click.Path(file_okay=False), help="Folder for PNGs."),
+    click.option("--seed", default=0, show_default=True, help="The same seed draws the same pictures."),
+    click.option("--stages", type=int, help="Draw only so many stages [default: all]."),
+    click.option("--negative-prompt", help="What to draw away from."),
+    click.option("--style-prompt", help="IF's style: pooled in place of the prompt, and mixed into it."),
+    click.option("--guidance", multiple=True, type=float, help="Guidance scale of stage I, then II, …; repeatable."),
+    click.option("--steps", multiple=True, help="Steps of each stage: smart50, ays10, 27, 10,10,5. Repeatable."),
+    click.option("--sampler", multiple=True, help="ddpm, ddim or dpm++ of each stage; repeatable."),
+    click.option("--noise-level", multiple=True, type=int, help="0-999, of stage II, then III; repeatable."),
+    click.option("--set", "words", multiple=True, help="Any word of a stage: I.eta=0.5, II.strength=0.6. Repeatable."),
+    click.option("--batch-size", type=int, help="Pictures drawn at a time [default: 1 on a CPU, else 4]."),
+    click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"])),
+    click.option("--low-memory", is_flag=True, help="One network in memory at a time, the text encoder first."),
+    click.option("--text-int8", is_flag=True, help="The text encoder's weights in 8 bits."),
+    click.option(
+        "--watermark", is_flag=False, flag_value="", help="Mark the pictures: ours, or IF's from a PNG of it."
+    ),
+    click.option("--wandb", metavar="PROJECT", help="Log prompts, settings and pictures to a Weights & Biases table."),
+    click.option("--overwrite", is_flag=True, help="Replace pictures that exist; otherwise they are kept."),
+)
+
+
+def _drawing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that all four commands have."""
+    command = plain_errors(command)
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("prompts", nargs=-1)
+@click.option("--aspect-ratio", help="Width:height [default: 1:1].")
+@click.option("--like", type=click.Path(), help="Repeat this picture of an earlier call, with its settings.")
+@click.option("--embeds", type=click.Path(), help="Text states of --save-embeds, in place of prompts.")
+@click.option("--save-embeds", type=click.Path(), help="Encode PROMPTS into this file, and draw nothing.")
+@_drawing
+def dream(
+    prompts: tuple[str, ...],
+    aspect_ratio: str | None,
+    like: str | None,
+    embeds: str | None,
+    save_embeds: str | None,
+    **given: Any,
+) -> None:
+    """Draw PROMPTS: OUT/0000-I.png, OUT/0000-II.png, … and OUT/grid-I.png, …
+
+    \b
+    Example:  if-jax dream "two red spheres" "a blue cube" --out out --seed 1
+              if-jax dream --like out/0001-II.png --out again
+    """
+    if sum(map(bool, (prompts, like, embeds))) != 1:
+        raise ValueError("give either PROMPTS, or --embeds, or --like")
+    if like:
+        _repeat(like, given)
+        return
+    request: dict[str, Any] = {"aspect_ratio": aspect_ratio or "1:1"}
+    names = list(prompts)
+    if save_embeds:
+        _save_embeds(save_embeds, names, given)
+        return
+    if embeds:
+        from if_jax.inference.prompts import load_embeds
+
+        names, states = load_embeds(embeds)
+        request |= states
+    _draw("dream", names, request, given)
+
+
+@click.command("style-transfer")
+@click.argument("image", type=click.Path())
+@click.argument("prompts", nargs=-1)
+@_drawing
+def style_transfer(image: str, prompts: tuple[str, ...], **given: Any) -> None:
+    """Draw IMAGE anew after PROMPTS, one picture for each; without, after --style-prompt.
+
+    \b
+    Example:  if-jax style-transfer photo.jpg "a wooden toy" --set I.strength=0.6
+    """
+    texts = list(prompts) or ([given["style_prompt"]] if given["style_prompt"] else [])
+    if not texts:
+        raise ValueError("give PROMPTS, or --style-prompt")
+    _draw("style_transfer", texts, {"image": image}, given)
+
+
+@click.command("super-resolution")
+@click.argument("image", type=click.Path())
+@click.argument("prompts", nargs=-1)
+@click.option("--stage", default="II", show_default=True, help="The stage that enlarges first.")
+@_drawing
+def super_resolution(image: str, prompts: tuple[str, ...], stage: str, **given: Any) -> None:
+    """Enlarge IMAGE; PROMPTS say what it shows.
+
+    \b
+    Example:  if-jax super-resolution small.png "two red spheres" --noise-level 100
+    """
+    _draw("super_resolution", list(prompts) or [""], {"image": image, "stage": stage}, given)
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.argument("mask", type=click.Path())
+@click.argument("prompts", nargs=-1, required=True)
+@_drawing
+def inpaint(image: str, mask: str, prompts: tuple[str, ...], **given: Any) -> None:
+    """Draw the white part of MASK anew in IMAGE after PROMPTS, and keep the rest.
+
+    \b
+    Example:  if-jax inpaint room.png mask.png "a blue cube"
+    """
+    _draw("inpainting", list(prompts), {"image": image, "mask_image": mask}, given)
+
+
+COMMANDS = (dream, style_transfer, super_resolution, inpaint)
+
+
+def _draw(mode: str, names: list[str], request: dict[str, Any], given: dict[str, Any]) -> None:
+    """Load, draw, save, log. names: the prompts, for files and tables; request: what this mode alone takes."""
+    from if_jax.inference.pictures import save_pictures
+
+    out = Path(given["out"])
+    _check_files(out, given["watermark"])
+    words = _stage_words(given)
+    cascade = _load(given)
+    _check_counts(given, len(cascade.stages))
+    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
+    options |= {word: given[word] for word in ("seed", "stages", "negative_prompt", "style_prompt", "batch_size")}
+    options |= {word: value for word, value in request.items() if word not in ("image", "mask_image")}
+    if given.get("first_picture"):
+        options["first_picture"] = given["first_picture"]
+    pictures = {word: request[word] for word in ("image", "mask_image") if word in request}
+    texts = None if "prompt_embeds" in request else names
+    with _Bars() as bars:
+        drawn = getattr(cascade, mode)(prompt=texts, **pictures, **options, progress=bars.show)
+    notes = _notes(mode, names, request, options, given)
+    mark = given["watermark"]
+    written, kept = save_pictures(
+        drawn,
+        out,
+        overwrite=given["overwrite"],
+        first=given.get("first_picture", 0),
+        captions=names,
+        notes=notes,
+        watermark=mark if mark is None else Path(mark) if mark else True,
+    )
+    if given["wandb"]:
+        _log_table(given["wandb"], out, names, drawn, notes)
+    click.echo(
+        f"{len(written)} pictures written to {out}" + (f", {len(kept)} kept (--overwrite replaces)" if kept else "")
+    )
+
+
+def _load(given: dict[str, Any]) -> Any:
+    import jax.numpy as jnp
+
+    from if_jax.inference.cascade import Cascade
+
+    cache_compilations()
+    return Cascade.load(
+        given["cascade"],
+        stages=given["stages"],
+        dtype=jnp.dtype(given["dtype"]),
+        param_dtype=given["dtype"],
+        text_dtype="int8" if given["text_int8"] else given["dtype"],
+        low_memory=given["low_memory"],
+    )
+
+
+def _stage_words(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the options say of each stage, in the words of `if_I_kwargs`."""
+    words: dict[str, dict[str, Any]] = {"I": {}, "II": {}, "III": {}}
+    named = {"guidance_scale": "guidance", "sample_timestep_respacing": "steps", "sample_loop": "sampler"}
+    for word, option in named.items():
+        for stage, value in zip(words, given[option], strict=False):
+            words[stage][word] = value
+    for stage, level in zip(("II", "III"), given["noise_level"], strict=False):
+        words[stage]["noise_level"] = level
+    for pair in given["words"]:
+        name, _, value = pair.partition("=")
+        stage, _, word = name.partition(".")
+        if stage not in words or not word or not value:
+            raise ValueError(f"--set {pair!r}: write STAGE.WORD=VALUE, such as I.eta=0.5")
+        words[stage][word] = _parsed(value)
+    return words
+
+
+def _check_counts(given: dict[str, Any], stages: int) -> None:
+    """Repeatable options speak of the stages in turn."""
+    for option, count in (("guidance", stages), ("steps", stages), ("sampler", stages), ("noise_level", stages - 1)):
+        if len(given[option]) > count:
+            name = option.replace("_", "-")
+            raise ValueError(
+                f"--{name} is given {len(given[option])} times: the cascade has {count} stages that take it"
+            )
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _repeat(path: str, given: dict[str, Any]) -> None:
+    """Draw what `dream` has drawn into a picture, from the settings that the file holds."""
+    from if_jax.inference.pictures import read_notes
+
+    notes = read_notes(path)
+    if notes["mode"] != "dream":
+        raise ValueError(f"{path}: drawn by {notes['mode']} over another picture: give that command the picture again")
+    if notes.get("embeds"):
+        raise ValueError(f"{path}: drawn from text states in a file: give --embeds again")
+    chosen = {word: notes["options"][word] for word in ("negative_prompt", "style_prompt", "stages", "batch_size")}
+    words = tuple(
+        f"{stage}.{word}={json.dumps(value)}"
+        for stage in ("I", "II", "III")
+        for word, value in notes["options"].get(f"if_{stage}_kwargs", {}).items()
+    )
+    given |= chosen | {"words": words, "guidance": (), "steps": (), "sampler": (), "noise_level": ()}
+    given |= {"cascade": notes["cascade"], "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
+    given |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
+    _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, given)
+
+
+def _notes(
+    mode: str, names: list[str], request: dict[str, Any], options: dict[str, Any], given: dict[str, Any]
+) -> Callable[[str, int], dict[str, Any]]:
+    """What each PNG says of itself: everything that it takes to draw it again."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        release = version("if_jax")
+    except PackageNotFoundError:  # a source tree that is not installed
+        release = "source"
+    keep = {word: value for word, value in options.items() if not word.endswith("_embeds") and word != "first_picture"}
+    shared = {"if_jax": release, "mode": mode, "cascade": given["cascade"], "options": keep}
+    shared |= {word: str(request[word]) for word in ("image", "mask_image") if word in request}
+    shared |= {"dtype": given["dtype"], "text_int8": given["text_int8"], "embeds": "prompt_embeds" in request}
+    first = given.get("first_picture", 0)
+    return lambda stage, row: {**shared, "stage": stage, "picture": first + row, "prompt": names[row]}
+
+
+def _save_embeds(path: str, prompts: list[str], given: dict[str, Any]) -> None:
+    from if_jax.inference.prompts import save_embeds
+
+    states = _load(given | {"stages": 1, "low_memory": True}).embed([*prompts, ""])
+    save_embeds(path, prompts, states[:-1], states[-1])
+    click.echo(f"{path}: text states of {len(prompts)} prompts, {states[:-1].shape}")
+
+
+def _log_table(
+    project: str, out: Path, names: list[str], drawn: Any, notes: Callable[[str, int], dict[str, Any]]
+) -> None:
+    """One row for each prompt; the run's files lie in OUT/wandb, and WANDB_MODE=offline keeps them there."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("--wandb needs the wandb package: pip install 'if_jax[wandb]'") from None
+    stages = list(drawn)
+    with wandb.init(project=project, job_type="draw", dir=out) as run:
+        table = wandb.Table(columns=["prompt", "seed", "settings", *stages])
+        for row, name in enumerate(names):
+            about = notes(stages[-1], row)
+            pictures = [wandb.Image(drawn[stage][row]) for stage in stages]
+            table.add_data(name, about["options"]["seed"], json.dumps(about), *pictures)
+        run.log({"pictures": table})
+
+
+def _check_files(out: Path, watermark: str | None) -> None:
+    """Before anything is drawn, not after."""
+    if watermark and not Path(watermark).is_file():
+        raise FileNotFoundError(
+            f"--watermark {watermark}: no such file; give a PNG with alpha, or no value for our mark"
+        )
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PermissionError(f"{out}: cannot write there; give another folder with --out")
+
+
+class _Bars:
+    """One progress bar for each stage, in steps, with the time left."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self.stage:
+            self.__exit__()
+            self.stage, self.bar = stage, tqdm(total=total, unit="step", desc=f"stage {stage}")
+        self.bar.update(done - self.bar.n)
+
+
+def cache_compilations() -> None:
+    """Compiled programs are kept in the user's cache folder: the second call starts drawing at once."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
+    folder = Path(base) / "if_jax" / "compiled"
+    if not folder.exists():
+        click.echo(
+            f"the first call compiles, which later calls find in {folder} (or JAX_COMPILATION_CACHE_DIR)", err=True
+        )
+    jax.config.update("jax_compilation_cache_dir", str(folder))

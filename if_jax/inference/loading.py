@@ -1,0 +1,129 @@
+"""Where the weights of a stage lie while it draws: precision, devices, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.weights import load_params
+from if_jax.models.t5 import T5Config, T5Encoder
+from if_jax.models.unet import UNet, UNetConfig
+from if_jax.parallel.rules import PRESETS, batch_axes, state_shardings
+from if_jax.text.tokens import TEXT_LENGTH
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class Int8(NamedTuple):
+    """A matrix (in, out) in 8 bits with one scale for each output channel."""
+
+    values: jax.Array  # (in, out) int8
+    scale: jax.Array  # (out,) float32
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a cascade keeps its weights. Raises ValueError for a precision or a set of rules that does not exist."""
+
+    dtype: Any = jnp.float32  # of matrix products and convolutions
+    param_dtype: str = "float32"  # of the UNets' weights on the device
+    text_dtype: str = "float32"  # of the text encoder's weights: as above, or int8
+    low_memory: bool = False  # a network is read when it is used and dropped right after
+    mesh: Mesh | None = None  # None: the first device
+    rules: str = "fsdp_tp"  # of `parallel.rules.PRESETS`, for a mesh
+
+    def __post_init__(self) -> None:
+        for word, allowed in (("param_dtype", PRECISIONS), ("text_dtype", (*PRECISIONS, "int8"))):
+            if getattr(self, word) not in allowed:
+                raise ValueError(f"{word} is {getattr(self, word)!r}: use one of {', '.join(allowed)}")
+        if self.rules not in PRESETS:
+            raise ValueError(f"rules is {self.rules!r}: use one of {', '.join(PRESETS)}")
+
+    @property
+    def ways(self) -> int:
+        """Over how many devices the pictures of one program are split."""
+        return (
+            1
+            if self.mesh is None
+            else int(np.prod([self.mesh.shape[axis] for axis in batch_axes(PRESETS[self.rules])]))
+        )
+
+    def batch(self, tree: Any) -> Any:
+        """Arrays (B, …), or keys, split over the devices along their first axis; None stays."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, P(batch_axes(PRESETS[self.rules]))))
+
+
+def place_unet(stage: Stage, placement: Placement) -> Any:
+    """The UNet's parameters on the device: straight from the file, tensor by tensor."""
+    return _place(stage.unet_params, stage.unet_config, placement, placement.param_dtype)
+
+
+def place_text(stage: Stage, placement: Placement) -> Any:
+    """The same for the text encoder; int8: matrices as `Int8`, everything else bfloat16."""
+    if placement.text_dtype != "int8":
+        return _place(stage.text_params, stage.text_config, placement, placement.text_dtype)
+    device = jax.devices()[0] if placement.mesh is None else NamedSharding(placement.mesh, P())
+
+    def load(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, Int8):
+            return leaf
+        if path[-1].key != "kernel":
+            return jax.device_put(np.asarray(leaf, jnp.bfloat16), device)
+        return jax.device_put(quantize(np.asarray(leaf, np.float32)), device)
+
+    return jax.tree_util.tree_map_with_path(load, stage.text_params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+
+
+def place_stage(stage: Stage, placement: Placement) -> Stage:
+    """The stage with its parameters on the device, or (low memory) as they are in the file."""
+    if placement.low_memory:
+        return stage
+    text = None if stage.text_params is None else place_text(stage, placement)
+    return replace(stage, unet_params=place_unet(stage, placement), text_params=text)
+
+
+def quantize(kernel: np.ndarray) -> Int8:
+    """Round to 127 steps either side of zero, the largest weight of each output channel being 127 of them."""
+    scale = np.maximum(np.abs(kernel).max(axis=0), 1e-12) / 127
+    return Int8(np.rint(kernel / scale).astype(np.int8), scale.astype(np.float32))
+
+
+def dequantize(params: Any, dtype: Any) -> Any:
+    """Matrices in `dtype` again; inside a compiled program each is made where it is used."""
+
+    def make(leaf: Any) -> Any:
+        return leaf.values.astype(dtype) * leaf.scale.astype(dtype) if isinstance(leaf, Int8) else leaf
+
+    return jax.tree.map(make, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+
+
+def _place(params: Any, config: UNetConfig | T5Config, placement: Placement, dtype: str) -> Any:
+    if placement.mesh is None:
+        single = SingleDeviceSharding(jax.devices()[0])
+        return load_params(params, dtype, jax.tree.map(lambda _: single, params))
+    shardings = state_shardings(_boxed_params(config), placement.mesh, PRESETS[placement.rules])
+    return load_params(params, dtype, shardings)
+
+
+def _boxed_params(config: UNetConfig | T5Config) -> Any:
+    """Shapes of the parameters with their logical names."""
+    if isinstance(config, T5Config):
+        ids = jax.ShapeDtypeStruct((1, TEXT_LENGTH), jnp.int32)
+        return jax.eval_shape(T5Encoder(config).init, jax.random.key(0), ids, ids)["params"]
+    side = config.size_multiple
+    inputs = [
+        jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    ]
+    inputs.append(jax.ShapeDtypeStruct((1, TEXT_LENGTH, config.encoder_hid_dim), jnp.float32))
+    inputs += [jax.ShapeDtypeStruct((1,), jnp.int32)] * config.aug_level_embedding
+    return jax.eval_shape(UNet(config).init, jax.random.key(0), *inputs)["params"]

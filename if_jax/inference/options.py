@@ -1,0 +1,77 @@
+"""What all four modes take, and what a step callback is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import numpy as np
+
+from if_jax.inference.drawing import StageNoise
+
+Progress = Callable[[str, int, int], None]  # stage, steps done, of how many
+ACCELERATOR_BATCH = 4
+
+
+class Moment(NamedTuple):
+    """What a step callback is given: arrays (b, H, W, 3) of the pictures whose numbers stand in `pictures`."""
+
+    stage: str
+    pictures: np.ndarray
+    left: int  # steps still to take
+    timestep: int
+    x: np.ndarray  # x_{t−1}
+    x0: np.ndarray  # thresholded x̂0
+
+
+class Options(TypedDict, total=False):
+    """What all four modes take.
+
+    seed: picture k of a seed is the same whatever stands beside it. stages: draw only so many of the cascade.
+    if_I_kwargs, …: how each stage draws, see `settings.stage_settings`.
+    negative_prompt: what to draw away from, where guidance_scale is not 1. style_prompt: IF's; see above.
+    prompt_embeds, negative_prompt_embeds (B, 77, D), empty_embeds (77, D): text states (of `embed`) in place of texts.
+    clean_caption: clean prompts by IF's rules first (default True).
+    batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled up, so
+    that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
+    return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
+    first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
+    noise: by stage name, in place of drawn noise. progress(stage, steps done, of how many).
+    callback: is given a `Moment` after every step.
+    """
+
+    seed: int
+    stages: int | None
+    if_I_kwargs: Mapping[str, Any] | None
+    if_II_kwargs: Mapping[str, Any] | None
+    if_III_kwargs: Mapping[str, Any] | None
+    negative_prompt: str | Sequence[str] | None
+    style_prompt: str | Sequence[str] | None
+    prompt_embeds: np.ndarray | None
+    negative_prompt_embeds: np.ndarray | None
+    empty_embeds: np.ndarray | None
+    clean_caption: bool
+    batch_size: int | None
+    return_tensors: bool
+    first_picture: int
+    noise: Mapping[str, StageNoise] | None
+    progress: Progress | None
+    callback: Callable[[Moment], None] | None
+
+
+def checked_numbers(options: Mapping[str, Any]) -> tuple[int, int]:
+    """Seed and number of the first picture, checked."""
+    seed, first = options.get("seed", 0), options.get("first_picture", 0)
+    for word, value in (("seed", seed), ("first_picture", first)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+            raise ValueError(f"{word} is {value!r}: use a whole number in 0…{2**32 - 1}")
+    return int(seed), int(first)
+
+
+def checked_batch_size(given: int | None) -> int:
+    if given is None:
+        return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+    if given < 1:
+        raise ValueError(f"batch_size is {given}: use 1 or more")
+    return int(given)
