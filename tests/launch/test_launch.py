@@ -133,8 +133,8 @@ FAKE_TRAINING = """#!/bin/bash
 [[ $1 == -c ]] && { echo 4321; exit; }
 starts="$HOME/starts-${!#}"; echo "$@" >>"$starts"
 case $(sed -n "$(wc -l <"$starts")p" "$HOME/plan") in
-  lost) ((${!#} == 1)) && kill -9 $$; sleep 30 ;;
-  mistake) ((${!#} == 1)) && exit 1; sleep 30 ;;
+  lost) ((${!#} == 1)) && kill -9 $$; exec sleep 30 ;;
+  mistake) ((${!#} == 1)) && exit 1; exec sleep 30 ;;
 esac
 echo "process ${!#}"
 """

@@ -34,7 +34,7 @@ def _tokenize(captions):
     return ids, np.ones_like(ids)
 
 
-def _pictures(source, *, size, batch_size, seed, tokenize, caption_dropout=0.0, threads=0):
+def _pictures(source, *, size, batch_size, seed, tokenize, caption_dropout=0.0, threads=0, preparation=None):
     """What the pipeline promises, without its drawing: sample n is the same whatever the batch."""
     assert source == "scenes" and caption_dropout == 0.0
     for start in itertools.count(0, batch_size):
