@@ -53,8 +53,15 @@ def _pair(folder, workdir, *differing):
         place = f"localhost:{free.getsockname()[1]}"
     joined = ["--coordinator", place, "--processes", "2", "--process"]
     started = [_start(folder, workdir, 1, *joined, str(i), *(differing if i else ())) for i in range(2)]
-    told = [process.communicate(timeout=900)[0] for process in started]
+    told = [_output(process) for process in started]
     return [process.returncode for process in started], told
+
+
+def _output(process):
+    try:
+        return process.communicate(timeout=900)[0]
+    finally:
+        process.kill()
 
 
 def _rows(workdir):
@@ -63,11 +70,13 @@ def _rows(workdir):
     return [{name: row[name] for name in row if name in kept or name.startswith("validation")} for row in rows]
 
 
+@pytest.mark.slow  # now and then gloo takes one collective of a CPU program for another, and the pair aborts
 def test_two_processes_give_the_losses_of_one(tmp_path):
     alone = _start(tmp_path, tmp_path / "one", 2)
+    told = _output(alone)
+    assert alone.returncode == 0, told
     codes, told = _pair(tmp_path, tmp_path / "two")
     assert codes == [0, 0], told
-    assert alone.communicate(timeout=900) and alone.returncode == 0
     assert len(_rows(tmp_path / "one")) == 5  # four steps and a validation
     assert _rows(tmp_path / "two") == _rows(tmp_path / "one")
     assert (tmp_path / "two" / "samples" / "samples-0000004.png").is_file()
