@@ -397,13 +397,18 @@ def matmul_peak(size: int = 2048) -> float:
 
 def summary(rows: list[dict], peak: float, batch: int, starts: dict) -> dict:
     """The last line: the ratios first, the worst difference of the stages, and every stage's own figures."""
-    ratios = {f"{row['name']}_{key}": round(value, 3) for row in rows for key, value in row.items() if "ratio" in key}
+    ratios = {
+        f"stage_{number}_{key.replace('ratio_to_diffusers', 'ratio')}": round(value, 3)
+        for number, row in enumerate(rows, 1)
+        for key, value in row.items()
+        if key.startswith("ratio")
+    }
     return {
         **ratios,
         "step_rel_diff": max(row["step_rel_diff"] for row in rows),
         "picture_mean_abs_diff": max(row["mean_abs_diff"] for row in rows),
         "picture_max_abs_diff": max(row["max_abs_diff"] for row in rows),
-        "stages": [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows],
+        "stages": [{key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in row.items()} for row in rows],
         "start_up": starts,
         "matmul_gflops": round(peak / 1e9, 1),
         "batch": batch,
