@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +273,8 @@ def embed(context: click.Context, config: str, out: str | None, form: str, batch
     recipe = to_recipe(_read_recipe(config, context.args))
     if not recipe.text_encoder_from:
         raise ValueError("recipe key text_encoder_from is empty: only a frozen text encoder's states can be kept")
-    keep = replace(recipe.data.keep, min_side=max(recipe.data.keep.min_side, recipe.data.size))  # as in training
     write(
-        open_stored(recipe.data.source, keep),
+        open_stored(recipe.data.source, recipe.data.keep.at_least(recipe.data.size)),  # as in training
         read_text_encoder(recipe.text_encoder_from, None),
         out or "data/embeddings",
         form=form,

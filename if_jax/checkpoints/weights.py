@@ -28,6 +28,11 @@ STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}  # part of 
 @functools.cache
 def abstract_params(config: UNetConfig | T5Config) -> Params:
     """Shapes of a network's parameters, without making any: a nested dict of ShapeDtypeStruct."""
+    return nn.unbox(boxed_params(config))
+
+
+def boxed_params(config: UNetConfig | T5Config) -> Params:
+    """The same, each with its logical axis names, which `rules.state_shardings` places on a mesh."""
     if isinstance(config, T5Config):
         module, inputs = T5Encoder(config), [((1, TEXT_LENGTH), jnp.int32)] * 2
     else:
@@ -36,7 +41,7 @@ def abstract_params(config: UNetConfig | T5Config) -> Params:
         inputs.append(((1, TEXT_LENGTH, config.encoder_hid_dim), jnp.float32))
         inputs += [((1,), jnp.int32)] * config.aug_level_embedding
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
-    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *shapes)["params"])
+    return jax.eval_shape(module.init, jax.random.key(0), *shapes)["params"]
 
 
 def text_encoder_sha256(params: Params) -> str:

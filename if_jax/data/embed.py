@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from if_jax.checkpoints.release import TextEncoder
-from if_jax.checkpoints.weights import load_params
+from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.data.embeddings import Encode, Plan, make_plan, read_captions, write_embeddings
 from if_jax.data.prepare import Preparation
 from if_jax.data.sources import Stored
@@ -62,9 +62,7 @@ def embed(
 def make_encode(text: TextEncoder, mesh: Mesh, placed: rules.Rules) -> Encode:
     """The encoder in bfloat16 on a mesh, as training runs it: captions -> states (B, L, D) bfloat16, tokens (B,)."""
     module = T5Encoder(text.config, dtype=jnp.bfloat16)
-    ids = jax.ShapeDtypeStruct((1, TEXT_LENGTH), jnp.int32)
-    boxed = jax.eval_shape(module.init, jax.random.key(0), ids, ids)["params"]
-    params = load_params(text.params, "bfloat16", rules.state_shardings(boxed, mesh, placed))
+    params = load_params(text.params, "bfloat16", rules.state_shardings(boxed_params(text.config), mesh, placed))
     split = rules.batch_sharding(mesh, placed)
 
     def apply(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:

@@ -73,6 +73,10 @@ class Filter:
     min_aesthetic: float = 0.0  # aesthetic score
     max_watermark: float = 0.0  # probability of a watermark
 
+    def at_least(self, side: int) -> Filter:
+        """The filter of what is trained on at `side` pixels: nothing is scaled up."""
+        return dataclasses.replace(self, min_side=max(self.min_side, side))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:

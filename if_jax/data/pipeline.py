@@ -7,7 +7,6 @@ and every host has as many steps as every other however its records are stored.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -135,7 +134,7 @@ class Pictures:
     """Stored records; every epoch is another permutation of them."""
 
     def __init__(self, source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> None:
-        self.stored: Stored = open_stored(source, _at_least(keep, size))
+        self.stored: Stored = open_stored(source, keep.at_least(size))
         self._size, self._seed, self._preparation = size, seed, preparation
         self._order = grain.MapDataset.range(len(self.stored)).seed(seed).shuffle().repeat(None)
 
@@ -202,10 +201,6 @@ def _text_states(
     cache = Embeddings(folder)
     cache.check(source.stored, preparation, encoder)
     return lambda samples: {"states": np.stack([cache.states(s.number, s.choice, s.caption) for s in samples])}
-
-
-def _at_least(keep: Filter, size: int) -> Filter:
-    return dataclasses.replace(keep, min_side=max(keep.min_side, size))
 
 
 def _in_workers(made: grain.IterDataset, workers: int) -> grain.IterDataset:

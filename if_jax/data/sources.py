@@ -11,7 +11,6 @@ import hashlib
 import multiprocessing
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -166,8 +165,3 @@ def _select(source: str, shelves: tuple[Shelf, ...], indexes: tuple[Index, ...],
         for reason, which in dropped.items():
             left_out.setdefault(reason, []).extend(before + index.key(row) for row in which)
     return Stored(source, shelves, indexes, np.concatenate(rows), left_out)
-
-
-def count(left_out: dict[str, list[str]]) -> Counter[str]:
-    """How many are left out, by reason."""
-    return Counter({reason: len(keys) for reason, keys in left_out.items()})

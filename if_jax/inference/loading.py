@@ -12,11 +12,10 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from if_jax.checkpoints.release import Stage
-from if_jax.checkpoints.weights import load_params
-from if_jax.models.t5 import T5Config, T5Encoder
-from if_jax.models.unet import UNet, UNetConfig
+from if_jax.checkpoints.weights import boxed_params, load_params
+from if_jax.models.t5 import T5Config
+from if_jax.models.unet import UNetConfig
 from if_jax.parallel.rules import PRESETS, batch_axes, state_shardings
-from if_jax.text.tokens import TEXT_LENGTH
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -110,20 +109,5 @@ def _place(params: Any, config: UNetConfig | T5Config, placement: Placement, dty
     if placement.mesh is None:
         single = SingleDeviceSharding(jax.devices()[0])
         return load_params(params, dtype, jax.tree.map(lambda _: single, params))
-    shardings = state_shardings(_boxed_params(config), placement.mesh, PRESETS[placement.rules])
+    shardings = state_shardings(boxed_params(config), placement.mesh, PRESETS[placement.rules])
     return load_params(params, dtype, shardings)
-
-
-def _boxed_params(config: UNetConfig | T5Config) -> Any:
-    """Shapes of the parameters with their logical names."""
-    if isinstance(config, T5Config):
-        ids = jax.ShapeDtypeStruct((1, TEXT_LENGTH), jnp.int32)
-        return jax.eval_shape(T5Encoder(config).init, jax.random.key(0), ids, ids)["params"]
-    side = config.size_multiple
-    inputs = [
-        jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    ]
-    inputs.append(jax.ShapeDtypeStruct((1, TEXT_LENGTH, config.encoder_hid_dim), jnp.float32))
-    inputs += [jax.ShapeDtypeStruct((1,), jnp.int32)] * config.aug_level_embedding
-    return jax.eval_shape(UNet(config).init, jax.random.key(0), *inputs)["params"]

@@ -83,12 +83,10 @@ def code_hash() -> str:
 
 
 def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
-    """Compares `facts` (JSON values) of all processes; returns at once where there is only one.
+    """Compares `facts` (JSON values) of all processes, of which there are several.
 
     Raises ValueError naming the process and host that is missing after `seconds`, or that differs, and in what.
     """
-    if jax.process_count() == 1:
-        return
     # The key-value store of the coordinator: unlike a collective it tells who has not come.
     from jax._src import distributed
 

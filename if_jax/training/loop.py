@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
-from if_jax.checkpoints.weights import load_params
+from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
 from if_jax.data import pipeline
 from if_jax.models import presets
@@ -199,9 +199,7 @@ def abstract_state(
 
 def abstract_text(recipe: Recipe, networks: objective.Networks, mesh: Mesh, placed: rules.Rules) -> Any:
     """Shapes and places of a frozen text encoder, in the compute precision, since nothing is ever added to it."""
-    ids = jax.ShapeDtypeStruct((1, tokens.TEXT_LENGTH), np.int32)
-    boxed = jax.eval_shape(networks.text_encoder.init, jax.random.key(0), ids, ids)["params"]
-    return _placed(boxed, mesh, placed, recipe.compute_dtype)
+    return _placed(boxed_params(networks.text_encoder.config), mesh, placed, recipe.compute_dtype)
 
 
 def _placed(boxed: Any, mesh: Mesh, placed: rules.Rules, dtype: str | None = None) -> Any:
@@ -321,6 +319,8 @@ def _place_text(
 
 def _preflight(recipe: Recipe, workdir: str, metadata: dict[str, Any]) -> None:
     """All processes must run the same code on the same recipe: what differs would hang them, or spoil the run."""
+    if jax.process_count() == 1:
+        return
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
     facts = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
     hosts.preflight(facts, recipe.hosts.start_seconds)
