@@ -55,9 +55,9 @@ class Placement:
         )
 
     def batch(self, tree: Any) -> Any:
-        """Arrays (B, …), or keys, split over the devices along their first axis; None stays."""
-        if self.mesh is None:
-            return tree
+        """Arrays (B, …), or keys, on the device or split over several along their first axis; None stays."""
+        if self.mesh is None:  # where the weights are: a program is compiled again for a state that is not placed
+            return jax.device_put(tree, SingleDeviceSharding(jax.devices()[0]))
         return jax.device_put(tree, NamedSharding(self.mesh, P(batch_axes(PRESETS[self.rules]))))
 
 
