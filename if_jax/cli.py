@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from if_jax.cli_draw import COMMANDS
+from if_jax.cli_errors import cache_compilations
 from if_jax.cli_errors import plain_errors as _plain_errors
 
 
@@ -56,6 +57,7 @@ def train(
     recipe = to_recipe(_read_recipe(config, context.args))
     waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
     connect(coordinator, processes, process, **waits)
+    cache_compilations()
     try:
         run_training(recipe, workdir)
     except Terminated as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from if_jax.cli_errors import plain_errors
+from if_jax.cli_errors import cache_compilations, plain_errors
 
 _SHARED = (
     click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package."),
@@ -314,18 +314,3 @@ class _Bars:
             self.__exit__()
             self.stage, self.bar = stage, tqdm(total=total, unit="step", desc=f"stage {stage}")
         self.bar.update(done - self.bar.n)
-
-
-def cache_compilations() -> None:
-    """Compiled programs are kept in the user's cache folder: the second call starts drawing at once."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir:
-        return
-    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
-    folder = Path(base) / "if_jax" / "compiled"
-    if not folder.exists():
-        click.echo(
-            f"the first call compiles, which later calls find in {folder} (or JAX_COMPILATION_CACHE_DIR)", err=True
-        )
-    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -70,8 +70,18 @@ def connect(
             f"process {process} of {processes} did not find the others at {coordinator} within {start_seconds} s "
             f"({first}): start all of them, and open that port"
         ) from None
-    # Gloo matches the collectives of two processes by their order, and CPU programs in flight at once have none.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # see `settled`
+
+
+def settled(tree: Any) -> Any:
+    """`tree`, once it is computed where several processes train on CPUs; elsewhere at once.
+
+    Gloo matches the collectives of two processes by their order, and programs in flight at once have none. A CPU
+    program whose inputs are still on their way is in flight even with synchronous dispatch.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        return jax.block_until_ready(tree)
+    return tree
 
 
 def code_hash() -> str:

@@ -76,6 +76,8 @@ def train(recipe: Recipe, workdir: str) -> None:
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     _preflight(recipe, workdir, metadata)
     start, begun = _start(workdir, metadata)
+    if start >= recipe.steps:
+        return
     batches = _open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
     with (
         jax.set_mesh(mesh),
@@ -147,7 +149,7 @@ def _loop(s: Session, state: TrainState) -> None:
         for step in range(start + 1, recipe.steps + 1):
             batch, waited = _next_batch(s)
             with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
-                state, metrics = s.step_fn(state, s.frozen, batch)
+                state, metrics = hosts.settled(s.step_fn(state, s.frozen, batch))
             _report(s, pending, bar)
             pending = (step, {**metrics, "input_wait": waited})
             told = s.told_to_end(step)
@@ -171,7 +173,7 @@ def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
     batch = {
         name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in _batch_rows(s.recipe)
     }
-    return batch, time.perf_counter() - began
+    return hosts.settled(batch), time.perf_counter() - began
 
 
 def _report(s: Session, pending: tuple[int, dict] | None, bar: tqdm) -> None:

@@ -44,7 +44,9 @@ def tiny_presets():
         patch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))
         patch.setitem(presets.UNETS, "tiny-II", tiny.one_level(tiny.SUPER_RESOLUTION))
         patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
+        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: a fifth less time to compile
         yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _metrics(workdir):
@@ -102,16 +104,12 @@ def _raise(error):
 
 
 def test_a_run_that_is_interrupted_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
-    """Told to end within a window of the log, out of memory, and killed: once each, in one run."""
+    """Told to end within a window of the log, and killed: once each, in one run."""
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(hosts.Terminated, match="told to end: saved at step 3"):
         _train_until(monkeypatch, tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) == before
     assert run.read_latest(str(tmp_path))[0] == 3
-    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocating")
-    with pytest.raises(ValueError, match="does not fit into device memory") as caught:
-        _train_until(monkeypatch, tmp_path, 3, lambda: _raise(exhausted))
-    assert "batch_size 8, accumulate 1" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(KeyboardInterrupt):
         _train_until(monkeypatch, tmp_path, 4, lambda: _raise(KeyboardInterrupt))
     assert _metrics(tmp_path)[-1]["step"] < 6
@@ -119,6 +117,12 @@ def test_a_run_that_is_interrupted_resumes_to_the_same_bits(finished, tmp_path, 
     assert _metrics(tmp_path) == _metrics(finished)
     for one, other in zip(*(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_out_of_memory_is_told_in_the_words_of_the_recipe():
+    with pytest.raises(ValueError, match="does not fit into device memory") as caught, loop._explained_errors(RECIPE):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocating")
+    assert "batch_size 8, accumulate 1" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_recipe_is_refused_in_the_same_folder(finished):
@@ -153,10 +157,10 @@ def test_super_resolution_trains_on_a_published_text_encoder(finished, tmp_path)
 
 def test_tars_of_img2dataset_train_as_they_are(finished, tmp_path):
     tars = shelves.write_tars(tmp_path / "tars", 20, 7)  # uneven, by webdataset's own writer
-    recipe = dataclasses.replace(UNWATCHED, steps=4, data=dataclasses.replace(RECIPE.data, source=str(tars)))
+    recipe = dataclasses.replace(UNWATCHED, data=dataclasses.replace(RECIPE.data, source=str(tars)))
     loop.train(recipe, str(tmp_path / "run"))
     rows = _metrics(tmp_path / "run")
-    assert len(rows) == 2 and np.isfinite([row["loss"] for row in rows]).all()
+    assert len(rows) == 3 and np.isfinite([row["loss"] for row in rows]).all()
     # Other pictures: seen in the gradient, since a net that starts at zero has the same first losses on any.
     assert rows[0]["grad_norm"] != _metrics(finished)[0]["grad_norm"]
 
