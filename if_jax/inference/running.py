@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from if_jax.checkpoints.release import Stage
 from if_jax.inference.drawing import draw_stage
@@ -39,8 +40,32 @@ def draw_pictures(
 ) -> np.ndarray:
     """All pictures of one stage (B, H, W, 3). arrays: what `draw_stage` takes of B pictures, by its words.
 
-    Raises MemoryError saying what to lower where they do not fit.
+    Where they do not fit into memory, half as many are drawn at a time, and half of those.
+    Raises MemoryError saying what to lower where one picture per device does not fit.
     """
+    while True:
+        try:
+            return _draw(stage, job, placement, arrays, progress, callback)
+        except jax.errors.JaxRuntimeError as error:
+            half = job.batch_size // 2 // placement.ways * placement.ways
+            if not _exhausted(error):
+                raise
+            if not half:
+                raise _too_large(job) from error
+            logging.warning(
+                "stage %s: %s pictures at a time do not fit into memory, drawing %s", job.name, job.batch_size, half
+            )
+            job = replace(job, batch_size=half)
+
+
+def _draw(
+    stage: Stage,
+    job: Job,
+    placement: Placement,
+    arrays: Mapping[str, Any],
+    progress: Progress | None,
+    callback: Callable[[Moment], None] | None,
+) -> np.ndarray:
     total, drawn = len(arrays["text"]), []
     tiles = list(_tiles(total, job.batch_size))
     for number, rows in enumerate(tiles):
@@ -48,21 +73,18 @@ def draw_pictures(
         noise, place = part.pop("noise"), placement.batch
         keys = _picture_keys(np.uint32(job.seed), np.uint32(job.index), np.asarray(rows + job.first_picture, np.uint32))
         kept = min(job.batch_size, total - number * job.batch_size)
-        try:
-            images = draw_stage(
-                stage,
-                job.settings,
-                place(keys),
-                **{word: place(value) for word, value in part.items()},
-                noise=noise,
-                dtype=placement.dtype,
-                size=job.size,
-                progress=_step_progress(progress, job.name, number, len(tiles)),
-                callback=_step_callback(callback, job.name, rows[:kept] + job.first_picture),
-            )
-            drawn.append(np.asarray(images)[:kept])
-        except jax.errors.JaxRuntimeError as error:
-            raise _explained(error, job) from error
+        images = draw_stage(
+            stage,
+            job.settings,
+            place(keys),
+            **{word: place(value) for word, value in part.items()},
+            noise=noise,
+            dtype=placement.dtype,
+            size=job.size,
+            progress=_step_progress(progress, job.name, number, len(tiles)),
+            callback=_step_callback(callback, job.name, rows[:kept] + job.first_picture),
+        )
+        drawn.append(np.asarray(images)[:kept])
     return np.concatenate(drawn)
 
 
@@ -96,13 +118,13 @@ def _step_callback(callback: Callable[[Moment], None] | None, name: str, picture
     return tell
 
 
-def _explained(error: Exception, job: Job) -> Exception:
-    """What to do where the memory does not suffice; any other error as it is."""
-    if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-        return error
+def _exhausted(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def _too_large(job: Job) -> MemoryError:
     height, width = job.size
     return MemoryError(
-        f"out of memory in stage {job.name}, {job.batch_size} picture(s) of {width}x{height} at a time: lower"
-        " batch_size, compute and keep weights in bfloat16 (dtype, param_dtype), load with low_memory=True, or draw"
-        " fewer stages"
+        f"out of memory in stage {job.name}, {job.batch_size} picture(s) of {width}x{height} at a time: compute and"
+        " keep weights in bfloat16 (dtype, param_dtype), load with low_memory=True, or draw fewer stages"
     )

@@ -387,5 +387,19 @@ def test_out_of_memory_says_what_to_lower(cascade, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
 
     monkeypatch.setattr(running, "draw_stage", fail)
-    with pytest.raises(MemoryError, match=r"stage I, 1 picture.* of 8x8 .* lower batch_size"):
-        cascade.dream("a")
+    with pytest.raises(MemoryError, match=r"stage I, 1 picture.* of 8x8 .* bfloat16 .* fewer stages"):
+        cascade.dream(["a", "b"], batch_size=2)
+
+
+def test_a_batch_that_does_not_fit_is_split(cascade, monkeypatch):
+    tried = []
+
+    def only_two_fit(_, __, keys, text, **___):
+        tried.append(len(text))
+        if len(text) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
+        return np.asarray(jax.random.uniform(keys[0], (len(text), 8, 8, 3)))
+
+    monkeypatch.setattr(running, "draw_stage", only_two_fit)
+    drawn = cascade.dream([*"abcde"], batch_size=5, stages=1)
+    assert tried == [5, 2, 2, 2] and len(drawn["I"]) == 5
