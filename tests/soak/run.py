@@ -10,8 +10,8 @@ one is left alone, the other is hit at seeded random steps (`faults.py`). The la
     lost, repeated    steps whose losses are missing in the disturbed run's metrics, or are there twice or otherwise
     goodput           share of the disturbed run's wall time that went into steps that count
     restart_s         median time from a fault that ends processes to the next step
-    blocking_save_s   median time a step waits for a checkpoint to be taken
-    young_daly        goodput to expect at one fault in three hours, from the last two
+    blocking_save_s   mean time a step waits for a checkpoint to be taken
+    young_daly        goodput to expect at one fault in three hours, from the last two, saving at the best interval
     faults            the faults that struck, in order
 
 Exit code 0 where nothing was lost.
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -33,14 +34,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from faults import FAULTS, slow_host
+from orbax.checkpoint import v1 as ocp
 from supervised import ROOT, Run
 
-
+from if_jax.tracking import goodput
 
 HOSTS = {"heartbeat_seconds": 10, "step_seconds": 90, "start_seconds": 120}
 KEYS = {"batch_size": 8, "log_every": 1, "sample.every": 0, "mesh.data": 1, "mesh.fsdp": 2, "mesh.rules": "fsdp"}
@@ -78,7 +76,8 @@ def plan(count: int, steps: int, rng: Random) -> list[tuple[int, Any, Random]]:
     edges = np.linspace(0.05 * steps, 0.95 * steps, count + 1)
     order = [FAULTS[i % len(FAULTS)] for i in range(count)]
     rng.shuffle(order)
-    return [(max(1, int(rng.uniform(a, b))), fault, Random(rng.random())) for fault, a, b in zip(order, edges, edges[1:])]
+    steps_at = [max(1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
+    return [(step, fault, Random(rng.random())) for step, fault in zip(steps_at, order, strict=True)]
 
 
 def disturb(run: Run, planned: list[tuple[int, Any, Random]]) -> tuple[list[str], list[float]]:
@@ -135,6 +134,17 @@ def compare(calm: Run, hurt: Run, steps: int) -> dict[str, Any]:
         print(f"differs: {path}", file=sys.stderr)
     identical = not unequal and len(wanted) == steps
     return {"bit_identical": identical, "lost": len(lost), "repeated": len(repeated), "arrays": len(states[0])}
+
+
+def costs(hurt: Run, restarts: list[float]) -> dict[str, Any]:
+    """What the faults cost, by the run's own account and by our clock."""
+    found = goodput.account(goodput.read_events(str(hurt.workdir)))
+    restart = median(restarts) if restarts else 0.0
+    report = {"goodput": found.goodput, "restart_s": restart, "blocking_save_s": found.blocking_save}
+    if found.blocking_save > 0:
+        report["young_daly"] = goodput.best_interval(found.blocking_save, restart, THREE_HOURS)[1]
+    rounded = {name: round(value, 4) for name, value in report.items()}
+    return rounded | {"badput_s": {name: round(took, 1) for name, took in found.badput.items() if took >= 0.05}}
 
 
 def final_state(checkpoints: Path, step: int) -> Any:
