@@ -99,7 +99,8 @@ class ValidationConfig:
     """The fixed-timestep loss on held-out pictures: one number per timestep, the same on any number of devices."""
 
     every: int = 0  # steps; 0 = never
-    source: str = "scenes"  # another seed of the scenes, or a data set folder kept out of training
+    source: str = "scenes"  # another seed of the scenes, or a data set kept out of training; samples of
+    # super-resolution enlarge pictures of it
     samples: int = 64
     batch_size: int = 16
     timesteps: tuple[int, ...] = (50, 250, 500, 750, 950)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from if_jax.config import Recipe
-from if_jax.data import grammar, scenes
+from if_jax.data import pipeline
+from if_jax.data.index import Filter
 from if_jax.diffusion import augment
 from if_jax.inference.drawing import draw_stage
 from if_jax.inference.pictures import grid, to_pil
@@ -20,14 +23,12 @@ from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
 from if_jax.training.publish import make_stage, stage_defaults
 
-HELD_OUT_SEED = 2**31 - 2  # scenes of this seed are for looking at; recipes have no reason to train on them
-
-
 Sheet = tuple[Image.Image, dict[str, Image.Image]]  # all pictures in a grid, and each by its prompt
 
 
 def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Any) -> Callable[[Any], Sheet]:
-    """Returns `draw(params) -> sheet`: base stages draw the recipe's prompts, later ones enlarge held-out scenes.
+    """Returns `draw(params) -> sheet`: base stages draw the recipe's prompts, later ones enlarge as many pictures
+    of `validation.source`.
 
     The grid of a super-resolution stage has three columns: bilinear enlargement, the stage's picture, the truth.
     """
@@ -41,24 +42,31 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         empty = jnp.broadcast_to(states[-1:], states[:-1].shape)
         return np.asarray(draw_stage(stage, settings, keys, states[:-1], empty, low_res))
 
+    prompts = list(recipe.sample.prompts)
+
     def sheet(params: Any) -> Sheet:
-        prompts = list(recipe.sample.prompts)
         drawn = [to_pil(image) for image in draw(params, prompts, None)]
         return grid(drawn), dict(zip(prompts, drawn, strict=True))
 
     if recipe.stage == "base":
         return sheet
-    count, side = len(recipe.sample.prompts), recipe.data.size
-    drawn = scenes.sample_scenes(np.arange(count), HELD_OUT_SEED)
-    captions = [grammar.caption(scene, np.random.default_rng(0)) for scene in scenes.as_numpy(drawn)]
-    truth = np.asarray(scenes.render_scenes(drawn, side), np.float32) / 127.5 - 1.0  # (count, S, S, 3)
-    low_res = augment.downsample(jnp.asarray(truth), recipe.data.low_size)
-    bilinear = np.asarray(augment.upsample(low_res, side))
+
+    @functools.cache
+    def held_out() -> tuple[list[str], np.ndarray]:
+        v, side = recipe.validation, recipe.data.size
+        preparation = dataclasses.replace(recipe.data.preparation, shift=0.0)
+        samples = pipeline.open_source(v.source, side, v.seed, preparation, Filter()).read(range(len(prompts)))
+        return [s.caption for s in samples], np.stack([s.image for s in samples]).astype(np.float32) / 127.5 - 1.0
 
     def enlarged(params: Any) -> Sheet:
+        captions, truth = held_out()
+        low_res = augment.downsample(jnp.asarray(truth), recipe.data.low_size)
+        bilinear = np.asarray(augment.upsample(low_res, recipe.data.size))
         own = draw(params, captions, low_res)
         rows = zip(bilinear, own, truth, strict=True)
         single = {caption: to_pil(image) for caption, image in zip(captions, own, strict=True)}
         return grid([to_pil(image) for row in rows for image in row], columns=3), single
 
+    if recipe.sample.every:
+        held_out()  # a source that cannot be read is told before anything is compiled
     return enlarged
