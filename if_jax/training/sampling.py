@@ -68,5 +68,5 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         return grid([to_pil(image) for row in rows for image in row], columns=3), single
 
     if recipe.sample.every:
-        held_out()  # a source that cannot be read is told before anything is compiled
+        held_out()  # a source that cannot be read is told now, not at the first sheet
     return enlarged
