@@ -126,7 +126,7 @@ state_of() {
 reason() {
   local said
   said=$(grep -m 1 '^ERROR' "$errors" | sed 's/^ERROR: ([^)]*) //' || true)
-  said=${said:-$(tail -n 1 "$errors")}
+  said=${said:-$(grep -vE '^(SSH: Attempting|Using ssh batch)' "$errors" | tail -n 1)}
   printf '%s' "${said:-gcloud says nothing}"
   remedy <"$errors"
 }

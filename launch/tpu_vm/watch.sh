@@ -70,7 +70,7 @@ look_at_node() {
 look_at_workers() {
   local answer quiet
   count=$(worker_count) || return 0
-  answer=$(on_workers all '' status) || true
+  answer=$(on_workers all '' status | sort -s -k 2,2n) || true
   quiet=$(without '' "$answer")
   if [[ -n $quiet ]]; then
     silent=$((silent + 1))

@@ -14,6 +14,7 @@ $CLOUD/events holds lines "VERB N ACTION": what happens before the N-th call of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -156,10 +157,16 @@ def absent(verb: str, kind: str, name: str) -> None:
 
 
 def kill(machine: str) -> None:
-    try:
+    with contextlib.suppress(ValueError, ProcessLookupError):  # nothing has run there, or no longer does
         os.killpg(int(read(f"{machine}/group")), signal.SIGKILL)
-    except (ValueError, ProcessLookupError):
-        pass  # nothing has run there, or no longer does
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wipe() -> None:
@@ -239,27 +246,27 @@ def tpu_vm_ssh(cloud: dict, flags: dict, name: str) -> None:
         if worker in cloud["lost"]:
             print("Retrying: SSH command error: [/usr/bin/ssh] exited with return code [255].", file=sys.stderr)
             codes.append(255)
-        elif code := started[worker].wait():
+        elif code := os.waitstatus_to_exitcode(os.waitpid(started[worker], 0)[1]):
             print(f"##### Command execution on worker {worker} failed with exit status {code}.", file=sys.stderr)
             codes.append(code)
     sys.exit(codes[0] if codes else 0)
 
 
-def run_on(worker: int, command: str) -> subprocess.Popen:
+def run_on(worker: int, command: str) -> int:
     """What sshd does: a shell at home. Its process group is the machine, for `kill`."""
-    import subprocess
-
     machine = f"worker-{worker}"
     environment = {"HOME": f"{CLOUD}/{machine}", "HOSTNAME": f"t1v-n-1a2b3c4d-w-{worker}"}
     environment["PATH"] = os.environ["WORKER_PATH"]
     group = int(read(f"{machine}/group") or 0)
-    try:
-        os.killpg(group, 0) if group else None
-    except ProcessLookupError:
-        group = 0  # nothing runs on that machine any more
-    shell = ["bash", "-c", command]
-    process = subprocess.Popen(shell, cwd=environment["HOME"], env=environment, process_group=group)
-    write(f"{machine}/group", str(group or process.pid))
+    if not group or not alive(group):
+        group = 0
+    process = os.fork()
+    if not process:
+        os.closerange(3, 64)  # what stays open here would keep the caller waiting
+        os.setpgid(0, group)
+        os.chdir(environment["HOME"])
+        os.execve("/bin/bash", ["bash", "-c", command], environment)
+    write(f"{machine}/group", str(group or process))
     return process
 
 
