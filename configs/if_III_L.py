@@ -1,6 +1,6 @@
 """III-L: 256 → 1024 px super-resolution, 0.69 B parameters. IF's own was never released: this net is ours.
 
-    launch/tpu_vm.sh train POD -- --config configs/if_III_L.py --workdir gs://BUCKET/runs/III_L
+    TRAIN=(--config configs/if_III_L.py --workdir gs://BUCKET/runs/III_L)  in launch/tpu_vm/settings.sh
 
 Published: batch 3072, 1.25 M steps, AdamW, 10 % of captions dropped. Ours: everything else, among it 256 px crops
 (`:full_frame` is the phase that follows, started with init_from).

@@ -1,6 +1,6 @@
 """IF-II-L: 64 → 256 px super-resolution, 1.2 B parameters.
 
-    launch/tpu_vm.sh train POD -- --config configs/if_II_L.py --workdir gs://BUCKET/runs/II_L
+    TRAIN=(--config configs/if_II_L.py --workdir gs://BUCKET/runs/II_L)  in launch/tpu_vm/settings.sh
 
 Published: batch 1536, 2.5 M steps, AdamW, 10 % of captions dropped. Ours: everything else, among it 64 px crops
 (`:full_frame` is the phase that follows, started with init_from).

@@ -1,6 +1,6 @@
 """IF-II-M: 64 → 256 px super-resolution, 0.54 B parameters as published (its own rounded figure is 0.45 B).
 
-    launch/tpu_vm.sh train POD -- --config configs/if_II_M.py --workdir gs://BUCKET/runs/II_M
+    TRAIN=(--config configs/if_II_M.py --workdir gs://BUCKET/runs/II_M)  in launch/tpu_vm/settings.sh
 
 Published: batch 1536, 2.5 M steps, AdamW, 10 % of captions dropped. Ours: everything else, among it 64 px crops
 (`:full_frame` is the phase that follows, started with init_from).

@@ -1,6 +1,6 @@
 """IF-I-L: the 64 px base stage of 0.94 B parameters.
 
-    launch/tpu_vm.sh train POD -- --config configs/if_I_L.py --workdir gs://BUCKET/runs/I_L
+    TRAIN=(--config configs/if_I_L.py --workdir gs://BUCKET/runs/I_L)  in launch/tpu_vm/settings.sh
 
 Published: batch 3200, 2.5 M + 0.5 M (these are the first) steps, learning rates, AdamW, 10 % of captions dropped.
 Ours: everything else.

@@ -1,6 +1,6 @@
 """IF-I-M: the 64 px base stage of 0.37 B parameters.
 
-    launch/tpu_vm.sh train POD -- --config configs/if_I_M.py --workdir gs://BUCKET/runs/I_M
+    TRAIN=(--config configs/if_I_M.py --workdir gs://BUCKET/runs/I_M)  in launch/tpu_vm/settings.sh
 
 Published: batch 3072, 2.5 M steps, AdamW, 10 % of captions dropped. Ours: everything else, the learning rates are
 those of IF-I-L.

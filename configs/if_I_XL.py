@@ -1,6 +1,6 @@
 """IF-I-XL: the 64 px base stage of 4.3 B parameters.
 
-    launch/tpu_vm.sh train POD -- --config configs/if_I_XL.py --workdir gs://BUCKET/runs/I_XL
+    TRAIN=(--config configs/if_I_XL.py --workdir gs://BUCKET/runs/I_XL)  in launch/tpu_vm/settings.sh
 
 Published: batch 3072, 2.42 M steps, learning rates, AdamW, 10 % of captions dropped. Ours: everything else.
 

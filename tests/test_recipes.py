@@ -64,7 +64,7 @@ def test_published_settings(name):
     assert recipe.optimizer.schedule == "one-cycle" and recipe.optimizer.warmup_steps == 10_000
     assert recipe.data.caption_dropout == 0.1
     docstring = CONFIGS[name].read_text().split('"""')[1]
-    assert "launch/tpu_vm.sh train" in docstring and "| 64 chips |" in docstring and "Ours:" in docstring
+    assert "in launch/tpu_vm/settings.sh" in docstring and "| 64 chips |" in docstring and "Ours:" in docstring
 
 
 @pytest.mark.parametrize(("name", "form"), [("if_I_M", "smok"), ("if_I_M", "full_frame"), ("if_II_M", "full")])

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Start `if-jax train` with the TRAIN arguments of the settings on all workers, detached.
+#
+# usage: launch/tpu_vm/run.sh [--settings FILE] [--dry-run]
+#
+# A lost connection does not end the run. Each worker keeps its log in ~/if_jax-run/log. The same call resumes a run that
+# has ended: from the newest checkpoint in --workdir. Starts on all workers or on none.
+
+# shellcheck source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+main() {
+  begin "$@"
+  no_more_arguments ${rest[@]+"${rest[@]}"}
+  check_train ${TRAIN[@]+"${TRAIN[@]}"}
+  need_ready
+  check_workers
+  local answer bad
+  answer=$(on_workers all 'worker 0: started, process 1' start "${TRAIN[@]}") || true
+  bad=$(without 'started, ' "$answer")
+  if [[ -n $bad ]]; then
+    on_workers all '' end 20 >/dev/null || true
+    fail "worker(s) $bad of $count did not start, the others were ended: $(why "$answer")"
+  fi
+  say "the run goes on $count worker(s): $(how status), $(how logs), $(how watch)"
+  costs
+}
+
+# A run on many hosts needs a recipe they all have and a folder they all see.
+check_train() {
+  local config='' workdir=''
+  while (($#)); do
+    case $1 in
+      --config=*) config=${1#*=} ;;
+      --workdir=*) workdir=${1#*=} ;;
+      --config) config=${2:-} ;;
+      --workdir) workdir=${2:-} ;;
+    esac
+    shift
+  done
+  [[ -n $config ]] || die "--config is missing in TRAIN of $settings: which recipe?"
+  [[ -f $root/${config%%:*} ]] || die "TRAIN has --config $config: not in this checkout, so not on the workers"
+  [[ $workdir == gs://* ]] || die "TRAIN has --workdir \"$workdir\": all workers must see it, give a gs:// path"
+  [[ $workdir != gs://BUCKET/* ]] || die "TRAIN has --workdir $workdir: put the name of your bucket there"
+}
+
+check_workers() {
+  local answer bad
+  answer=$(on_workers all 'worker 0: ready at 0' check) || true
+  bad=$(without '' "$answer")
+  [[ -z $bad ]] || fail "worker(s) $bad of $count do not answer, nothing was started: $(why "$answer")"
+  bad=$(sed -n 's/^worker \([0-9]*\): running.*/\1/p' <<<"$answer" | sort -n | paste -sd ' ' -)
+  [[ -z $bad ]] || die "a run is going on on worker(s) $bad: $(how stop), or $(how status)"
+  bad=$(without 'ready at ' "$answer")
+  [[ -z $bad ]] || fail "worker(s) $bad of $count are not set up, nothing was started: $(how setup)"
+  bad=$(sed -n 's/^worker [0-9]*: ready at //p' <<<"$answer" | sort -u | paste -sd ' ' -)
+  [[ $bad != *' '* ]] || fail "the workers have different commits ($bad), nothing was started: $(how setup)"
+}
+
+why() {
+  local said
+  said=$(complaints "$1")
+  printf '%s' "${said:-$(reason)}"
+}
+
+main "$@"

@@ -1,0 +1,556 @@
+"""launch/tpu_vm against a strict stand-in for gcloud, whose workers run the real commands in folders of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = f'import sys; sys.path.insert(0, "{Path(__file__).parent}"); import gcloud_stand_in; gcloud_stand_in.main()'
+SCRIPTS = sorted(path.stem for path in (ROOT / "launch/tpu_vm").glob("*.sh"))
+SCRIPTS = [name for name in SCRIPTS if name not in ("common", "worker", "settings.example")]
+TRAIN = ["--config", "configs/demo_base.py", "--workdir=gs://bucket/run 1", '--config.note=it\'s "$HOME" & more']
+
+# Makes the environment of a worker. FAIL names the worker whose pip fails.
+PYTHON = """#!/bin/bash
+mkdir -p "$3/bin" && cp "$(dirname "$0")/pip" "$(dirname "$0")/if-jax" "$3/bin"
+"""
+PIP = """#!/bin/bash
+[[ ${HOSTNAME##*-w-} == "$(cat "$HOME/../fail" 2>/dev/null)" ]] && { echo "No space left on device" >&2; exit 1; }
+echo "$@" >>"$HOME/pip"
+"""
+# A training process. Line N of $CLOUD/plan is what the N-th start does on each worker: an exit code, or "runs".
+IF_JAX = """#!/bin/bash
+starts="$HOME/../starts-${HOSTNAME##*-w-}"
+printf '%s\\n' "$@" >"$HOME/../arguments"
+git rev-parse HEAD >>"$starts"
+set -- $(sed -n "$(wc -l <"$starts")p" "$HOME/../plan")
+shift $((${HOSTNAME##*-w-} % $#))
+trap 'echo saved; exit 143' TERM
+printf 'step 1\\rstep 2\\n'
+[[ $1 == runs ]] || exit "$1"
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A repository with the worker's script: its address and its commits, oldest first."""
+    folder = tmp_path_factory.mktemp("origin")
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    shutil.copytree(ROOT / "launch/tpu_vm", folder / "launch/tpu_vm", ignore=shutil.ignore_patterns("settings.sh"))
+    for message in ("first", "second"):
+        (folder / "note").write_text(message)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", message], check=True)
+    log = subprocess.run([*git, "log", "--reverse", "--format=%H"], check=True, capture_output=True, text=True)
+    return f"file://{folder}", log.stdout.split()
+
+
+class Cloud:
+    """A cloud in a folder, and the scripts called with settings for it."""
+
+    def __init__(self, folder: Path, origin: tuple[str, list[str]]):
+        self.folder, (self.repo, self.commits) = folder, origin
+        (folder / "bin").mkdir()
+        (folder / "tools").mkdir()
+        self._program("bin/gcloud", f'#!/bin/bash\nexec "{sys.executable}" -SE -c \'{STAND_IN}\' "$@"\n')
+        for name, text in (("python3.11", PYTHON), ("pip", PIP), ("if-jax", IF_JAX)):
+            self._program(f"tools/{name}", text)
+        self.settings()
+        self.plan("runs")
+
+    def _program(self, path: str, text: str) -> None:
+        (self.folder / path).write_text(text)
+        (self.folder / path).chmod(0o755)
+
+    def settings(self, **changed: str) -> None:
+        words = {"NAME": "if-base", "TYPE": "v6e-16", "ZONE": "us-east5-b", "PROJECT": "p", "TIER": "spot"}
+        words |= {"TRAIN": "(" + " ".join("'" + word.replace("'", "'\\''") + "'" for word in TRAIN) + ")"}
+        words |= {"REPO": self.repo, "REV": self.commits[0], "POLL_SECONDS": "0.02", "PRICE": "2"} | changed
+        text = "".join(f"{key}={value}\n" for key, value in words.items() if value is not None)
+        (self.folder / "settings.sh").write_text(text)
+
+    def plan(self, *starts: str) -> None:
+        (self.folder / "plan").write_text("\n".join(starts) + "\n")
+
+    def events(self, *lines: str) -> None:
+        (self.folder / "events").write_text("\n".join(lines) + "\n")
+
+    def __call__(self, script: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+        command = ["bash", str(ROOT / f"launch/tpu_vm/{script}.sh"), "--settings", str(self.folder / "settings.sh")]
+        return subprocess.run(
+            [*command, *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment(path),
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            cwd=self.folder,
+        )
+
+    def environment(self, path: str | None = None) -> dict[str, str]:
+        usual = "/usr/local/bin:/usr/bin:/bin"
+        return {
+            "CLOUD": str(self.folder),
+            "HOME": str(self.folder),
+            "PATH": path or f"{self.folder}/bin:{usual}",
+            "WORKER_PATH": f"{self.folder}/tools:{usual}",
+        }
+
+    def calls(self) -> list[str]:
+        """The verbs gcloud was called with, in order."""
+        path = self.folder / "calls"
+        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        return [" ".join(words[2:4] if words[0] == "compute" else words[:2]) for words in lines]
+
+    def state(self) -> dict:
+        return json.loads((self.folder / "cloud.json").read_text())
+
+    def starts(self, worker: int = 0) -> list[str]:
+        """The commit of every start of training on a worker."""
+        path = self.folder / f"starts-{worker}"
+        return path.read_text().split() if path.exists() else []
+
+    def granted(self) -> None:
+        """As after create.sh."""
+        state = {"request": "ACTIVE", "node": "READY", "type": "v6e-16", "lost": [], "fails": False}
+        (self.folder / "cloud.json").write_text(json.dumps(state))
+        for worker in range(4):
+            (self.folder / f"worker-{worker}").mkdir()
+
+    def set_up(self) -> None:
+        """As after create.sh and setup.sh."""
+        self.granted()
+        for worker in range(4):
+            home = self.folder / f"worker-{worker}"
+            subprocess.run(["git", "clone", "-q", self.repo, home / "if_jax"], check=True)
+            subprocess.run(["git", "-C", home / "if_jax", "checkout", "-q", "--detach", self.commits[0]], check=True)
+            shutil.copytree(self.folder / "tools", home / "if_jax-venv/bin")
+
+    def end(self) -> None:
+        for path in self.folder.glob("worker-*/group"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(path.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def cloud(tmp_path, origin):
+    cloud = Cloud(tmp_path, origin)
+    yield cloud
+    cloud.end()
+
+
+def error_of(done: subprocess.CompletedProcess) -> str:
+    """The one line that says what is wrong."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.returncode != 0
+    return lines[0]
+
+
+COSTS = "costs money until you delete it: launch/tpu_vm/delete.sh"
+
+
+def test_a_run_from_nothing_to_nothing(cloud):
+    created = cloud("create")
+    assert created.returncode == 0 and COSTS in created.stderr
+    for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE, TPU: READY"):
+        assert f"request: {state}" in created.stderr
+    call = json.loads((cloud.folder / "calls").read_text().splitlines()[1])
+    assert {"--spot", "--runtime-version=v2-alpha-tpuv6e", "--node-id=if-base", "--project=p"} <= set(call)
+
+    for _ in range(2):  # the second time all of it is there
+        done = cloud("setup")
+        assert done.returncode == 0 and "all 4 worker(s) are at" in done.stderr, done.stderr
+    assert (cloud.folder / "worker-3/pip").read_text() == "install -q -e .[tpu]\n" * 2
+
+    started = cloud("run")
+    assert started.returncode == 0 and COSTS in started.stderr, started.stderr
+    time.sleep(0.3)
+    assert (cloud.folder / "arguments").read_text().splitlines() == ["train", *TRAIN]
+    assert [cloud.starts(worker) for worker in range(4)] == [[cloud.commits[0]]] * 4
+    assert "a run is going on on worker(s) 0 1 2 3" in error_of(cloud("run"))
+
+    shown = cloud("status").stdout
+    assert [f"worker {worker}: running: step 2" in shown for worker in range(4)] == [True] * 4
+    hours, chips, bill = re.search(r"up for ([\d.-]+) h on (\d+) chips: .*, ([\d.-]+) at your 2", shown).groups()
+    assert int(chips) == 16 and float(bill) == pytest.approx(float(hours) * 32, abs=0.2)
+    assert "worker 2: step 2" in cloud("logs").stdout
+    assert cloud("logs", "--worker", "1", "--lines", "1").stdout == "worker 1: step 1\nworker 1: step 2\n"
+
+    fetched = cloud("fetch", "--out", "here")
+    assert fetched.returncode == 0, fetched.stderr
+    assert sorted(path.name for path in (cloud.folder / "here").iterdir()) == [
+        "run",
+        *(f"worker-{worker}.log" for worker in range(4)),
+    ]
+    assert not (cloud.folder / "here/run/checkpoints").exists()
+    assert cloud("fetch", "--out", "all", "--checkpoints").returncode == 0
+    assert (cloud.folder / "all/run/checkpoints").exists()
+
+    stopped = cloud("stop")
+    assert stopped.returncode == 0 and stopped.stdout.count(": stopped") == 4 and COSTS in stopped.stderr
+    assert "worker 0: stopped 143: saved" in cloud("status").stdout
+    assert "was stopped by hand" in cloud("watch").stderr
+
+    cloud.plan("", "runs")
+    assert cloud("run").returncode == 0
+    deleted = cloud("delete", "--yes")
+    assert deleted.returncode == 0 and deleted.stderr.count(": stopped") == 4, deleted.stderr
+    assert cloud.state() == {} and "what is in --workdir stays" in deleted.stderr
+    assert "nothing runs that costs money" in cloud("status").stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"NAME": None}, "NAME is missing"),
+        ({"NAME": "My_TPU"}, 'NAME is "My_TPU": lower-case'),
+        ({"TYPE": "''"}, "TYPE is missing"),
+        ({"TYPE": "v5e-16"}, "gcloud calls it v5litepod-16"),
+        ({"TYPE": "h100"}, 'TYPE is "h100"'),
+        ({"ZONE": None}, "ZONE is missing"),
+        ({"ZONE": "us-east5"}, 'ZONE is "us-east5": give a zone'),
+        ({"TIER": "cheap"}, 'TIER is "cheap": spot, on-demand or reserved'),
+        ({"ZOEN": "x"}, "unknown setting ZOEN"),
+        ({"TRAIN": "(--config"}, "settings are not bash"),
+        ({"TYPE": "v9x-8"}, "RUNTIME is missing: no usual image is known for TYPE v9x-8"),
+    ],
+)
+def test_incomplete_settings_call_nothing(cloud, settings, message):
+    cloud.settings(**settings)
+    assert message in error_of(cloud("create"))
+    assert "queued-resources create" not in cloud.calls()
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("()", "--config is missing in TRAIN"),
+        ("(--config configs/no.py --workdir gs://b/r)", "configs/no.py: not in this checkout"),
+        ("(--config configs/demo_base.py --workdir runs/a)", '--workdir "runs/a": all workers must see'),
+        ("(--config configs/demo_base.py --workdir gs://BUCKET/a)", "put the name of your bucket"),
+    ],
+)
+def test_train_arguments_are_checked_before_anything(cloud, train, message):
+    cloud.settings(TRAIN=train)
+    assert message in error_of(cloud("run")) and cloud.calls() == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself_and_refuses_what_it_does_not_know(cloud, script):
+    helped = cloud(script, "--help")
+    assert helped.returncode == 0 and f"usage: launch/tpu_vm/{script}.sh" in helped.stdout
+    assert 'unexpected argument "sideways"' in error_of(cloud(script, "sideways"))
+    assert "gcloud not found: install the Google Cloud CLI" in error_of(cloud(script, path=_without_gcloud(cloud)))
+    missing = error_of(cloud(script, "--settings", "nowhere.sh"))
+    assert "no settings at nowhere.sh: cp launch/tpu_vm/settings.example.sh" in missing
+    assert cloud.calls() == []
+
+
+def _without_gcloud(cloud: Cloud) -> str:
+    tools = cloud.folder / "plain"
+    tools.mkdir(exist_ok=True)
+    for name in ("bash", "dirname", "basename", "sed", "grep", "git", "awk", "date", "mktemp", "rm"):
+        (tools / name).symlink_to(shutil.which(name))
+    return str(tools)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_dry_run_prints_every_command_and_calls_none(cloud, script):
+    shown = cloud(script, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert cloud.calls() == []
+    commands = [line for line in shown.stdout.splitlines() if line.startswith("gcloud ")]
+    expected = {
+        "create": ["queued-resources create"],
+        "setup": ["tpu-vm ssh"],
+        "run": ["tpu-vm ssh", "tpu-vm ssh"],
+        "stop": ["tpu-vm ssh"],
+        "logs": ["tpu-vm ssh"],
+        "status": ["tpu-vm ssh"],
+        "fetch": ["storage rsync", "tpu-vm scp"],
+        "delete": ["tpu-vm ssh", "queued-resources delete"],
+        "watch": ["tpu-vm ssh", "queued-resources delete", "queued-resources create", *["tpu-vm ssh"] * 3]
+        + ["tpu-vm ssh"] * 3,
+    }
+    verbs = [re.sub(r"^gcloud (compute tpus )?(\S+ \S+) .*", r"\2", line) for line in commands]
+    assert [verb for verb in verbs if not verb.endswith(" describe")] == expected[script]
+    assert shown.stdout.count("--project=p") == len(commands)
+
+
+def test_printed_commands_are_those_that_run(cloud):
+    """What --dry-run prints, a shell reads back as the words gcloud gets."""
+    printed = cloud("create", "--dry-run", "--no-wait").stdout
+    cloud("create", "--no-wait")
+    called = [json.loads(line) for line in (cloud.folder / "calls").read_text().splitlines()]
+    read = subprocess.run(["bash", "-c", f"gcloud() {{ printf '%s\\n' \"$@\"; }}; {printed.splitlines()[1]}"], **PIPES)
+    assert read.stdout.splitlines() == called[1]
+
+
+PIPES = {"capture_output": True, "text": True, "check": True}
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ("quota", "quota refused: ask for more v6e-16 (spot) in us-east5-b"),
+        ("no_zone", "is ZONE us-east5-b right?"),
+        ("no_type", "is TYPE v6e-16 right?"),
+        ("denied", "has your account the role TPU Admin"),
+    ],
+)
+def test_a_refused_request_leaves_nothing(cloud, event, message):
+    cloud.events(f"queued-resources create 1 {event}")
+    done = cloud("create")
+    assert message in error_of(done) and "nothing runs that costs money" in done.stderr
+
+
+def test_a_wrong_zone_is_not_taken_for_a_missing_slice(cloud):
+    cloud.events("queued-resources describe 1 no_zone")
+    assert "is ZONE us-east5-b right?" in error_of(cloud("create"))
+    assert cloud.calls() == ["queued-resources describe"]
+
+
+def test_a_request_that_fails_later_says_why_and_is_replaced_by_the_next_call(cloud):
+    cloud.events("queued-resources describe 2 failed")
+    done = cloud("create")
+    assert "has failed: Quota limit 'TPUV6EPreemptible' has been exceeded. → quota refused" in error_of(done)
+    assert "nothing runs that costs money; the request if-base is FAILED" in done.stderr
+    cloud.events()
+    assert cloud("create").returncode == 0
+
+
+def test_a_request_left_in_the_queue_is_named_and_can_be_waited_for(cloud):
+    done = cloud("create", "--no-wait")
+    assert done.returncode == 0 and "waits in the queue and costs money once it is granted" in done.stderr
+    again = cloud("create")
+    assert again.returncode == 0 and cloud.calls().count("queued-resources create") == 1
+
+
+def test_interrupting_create_says_what_stays(cloud):
+    cloud.settings(POLL_SECONDS="0.5")
+    script = ["bash", str(ROOT / "launch/tpu_vm/create.sh"), "--settings", str(cloud.folder / "settings.sh")]
+    waiting = subprocess.Popen(script, stderr=subprocess.PIPE, text=True, env=cloud.environment(), process_group=0)
+    while not (cloud.folder / "cloud.json").exists() or not cloud.state():
+        time.sleep(0.02)
+    os.killpg(waiting.pid, signal.SIGINT)
+    told = waiting.communicate(timeout=20)[1]
+    assert waiting.returncode == 130 and "note: " in told and "delete.sh" in told
+
+
+def test_a_slice_taken_away_while_it_is_waited_for(cloud):
+    cloud.events("tpu-vm describe 1 suspend_node")
+    assert "was preempted: launch/tpu_vm/create.sh" in error_of(cloud("create"))
+
+
+def test_setup_that_fails_on_one_worker_names_it(cloud):
+    cloud.granted()
+    (cloud.folder / "fail").write_text("2")
+    done = cloud("setup")
+    assert "setup failed on worker(s) 2 of 4: worker 2: error: " in error_of(done)
+    assert "No space left on device" in done.stderr and COSTS in done.stderr
+    (cloud.folder / "fail").unlink()
+    assert cloud("setup").returncode == 0
+
+
+def test_setup_with_a_commit_that_was_not_pushed(cloud):
+    cloud.granted()
+    done = cloud("setup", "--rev", "0" * 40)
+    assert f"commit {'0' * 40} is not in {cloud.repo}: push it" in error_of(done) and COSTS in done.stderr
+
+
+@pytest.mark.parametrize(("script", "message"), [("setup", "setup failed on worker(s) 1"), ("run", "do not answer")])
+def test_an_unreachable_worker_is_named(cloud, script, message):
+    cloud.set_up() if script == "run" else cloud.granted()
+    cloud.events("tpu-vm ssh 1 lose 1")
+    done = cloud(script)
+    assert message in error_of(done) and "1 of 4" in error_of(done) and COSTS in done.stderr
+    assert cloud.starts() == []
+    assert "worker(s) 1 of 4 do not answer" in cloud("status").stdout
+
+
+def test_a_worker_lost_between_check_and_start_ends_the_others(cloud):
+    cloud.set_up()
+    cloud.events("tpu-vm ssh 2 lose 1")
+    done = cloud("run")
+    assert "worker(s) 1 of 4 did not start, the others were ended" in error_of(done) and COSTS in done.stderr
+    assert "running" not in cloud("status").stdout
+
+
+def test_different_commits_start_nothing(cloud):
+    cloud.set_up()
+    git = ["git", "-C", str(cloud.folder / "worker-1/if_jax"), "checkout", "-q", cloud.commits[1]]
+    subprocess.run(git, check=True)
+    assert "the workers have different commits" in error_of(cloud("run")) and cloud.starts() == []
+
+
+@pytest.mark.parametrize("script", ["setup", "run", "stop", "logs"])
+def test_scripts_that_need_a_slice_say_what_there_is(cloud, script):
+    assert "there is no TPU if-base in us-east5-b: launch/tpu_vm/create.sh" in error_of(cloud(script))
+    cloud.granted()
+    cloud.events("tpu-vm describe 2 preempt")
+    assert "TPU if-base is PREEMPTED, not READY" in error_of(cloud(script))
+
+
+def test_delete_asks_and_takes_back_a_request(cloud):
+    cloud.granted()
+    assert "nobody to ask: give --yes" in error_of(cloud("delete"))
+    assert cloud.state()["request"] == "ACTIVE"
+    cloud.events("queued-resources delete 1 offline")
+    done = cloud("delete", "--yes", "--now")
+    assert "network is unreachable" in error_of(done) and COSTS in done.stderr
+    assert cloud("delete", "--yes", "--now").returncode == 0 and cloud.state() == {}
+
+
+# watch
+
+
+def test_watch_does_everything_and_deletes_at_the_end(cloud):
+    cloud.plan("0")
+    done = cloud("watch", "--delete")
+    assert done.returncode == 0, done.stderr
+    assert "has ended well on all 4 worker(s)" in done.stderr and cloud.state() == {}
+    assert cloud.starts() == [cloud.commits[0]]
+
+
+def test_watch_replaces_a_preempted_slice_and_resumes_with_the_same_commit(cloud):
+    """Taken away in mid-run (which is also: while saving), and once more during the set-up that follows."""
+    cloud.settings(REV=cloud.commits[0])
+    cloud.plan("runs", "0")
+    cloud.events("tpu-vm ssh 6 suspend_node", "tpu-vm ssh 7 preempt")
+    done = cloud("watch")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("replacing the slice") == 2
+    assert cloud.calls().count("queued-resources create") == 3
+    assert [cloud.starts(worker) for worker in range(4)] == [[cloud.commits[0]] * 2] * 4
+    assert COSTS in done.stderr
+
+
+def test_watch_waits_for_a_repair_and_does_not_replace(cloud):
+    cloud.plan("runs", "0")
+    cloud.events("tpu-vm ssh 5 reboot 2", "tpu-vm describe 8 repair", "tpu-vm describe 10 ready")
+    done = cloud("watch")
+    assert done.returncode == 0, done.stderr
+    assert "the TPU is REPAIRING" in done.stderr and "was started again: starting all processes again" in done.stderr
+    assert cloud.calls().count("queued-resources create") == 1 and len(cloud.starts()) == 2
+
+
+def test_watch_replaces_a_slice_with_a_lost_worker(cloud):
+    cloud.plan("runs", "0")
+    cloud.events("tpu-vm ssh 6 lose 3")
+    done = cloud("watch")
+    assert done.returncode == 0, done.stderr
+    assert "worker(s) 3 of 4 do not answer (5 of 5)" in done.stderr
+    assert "worker(s) 3 no longer answer: replacing the slice" in done.stderr
+    assert cloud.calls().count("queued-resources create") == 2 and cloud.calls().count("queued-resources delete") == 1
+
+
+def test_watch_waits_for_a_worker_that_comes_back(cloud):
+    cloud.plan("0")
+    cloud.set_up()
+    cloud.events("tpu-vm ssh 5 lose 3", "tpu-vm ssh 7 find 3")
+    done = cloud("watch")
+    assert done.returncode == 0 and cloud.calls().count("queued-resources delete") == 0, done.stderr
+
+
+def test_watch_never_deletes_what_it_never_reached(cloud):
+    cloud.set_up()
+    cloud.events("tpu-vm ssh 1 lose 0")
+    done = cloud("watch")
+    assert "worker(s) 0 of 4 never answered: check ssh" in error_of(done) and COSTS in done.stderr
+    assert "queued-resources delete" not in cloud.calls()
+
+
+@pytest.mark.parametrize("codes", ["76 75 75 75", "143", "137 75 0 1"])
+def test_watch_starts_all_again_when_a_process_is_lost(cloud, codes):
+    cloud.plan(codes, "0")
+    cloud.set_up()
+    done = cloud("watch")
+    assert done.returncode == 0, done.stderr
+    assert "starting all processes again" in done.stderr
+    assert [len(cloud.starts(worker)) for worker in range(4)] == [2] * 4
+
+
+@pytest.mark.parametrize(("codes", "worker"), [("2", 0), ("75 75 1 75", 2)])
+def test_watch_does_not_repeat_a_mistake(cloud, codes, worker):
+    cloud.plan(codes)
+    cloud.set_up()
+    done = cloud("watch")
+    assert f"ended with a mistake, worker {worker}: ended" in error_of(done)
+    assert COSTS in done.stderr and len(cloud.starts()) == 1
+
+
+def test_watch_ends_the_others_when_they_do_not_leave(cloud):
+    cloud.set_up()
+    cloud.plan("75 runs runs runs", "0")
+    done = cloud("watch")
+    assert done.returncode == 0 and "waiting for the other workers to leave" in done.stderr, done.stderr
+
+
+def test_watch_gives_up_on_a_run_that_never_gets_going(cloud):
+    cloud.set_up()
+    cloud.plan(*["75"] * 9)
+    done = cloud("watch")
+    assert "ended five times within ten minutes" in error_of(done) and COSTS in done.stderr
+    assert len(cloud.starts()) == 5
+
+
+def test_watch_gives_up_on_refusals_and_on_a_setup_that_fails(cloud):
+    cloud.events(*(f"queued-resources create {number} quota" for number in (1, 2, 3)))
+    done = cloud("watch")
+    assert "the slice was refused three times" in done.stderr and "nothing runs that costs money" in done.stderr
+    cloud.events()
+    (cloud.folder / "fail").write_text("1")
+    done = cloud("watch")
+    assert done.returncode == 1 and "setup failed three times" in done.stderr and COSTS in done.stderr
+
+
+def test_watch_survives_its_own_lost_connection(cloud):
+    cloud.plan("0")
+    cloud.events("queued-resources describe 2 offline", "queued-resources describe 8 offline")
+    done = cloud("watch")
+    assert "queued-resources delete" not in cloud.calls() and done.returncode == 0, done.stderr
+
+
+# The stand-in itself, and the real thing
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compute tpus queued-resources make x --zone=us-east5-b",
+        "compute tpus queued-resources create x --node=x --zone=us-east5-b",
+        "compute tpus tpu-vm ssh x --workers=all --zone=us-east5-b",
+        "compute tpus tpu-vm ssh x --tunnel-through-iap --zone=us-east5-b",
+        "compute tpus tpu-vm describe x",
+    ],
+)
+def test_the_stand_in_refuses_what_gcloud_refuses(cloud, words):
+    called = subprocess.run([cloud.folder / "bin/gcloud", *words.split()], env=cloud.environment(), capture_output=True)
+    assert called.returncode != 0 and b"ERROR" in called.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="no gcloud on this machine")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_real_gcloud_accepts_every_command(cloud, script):
+    """Its own parser reads them all before it finds that nobody is logged in."""
+    environment = os.environ | {"CLOUDSDK_CONFIG": str(cloud.folder / "config"), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
+    for command in cloud(script, "--dry-run").stdout.split("\ngcloud "):
+        command = command if command.startswith("gcloud ") else f"gcloud {command}"
+        command = "\n".join(line for line in command.splitlines() if not line.startswith("# "))
+        called = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+        assert called.returncode == 1 and "active account" in called.stderr, (command, called.stderr)
