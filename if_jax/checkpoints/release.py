@@ -154,6 +154,13 @@ def with_text(stage: Stage, text: TextEncoder) -> Stage:
 
 def read_text_encoder(folder: str | Path, dtype: str | None = "float32") -> TextEncoder:
     """Read the text encoder of a cascade or base stage folder, or a T5 folder alone; `dtype` and errors as above."""
+    config, params, read, metadata = open_text_encoder(folder)
+    params = params if dtype is None else load_params(params, dtype)
+    return TextEncoder(config, params, read, metadata.get(HASH_KEY) or text_encoder_sha256(params), notes_of(metadata))
+
+
+def open_text_encoder(folder: str | Path) -> tuple[T5Config, Params, Tokenizer, dict[str, str]]:
+    """The same before any weight is read: configuration, tree of `Lazy`, tokenizer, metadata of the weight files."""
     folder = Path(folder)
     if (folder / "cascade.json").is_file():
         folder = folder / _cascade_rows(folder)[0]["folder"]
@@ -167,8 +174,7 @@ def read_text_encoder(folder: str | Path, dtype: str | None = "float32") -> Text
             f"{tokenizer}: the tokenizer has {read.vocab_size} ids, the text encoder's table {config.vocab_size} rows: "
             "they do not belong together"
         )
-    params = params if dtype is None else load_params(params, dtype)
-    return TextEncoder(config, params, read, metadata.get(HASH_KEY) or text_encoder_sha256(params), notes_of(metadata))
+    return config, params, read, metadata
 
 
 def write_cascade(

@@ -87,24 +87,32 @@ def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
 
     Raises ValueError naming the process and host that is missing after `seconds`, or that differs, and in what.
     """
+    first, *others = exchange("preflight", {"host": socket.gethostname(), **facts}, seconds)
+    for index, told in enumerate(others, start=1):
+        if other := [name for name in facts if told.get(name) != first.get(name)]:
+            pairs = "; ".join(f"{name} {told.get(name)!r}, not {first.get(name)!r}" for name in other)
+            raise ValueError(f"process {index} on {told['host']} differs from process 0 on {first['host']}: {pairs}")
+
+
+def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
+    """What every process tells under a topic (JSON values), in their order; each process may tell once.
+
+    Raises ValueError naming the process that has told nothing after `seconds`.
+    """
     # The key-value store of the coordinator: unlike a collective it tells who has not come.
     from jax._src import distributed
 
     client = distributed.global_state.client
-    own = json.dumps({"host": socket.gethostname(), **facts}, sort_keys=True)
-    client.key_value_set(f"if_jax/preflight/{jax.process_index()}", own)
-    first: dict[str, Any] = {}
+    client.key_value_set(f"if_jax/{topic}/{jax.process_index()}", json.dumps(told, sort_keys=True))
+    found = []
     for index in range(jax.process_count()):
         try:
-            told = json.loads(client.blocking_key_value_get(f"if_jax/preflight/{index}", seconds * 1000))
+            found.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
         except jax.errors.JaxRuntimeError:
             raise ValueError(
                 f"process {index} of {jax.process_count()} is not there after {seconds} s: look at its log, or start it"
             ) from None
-        first = first or told
-        if other := [name for name in facts if told.get(name) != first.get(name)]:
-            pairs = "; ".join(f"{name} {told.get(name)!r}, not {first.get(name)!r}" for name in other)
-            raise ValueError(f"process {index} on {told['host']} differs from process 0 on {first['host']}: {pairs}")
+    return found
 
 
 @contextmanager
