@@ -49,14 +49,7 @@ def connect(
     the others leave.
     Raises ValueError where the three are not given together, or the others are not found.
     """
-    given = (coordinator, processes, process)
-    if any(value is not None for value in given) and None in given:
-        raise ValueError(
-            f"coordinator {coordinator}, processes {processes}, process {process}: give all three, or none where the "
-            "environment tells them (TPU VM, GKE, Slurm, Open MPI)"
-        )
-    if process is not None and not 0 <= process < processes:
-        raise ValueError(f"process is {process} of {processes}: use 0…{max(processes, 1) - 1}")
+    check_address(coordinator, processes, process)
     if jax.distributed.is_initialized():
         return
     waits = {"initialization_timeout": start_seconds, "heartbeat_timeout_seconds": heartbeat_seconds}
@@ -72,6 +65,18 @@ def connect(
         ) from None
     # Gloo matches the collectives of two processes by their order, and CPU programs in flight at once have none.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def check_address(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Raises ValueError unless all three are given, or none, and the process is one of them."""
+    given = (coordinator, processes, process)
+    if any(value is not None for value in given) and None in given:
+        raise ValueError(
+            f"coordinator {coordinator}, processes {processes}, process {process}: give all three, or none where the "
+            "environment tells them (TPU VM, GKE, Slurm, Open MPI)"
+        )
+    if process is not None and not 0 <= process < processes:
+        raise ValueError(f"process is {process} of {processes}: use 0…{max(processes, 1) - 1}")
 
 
 def code_hash() -> str:
