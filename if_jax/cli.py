@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,9 +201,6 @@ def doctor(context: click.Context, config: str | None, as_json: bool, **given: A
     \b
     Example:  if-jax doctor --config configs/demo_base.py --workdir runs/I
     """
-    import dataclasses
-    import json
-
     from if_jax.doctor.examine import examine, leave
     from if_jax.parallel.hosts import check_address
 

@@ -27,6 +27,7 @@ from if_jax.config import Recipe, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.data.sources import open_stored
 from if_jax.doctor import fit, machine, processes
+from if_jax.models import presets
 from if_jax.parallel import meeting
 
 TESTS = Path(__file__).parent
@@ -61,6 +62,8 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "recipe.py").write_text(CONFIG)
     shelves.write_folder(tmp_path / "pictures", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))  # as the recipe does; undone afterwards
+    monkeypatch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
     monkeypatch.setattr(machine, "TPU_LOCK", tmp_path / "lock")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -243,6 +246,8 @@ def test_the_fingerprint_is_of_names_and_sizes(place):
         os.utime(path, (1, 1))
     told = pipeline.describe_files("pictures")
     assert told == pipeline.describe_files("copy") == pipeline.describe_files("0.5*copy + 0.5*scenes")
+    shelves.write_tars(place / "tars", 5, 2)
+    assert pipeline.describe_files("tars").startswith("3 files, ")
     assert pipeline.describe_files("scenes") == "drawn" and "does not exist" in pipeline.describe_files("gone")
     with next((place / "copy").glob("*.png")).open("ab") as file:
         file.write(b"\0")

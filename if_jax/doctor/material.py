@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from typing import Any
+
+import jax
 
 from if_jax.checkpoints import release
 from if_jax.config import Recipe
@@ -27,20 +28,19 @@ class FrozenText:
 
     config: T5Config
     sha256: str  # "" where its files do not say
-    identity: str  # the same, or a hash of the tensors' names, shapes and types
+    identity: str  # the same, shortened, or a hash of the tensors' shapes and types
 
 
 def text_encoder(recipe: Recipe) -> tuple[Finding, FrozenText | None]:
     """The encoder that `text_encoder_from` names: its files, and that it goes with the UNet. No weight is read."""
 
     def read() -> tuple[str, FrozenText]:
-        config, params, _, metadata = release.open_text_encoder(recipe.text_encoder_from)
-        preflight.check_text_width(recipe, config)
-        sha256 = metadata.get(release.HASH_KEY, "")
-        leaves = _leaves(params)
-        known = hashlib.sha256(repr([(leaf.shape, str(leaf.dtype)) for leaf in leaves]).encode()).hexdigest()
-        told = f"{recipe.text_encoder_from}, {config.num_layers} layers of width {config.d_model}"
-        return told, FrozenText(config, sha256, sha256[:16] or known[:16])
+        found = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
+        preflight.check_text_width(recipe, found.config)
+        stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(found.params)]
+        identity = found.sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
+        told = f"{recipe.text_encoder_from}, {found.config.num_layers} layers of width {found.config.d_model}"
+        return told, FrozenText(found.config, found.sha256, identity[:16])
 
     return attempt("text encoder", "copy it there, or set --config.text_encoder_from=FOLDER", read)
 
@@ -102,9 +102,3 @@ def _part(name: str, recipe: Recipe) -> str:
             "says what is wrong with each"
         )
     return f"{name}: {len(shelves)} part(s), indexed when training starts"
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)

@@ -86,9 +86,9 @@ def shared_folder(workdir: str, index: int, seconds: int) -> Finding:
     probe = folder / f".if_jax_doctor.{uuid.uuid4().hex}" if index == 0 else None
 
     def look() -> tuple[str, None]:
-        if probe:
-            probe.write_text("here")
-        path = hosts.exchange("doctor probe", {"path": str(probe or "")}, seconds)[0]["path"]
+        path = hosts.exchange("doctor probe", {"path": _leave_probe(probe)}, seconds)[0]["path"]
+        if not path:
+            raise ValueError(f"process 0 cannot write to {folder}: see its report")
         own = {"host": socket.gethostname(), "sees": epath.Path(path).exists()}
         blind = [(i, o["host"]) for i, o in enumerate(hosts.exchange("doctor seen", own, seconds)) if not o["sees"]]
         if blind:
@@ -101,5 +101,16 @@ def shared_folder(workdir: str, index: int, seconds: int) -> Finding:
     try:
         return attempt("shared folder", "give a --workdir that all can write, such as a gs:// path", look)[0]
     finally:
-        if probe:
-            probe.unlink(missing_ok=True)
+        if probe and probe.exists():
+            probe.unlink()
+
+
+def _leave_probe(probe: epath.Path | None) -> str:
+    """Its path once it is written; "" where it is another process's, or cannot be: the others must not wait in vain."""
+    if probe is None:
+        return ""
+    try:
+        probe.write_text("here")
+    except Exception:  # as different as file systems and buckets are; the check of the run folder tells it
+        return ""
+    return str(probe)
