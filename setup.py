@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "grain>=0.2.12",  # training data pipeline (brings array_record)
     "ml_dtypes>=0.5",  # bfloat16 in NumPy: kept text states (JAX brings it)
     "numpy>=2.0",
+    "packaging>=24.0",  # if-jax doctor: which jaxlib and libtpu a jax wants
     "pillow>=10.1",
     "protobuf>=5.28",  # transformers needs it to open a spiece.model
     "safetensors>=0.4.3",  # release folders

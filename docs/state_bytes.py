@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from typing import Any
 
-import jax
 from jax.sharding import AbstractMesh
 
 from if_jax.config import MeshConfig, OptimizerConfig, Recipe
 from if_jax.models import presets
 from if_jax.parallel import rules
 from if_jax.parallel.mesh import AXES
-from if_jax.training import objective, optimizer
-from if_jax.training.loop import abstract_state, abstract_text
+from if_jax.training.memory import step_bytes
 
 
 def main() -> None:
@@ -53,17 +50,8 @@ def state_bytes(unet: str, text: str, name: str, mesh: Any, preset: str) -> dict
         mesh=MeshConfig(rules=preset),
     )
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=config.size_multiple))
-    placed, networks = rules.PRESETS[preset], objective.make_networks(recipe, text_config)
-    tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-    state = abstract_state(recipe, networks, tx, mesh, placed)
-    row = {"parameters": _bytes(state.params), "EMA": _bytes(state.ema), "moments": _bytes(state.opt_state)}
-    row["gradients"] = row["parameters"]
-    row["text encoder"] = _bytes(abstract_text(recipe, networks, mesh, placed))
+    row = step_bytes(recipe, text_config, mesh, activations=False)
     return row | {"sum": sum(row.values())}
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,43 @@ def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool) 
     click.echo(f"the same model, to {tolerance:g}")
 
 
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--config", type=click.Path(), help="The recipe to be trained.")
+@click.option("--workdir", help="Folder of the run; gs:// works too.")
+@click.option("--coordinator", help="HOST:PORT of process 0, as for train; run this on all processes at once.")
+@click.option("--processes", type=int, help="How many processes will train together.")
+@click.option("--process", type=int, help="Which of them this is: 0, 1, …")
+@click.option("--wait", default=60, show_default=True, help="Seconds to wait for other processes and for devices.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list of {check, status, told, remedy}.")
+@click.pass_context
+@_plain_errors
+def doctor(context: click.Context, config: str | None, as_json: bool, **given: Any) -> None:
+    """Name what would stop a run, before it costs money: one line for each check, with a remedy where one is needed.
+
+    Looks at versions, TPU lock, devices, run folder, disk, recipe, memory, data and the other processes; ends nothing
+    and changes nothing. Exits with 1 where a check fails.
+
+    \b
+    Example:  if-jax doctor --config configs/demo_base.py --workdir runs/I
+    """
+    from if_jax.doctor.examine import examine, leave
+    from if_jax.parallel.hosts import check_address
+
+    check_address(given["coordinator"], given["processes"], given["process"])
+    if config is None and context.args:
+        raise ValueError(f"unexpected argument {context.args[0]!r}: give a recipe with --config")
+    found = []
+    for finding in examine((lambda: _read_recipe(config, context.args)) if config else None, **given):
+        found.append(finding)
+        if not as_json:
+            click.echo(finding.line())
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1, ensure_ascii=False))
+    code = int(any(finding.status == "fail" for finding in found))
+    leave(code)
+    context.exit(code)
+
+
 @main.group()
 def data() -> None:
     """Build and inspect data sets of captioned pictures."""
@@ -303,7 +342,7 @@ def _read_recipe(path: str, overrides: list[str]) -> Any:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # Of an error inside the file the flags library quotes the whole traceback; its last line says what is wrong.
         told = str(error).strip().splitlines()[-1]
-        raise ValueError(f"recipe {path}: {told}") from None
+        raise ValueError(f"recipe {path} cannot be read ({told}): correct it, or the --config.KEY=VALUE") from None
     if left_over:
         raise ValueError(f"unexpected argument {left_over[0]!r}: recipe keys are set with --config.KEY=VALUE")
     return values.config

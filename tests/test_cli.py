@@ -14,7 +14,7 @@ from if_jax.checkpoints.release import write_cascade
 from if_jax.cli import main
 
 DRAWING = ("dream", "style-transfer", "super-resolution", "inpaint")
-COMMANDS = (*DRAWING, "train", "export", "embed", "data", "data build", "data inspect")
+COMMANDS = (*DRAWING, "train", "export", "embed", "doctor", "data", "data build", "data inspect")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,8 @@ def test_wandb_keeps_a_table_offline(cascade, tmp_path, monkeypatch):
         (["data", "inspect", "gone"], "'gone' does not exist"),
         (["data", "inspect", "gone", "--samples", "0"], "--samples 0"),
         (["embed", "--config", "CONFIG"], "text_encoder_from is empty"),
+        (["doctor", "--config.batch_size=3"], "unexpected argument '--config.batch_size=3'"),
+        (["doctor", "--process", "1"], "give all three, or none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

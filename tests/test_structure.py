@@ -18,6 +18,7 @@ LAYERS = [
     {"config"},
     {"recipes", "inference"},
     {"training"},
+    {"doctor"},
     {"cli_errors"},
     {"cli_draw"},
     {"cli"},

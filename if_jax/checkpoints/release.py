@@ -152,8 +152,11 @@ def with_text(stage: Stage, text: TextEncoder) -> Stage:
     )
 
 
-def read_text_encoder(folder: str | Path, dtype: str | None = "float32") -> TextEncoder:
-    """Read the text encoder of a cascade or base stage folder, or a T5 folder alone; `dtype` and errors as above."""
+def read_text_encoder(folder: str | Path, dtype: str | None = "float32", *, identify: bool = True) -> TextEncoder:
+    """Read the text encoder of a cascade or base stage folder, or a T5 folder alone; `dtype` and errors as above.
+
+    identify: hash the weights, gigabytes perhaps, where their file does not tell their hash; else it is "".
+    """
     folder = Path(folder)
     if (folder / "cascade.json").is_file():
         folder = folder / _cascade_rows(folder)[0]["folder"]
@@ -168,7 +171,8 @@ def read_text_encoder(folder: str | Path, dtype: str | None = "float32") -> Text
             "they do not belong together"
         )
     params = params if dtype is None else load_params(params, dtype)
-    return TextEncoder(config, params, read, metadata.get(HASH_KEY) or text_encoder_sha256(params), notes_of(metadata))
+    sha256 = metadata.get(HASH_KEY) or (text_encoder_sha256(params) if identify else "")
+    return TextEncoder(config, params, read, sha256, notes_of(metadata))
 
 
 def write_cascade(

@@ -49,6 +49,16 @@ class Folder:
             known.update(repr(_stamp(text) if isinstance(text, Path) else text).encode("utf-8", "surrogatepass"))
         return known.hexdigest()
 
+    def files(self) -> list[tuple[str, int]]:
+        found = []
+        for entry in self._entries:
+            text, stamp = entry.caption, _stamp(entry.path)
+            found.append((entry.name, stamp[0] if stamp else -1))
+            if isinstance(text, Path) and (stamp := _stamp(text)):
+                found.append((f"{entry.name}: caption", stamp[0]))
+        lines = _stamp(self.path / METADATA)
+        return found + ([(METADATA, lines[0])] if lines else [])
+
     def index_file(self) -> Path:
         return self.path / INDEX
 

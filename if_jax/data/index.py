@@ -51,6 +51,9 @@ class Shelf(Protocol):
     def fingerprint(self) -> str:
         """Changes when the stored bytes may have."""
 
+    def files(self) -> list[tuple[str, int]]:
+        """Names and sizes of what is stored: in these the copies on two hosts must agree, times may differ."""
+
     def index_file(self) -> Path:
         """Where its index is kept."""
 

@@ -7,6 +7,7 @@ and every host has as many steps as every other however its records are stored.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -18,7 +19,7 @@ from if_jax.data import drawn
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import Filter
 from if_jax.data.prepare import Preparation, fit, read_picture
-from if_jax.data.sources import Stored, open_stored
+from if_jax.data.sources import Stored, find_shelves, open_stored
 from if_jax.text.captions import prepare_captions
 
 _PART = 2**48  # a mixture numbers the records of its i-th part from i * this
@@ -88,8 +89,7 @@ def batches(
     """
     _check(size, batch_size, seed, start_step, caption_dropout, shard_index, shard_count, threads, workers)
     opened = open_source(source, size, seed, preparation, keep)
-    if workers and any(name in drawn.NAMES for _, name in parse_mixture(source)):
-        raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
+    check_workers(source, workers)
     rows = batch_size // shard_count
 
     text = _text_states(opened, embeddings, preparation, encoder) if embeddings else _text_tokens(tokenize)
@@ -107,6 +107,12 @@ def batches(
     steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
     made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     return iter(_in_workers(made, workers) if workers else made)
+
+
+def check_workers(source: str, workers: int) -> None:
+    """Refuses worker processes where the source, or a part of it, is drawn."""
+    if workers and any(name in drawn.NAMES for _, name in parse_mixture(source)):
+        raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
 
 
 def open_source(source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> Source:
@@ -128,6 +134,26 @@ def parse_mixture(source: str) -> list[tuple[float, str]]:
     if not all(found) or not all(float(match[1]) > 0 for match in found if match):
         raise ValueError(f"mixture {source!r}: write it as WEIGHT*SOURCE + WEIGHT*SOURCE, weights above 0")
     return [(float(match[1]), match[2]) for match in found if match]
+
+
+def stored_parts(source: str) -> list[str]:
+    """Those parts of a source that are stored rather than drawn."""
+    return [name for _, name in parse_mixture(source) if name not in drawn.NAMES]
+
+
+def describe_files(source: str) -> str:
+    """What is on this host of a source's stored parts, as "3 files, 6f1c…": their names and sizes; cheap.
+
+    Where a part cannot be opened it is the reason instead: hosts that differ in it do not see the same data.
+    """
+    found: list[tuple[str, int]] = []
+    try:
+        for name in stored_parts(source):
+            found += [file for shelf in find_shelves(name) for file in shelf.files()]
+    except (OSError, ValueError) as error:
+        return str(error)
+    known = hashlib.sha256(repr(found).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(found)} files, {known[:16]}" if found else "drawn"
 
 
 class Pictures:

@@ -53,9 +53,12 @@ class Prepared:
     def fingerprint(self) -> str:
         """A hash of the description, and every file's size."""
         known = hashlib.sha256((self.path / INFO).read_bytes())
-        files = sorted(path for path in self.path.iterdir() if "array_record" in path.name)
-        known.update(repr([(path.name, path.stat().st_size) for path in files]).encode())
+        known.update(repr(self.files()).encode())
         return known.hexdigest()
+
+    def files(self) -> list[tuple[str, int]]:
+        found = sorted(path for path in self.path.iterdir() if "array_record" in path.name)
+        return [(path.name, path.stat().st_size) for path in found]
 
     def index_file(self) -> Path:
         return self.path / f".{self.split}.index.npz"

@@ -32,6 +32,9 @@ class Tar:
     def fingerprint(self) -> str:
         return file_fingerprint(self.path)
 
+    def files(self) -> list[tuple[str, int]]:
+        return [(self.path.name, self.path.stat().st_size)]
+
     def index_file(self) -> Path:
         return self.path.with_name(f"{self.path.name}.index.npz")
 

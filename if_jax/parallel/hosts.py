@@ -49,14 +49,7 @@ def connect(
     the others leave.
     Raises ValueError where the three are not given together, or the others are not found.
     """
-    given = (coordinator, processes, process)
-    if any(value is not None for value in given) and None in given:
-        raise ValueError(
-            f"coordinator {coordinator}, processes {processes}, process {process}: give all three, or none where the "
-            "environment tells them (TPU VM, GKE, Slurm, Open MPI)"
-        )
-    if process is not None and not 0 <= process < processes:
-        raise ValueError(f"process is {process} of {processes}: use 0…{max(processes, 1) - 1}")
+    check_address(coordinator, processes, process)
     if jax.distributed.is_initialized():
         return
     waits = {"initialization_timeout": start_seconds, "heartbeat_timeout_seconds": heartbeat_seconds}
@@ -84,6 +77,18 @@ def settled(tree: Any) -> Any:
     return tree
 
 
+def check_address(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Raises ValueError unless all three are given, or none, and the process is one of them."""
+    given = (coordinator, processes, process)
+    if any(value is not None for value in given) and None in given:
+        raise ValueError(
+            f"coordinator {coordinator}, processes {processes}, process {process}: give all three, or none where the "
+            "environment tells them (TPU VM, GKE, Slurm, Open MPI)"
+        )
+    if process is not None and not 0 <= process < processes:
+        raise ValueError(f"process is {process} of {processes}: use 0…{max(processes, 1) - 1}")
+
+
 def code_hash() -> str:
     """A short SHA-256 of this package's source: what "the same version on every host" means."""
     root, digest = Path(__file__).parent.parent, hashlib.sha256()
@@ -97,24 +102,32 @@ def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
 
     Raises ValueError naming the process and host that is missing after `seconds`, or that differs, and in what.
     """
+    first, *others = exchange("preflight", {"host": socket.gethostname(), **facts}, seconds)
+    for index, told in enumerate(others, start=1):
+        if other := [name for name in facts if told.get(name) != first.get(name)]:
+            pairs = "; ".join(f"{name} {told.get(name)!r}, not {first.get(name)!r}" for name in other)
+            raise ValueError(f"process {index} on {told['host']} differs from process 0 on {first['host']}: {pairs}")
+
+
+def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
+    """What every process tells under a topic (JSON values), in their order; each process may tell once.
+
+    Raises ValueError naming the process that has told nothing after `seconds`.
+    """
     # The key-value store of the coordinator: unlike a collective it tells who has not come.
     from jax._src import distributed
 
     client = distributed.global_state.client
-    own = json.dumps({"host": socket.gethostname(), **facts}, sort_keys=True)
-    client.key_value_set(f"if_jax/preflight/{jax.process_index()}", own)
-    first: dict[str, Any] = {}
+    client.key_value_set(f"if_jax/{topic}/{jax.process_index()}", json.dumps(told, sort_keys=True))
+    found = []
     for index in range(jax.process_count()):
         try:
-            told = json.loads(client.blocking_key_value_get(f"if_jax/preflight/{index}", seconds * 1000))
+            found.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
         except jax.errors.JaxRuntimeError:
             raise ValueError(
                 f"process {index} of {jax.process_count()} is not there after {seconds} s: look at its log, or start it"
             ) from None
-        first = first or told
-        if other := [name for name in facts if told.get(name) != first.get(name)]:
-            pairs = "; ".join(f"{name} {told.get(name)!r}, not {first.get(name)!r}" for name in other)
-            raise ValueError(f"process {index} on {told['host']} differs from process 0 on {first['host']}: {pairs}")
+    return found
 
 
 @contextmanager

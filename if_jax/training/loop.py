@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,21 +21,17 @@ from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.weights import boxed_params, load_params
-from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
+from if_jax.config import Recipe, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.models import presets
 from if_jax.parallel import hosts, rules
 from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import objective, optimizer, sampling, validation
+from if_jax.training import objective, optimizer, preflight, sampling, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.step import TrainState, ema_name, init_state, make_step
 from if_jax.training.warm_start import start_from_release
-
-# What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
-_FREE += ("data.threads", "data.workers", "init_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +68,8 @@ def train(recipe: Recipe, workdir: str) -> None:
     networks = objective.make_networks(recipe, text.config if text else None)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
-    _preflight(recipe, workdir, metadata)
+    if jax.process_count() > 1:
+        hosts.preflight(preflight.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     start, begun = _start(workdir, metadata)
     if start >= recipe.steps:
         return
@@ -171,7 +166,7 @@ def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
     began = time.perf_counter()
     host = next(s.batches)
     batch = {
-        name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in _batch_rows(s.recipe)
+        name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in batch_rows(s.recipe)
     }
     return hosts.settled(batch), time.perf_counter() - began
 
@@ -258,7 +253,7 @@ def lower_step(
     )
     batch = {
         name: jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
-        for name, (shape, dtype) in _batch_rows(recipe).items()
+        for name, (shape, dtype) in batch_rows(recipe).items()
     }
     # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
     jitted = jax.jit(
@@ -267,7 +262,7 @@ def lower_step(
     return jitted.lower(abstract, frozen, batch)
 
 
-def _batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
+def batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
     """What one row of a batch holds on the devices: shapes and dtypes."""
     side, length = recipe.data.size, tokens.TEXT_LENGTH
     image = {"image": ((side, side, 3), np.uint8)}
@@ -302,12 +297,7 @@ def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
     if not recipe.text_encoder_from:
         return None
     text = release.read_text_encoder(recipe.text_encoder_from, None)
-    wanted = presets.UNETS[recipe.unet].encoder_hid_dim
-    if text.config.d_model != wanted:
-        raise ValueError(
-            f"text_encoder_from {recipe.text_encoder_from!r} makes states of width {text.config.d_model}, "
-            f"{recipe.unet!r} reads {wanted}: name the release it goes with"
-        )
+    preflight.check_text_width(recipe, text.config)
     return text
 
 
@@ -319,20 +309,8 @@ def _place_text(
     return load_params(text.params, recipe.compute_dtype, places)
 
 
-def _preflight(recipe: Recipe, workdir: str, metadata: dict[str, Any]) -> None:
-    """All processes must run the same code on the same recipe: what differs would hang them, or spoil the run."""
-    if jax.process_count() == 1:
-        return
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
-    facts = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
-    hosts.preflight(facts, recipe.hosts.start_seconds)
-
-
 def _start(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """The step to go on from, and the metrics of the window begun before it.
-
-    A work folder belongs to one recipe; only what `_FREE` names may change.
-    """
+    """The step to go on from, and the metrics of the window begun before it."""
     if jax.process_index() == 0:
         run.set_aside_damaged(workdir)
     if jax.process_count() > 1:
@@ -340,11 +318,7 @@ def _start(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, 
     step, before = run.read_latest(workdir)
     if not before:
         return 0, []
-    stored = recipe_to_dict(to_recipe(before["recipe"]))  # keys that are newer than the run at their defaults
-    changed = {key: pair for key, pair in differences(stored, metadata["recipe"]).items() if not key.startswith(_FREE)}
-    if changed:
-        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
-        raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")
+    preflight.check_same_recipe(workdir, before["recipe"], metadata["recipe"])
     if before["text_encoder_sha256"] != metadata["text_encoder_sha256"]:
         raise ValueError(
             f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']}"

@@ -1,0 +1,1 @@
+"""What `if-jax doctor` looks at before a run costs money: one function for each check."""

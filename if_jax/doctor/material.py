@@ -1,0 +1,104 @@
+"""What a run reads: the frozen text encoder, the weights it starts from, pictures, kept text states."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+
+import jax
+
+from if_jax.checkpoints import release
+from if_jax.config import Recipe
+from if_jax.data import pipeline
+from if_jax.data.embeddings import Embeddings
+from if_jax.data.index import load_index
+from if_jax.data.prepare import Unusable
+from if_jax.data.sources import find_shelves, open_stored
+from if_jax.doctor.findings import Finding, attempt
+from if_jax.models.t5 import T5Config
+from if_jax.training import preflight
+
+_LOOKED_AT = 64  # records of a source that has no index yet
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenText:
+    """A frozen text encoder as far as it can be known without reading its weights."""
+
+    config: T5Config
+    sha256: str  # "" where its files do not say
+    identity: str  # the same, shortened, or a hash of the tensors' shapes and types
+
+
+def text_encoder(recipe: Recipe) -> tuple[Finding, FrozenText | None]:
+    """The encoder that `text_encoder_from` names: its files, and that it goes with the UNet. No weight is read."""
+
+    def read() -> tuple[str, FrozenText]:
+        found = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
+        preflight.check_text_width(recipe, found.config)
+        stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(found.params)]
+        identity = found.sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
+        told = f"{recipe.text_encoder_from}, {found.config.num_layers} layers of width {found.config.d_model}"
+        return told, FrozenText(found.config, found.sha256, identity[:16])
+
+    return attempt("text encoder", "copy it there, or set --config.text_encoder_from=FOLDER", read)
+
+
+def initial_weights(recipe: Recipe) -> Finding:
+    """The stage that `init_from` names."""
+
+    def read() -> tuple[str, None]:
+        stage = release.read_stage(recipe.init_from, None)
+        if stage.kind != recipe.stage:
+            raise ValueError(
+                f"init_from {recipe.init_from!r} is a {stage.kind} stage, but recipe key stage is {recipe.stage!r}: "
+                "name a stage of that kind"
+            )
+        return f"{recipe.init_from}, a {stage.kind} stage", None
+
+    return attempt("initial weights", "set --config.init_from=FOLDER of a stage of a release", read)[0]
+
+
+def data_source(check: str, source: str, recipe: Recipe, workers: int = 0) -> Finding:
+    """Whether pictures can be read from every part of a source; one that has no index yet is only looked into."""
+
+    def look() -> tuple[str, None]:
+        pipeline.check_workers(source, workers)
+        parts = pipeline.stored_parts(source)
+        return "; ".join(_part(name, recipe) for name in parts) or f"{source}, drawn on the fly", None
+
+    return attempt(check, "run `if-jax data inspect` on it", look)[0]
+
+
+def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
+    """The cache that `data.embeddings` names: that it is whole, and of this source and encoder."""
+
+    def read() -> tuple[str, None]:
+        cache, data = Embeddings(recipe.data.embeddings), recipe.data
+        if len(pipeline.parse_mixture(data.source)) > 1 or not pipeline.stored_parts(data.source):
+            raise ValueError(
+                f"embeddings {data.embeddings!r} do not go with drawn scenes or a mixture: name one stored source, or "
+                "leave data.embeddings out"
+            )
+        if all(load_index(shelf) for shelf in find_shelves(data.source)):
+            stored = open_stored(data.source, data.keep.at_least(data.size))
+            cache.check(stored, data.preparation, text.sha256 if text else "")
+        return f"{data.embeddings}, {cache.plan.captions} captions", None
+
+    return attempt("text states", "run `if-jax embed` again", read)[0]
+
+
+def _part(name: str, recipe: Recipe) -> str:
+    keep = recipe.data.keep.at_least(recipe.data.size)
+    shelves = find_shelves(name)
+    if all(load_index(shelf) is not None for shelf in shelves):
+        return f"{name}: {len(open_stored(name, keep)):,} pictures"
+    looked = list(itertools.islice((found for shelf in shelves for _, _, found in shelf.scan()), _LOOKED_AT))
+    flaws = [str(found) for found in looked if isinstance(found, Unusable)]
+    if len(flaws) == len(looked):
+        raise ValueError(
+            f"no usable picture in {name!r} ({flaws[0] if flaws else 'it is empty'}): `if-jax data inspect {name}` "
+            "says what is wrong with each"
+        )
+    return f"{name}: {len(shelves)} part(s), indexed when training starts"

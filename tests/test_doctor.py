@@ -1,0 +1,361 @@
+"""`if-jax doctor`: planted faults are found, each with its remedy, and a healthy set-up is told to be one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import pytest
+import shelves
+import tiny
+from click.testing import CliRunner
+
+from if_jax.checkpoints import run
+from if_jax.checkpoints.release import write_stage
+from if_jax.cli import main
+from if_jax.config import Recipe, recipe_to_dict
+from if_jax.data import pipeline
+from if_jax.data.sources import open_stored
+from if_jax.doctor import fit, machine, processes
+from if_jax.models import presets
+from if_jax.parallel import meeting
+
+TESTS = Path(__file__).parent
+CONFIG = """
+import tiny
+from if_jax.models import presets
+from if_jax.recipes import default_recipe
+
+presets.UNETS["tiny-I"] = tiny.one_level(tiny.BASE)
+presets.T5_ENCODERS["tiny"] = tiny.TEXT
+
+
+def get_config():
+    config = default_recipe()
+    config.unet, config.text_encoder = "tiny-I", "tiny"
+    config.batch_size, config.data.size = 8, 8
+    return config
+"""
+KINDS = ("parameters", "EMA", "moments", "gradients", "activations")
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def no_tracing(monkeypatch):
+    """A step that takes no memory: counting takes seconds."""
+    monkeypatch.setattr(fit, "step_bytes", lambda *_, **__: dict.fromkeys(KINDS, 0))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with a recipe, a stage with a text encoder, and pictures."""
+    (tmp_path / "recipe.py").write_text(CONFIG)
+    shelves.write_folder(tmp_path / "pictures", 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))  # as the recipe does; undone afterwards
+    monkeypatch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
+    monkeypatch.setattr(machine, "TPU_LOCK", tmp_path / "lock")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _doctor(*more):
+    result = CliRunner().invoke(main, ["doctor", "--config", "recipe.py", "--json", *map(str, more)])
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result.exit_code, {row["check"]: row for row in json.loads(result.stdout)}
+
+
+def test_a_healthy_set_up_passes_and_nothing_is_left(place):
+    release = place / "stage_I"
+    write_stage(release, tiny.on_one_level(tiny.stages()[0]))
+    before = sorted(place.rglob("*"))
+    keys = ["--config.text_encoder_from=stage_I", "--config.data.source=0.5*pictures + 0.5*scenes"]
+    keys += ["--config.validation.every=5"]
+    code, found = _doctor("--workdir", "runs/I", *keys, f"--config.init_from={release}")
+    assert code == 0 and {row["status"] for row in found.values()} == {"pass"}, found
+    assert not any(row["remedy"] for row in found.values())
+    assert list(found) == [
+        *("versions", "TPU lock", "recipe", "devices", "run folder", "run", "text encoder", "initial weights"),
+        *("data", "validation data", "mesh", "batch", "memory", "disk space"),
+    ]
+    assert sorted(place.rglob("*")) == before
+
+
+def test_the_report_is_one_line_a_check(no_tracing):
+    result = CliRunner().invoke(main, ["doctor", "--config", "recipe.py", "--config.mesh.data=3"])
+    lines = result.output.splitlines()
+    assert result.exit_code == 1 and [line[:4] for line in lines].count("fail") == 1
+    (line,) = (line for line in lines if line.startswith("fail"))
+    assert line.startswith("fail mesh: mesh data=3, fsdp=1, tensor=1 does not fit 8 device(s) → the product must be 8")
+
+
+def test_without_a_recipe_the_machine_is_looked_at():
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0 and [line.split(":")[0] for line in result.output.splitlines()] == [
+        *("pass versions", "pass TPU lock", "pass devices")
+    ]
+
+
+FAULTS = {
+    "recipe key": (["--config.bacth_size=3"], "recipe", "bacth_size", "correct it, or the --config.KEY=VALUE"),
+    "recipe value": (["--config.stage=bse"], "recipe", "stage is 'bse'", "it must be one of base, super-resolution"),
+    "mesh": (["--config.mesh.fsdp=3"], "mesh", "does not fit 8 device(s)", "set one axis to -1"),
+    "batch": (["--config.batch_size=12"], "batch", "does not divide over 8 devices", "use a multiple of 8, e.g. 8"),
+    "text encoder": (["--config.text_encoder_from=gone"], "text encoder", "gone", "copy"),
+    "initial weights": (["--config.init_from=gone"], "initial weights", "gone", "set --config.init_from"),
+    "data": (["--config.data.source=gone"], "data", "'gone' does not exist", "give a folder, tar files"),
+    "drawn by workers": (["--config.data.workers=2"], "data", "workers 2 with 'scenes'", "give workers 0"),
+    "validation data": (
+        ["--config.validation.every=5", "--config.validation.source=gone"],
+        *("validation data", "'gone' does not exist", "give a folder"),
+    ),
+    "text states": (
+        ["--config.data.embeddings=gone", "--config.text_encoder_from=gone"],
+        *("text states", "'gone' is no cache", "if-jax embed"),
+    ),
+    "run folder": (["--workdir", "/dev/null/run"], "run folder", "Not a directory", "choose another --workdir"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_command_is_found(fault, no_tracing):
+    arguments, check, told, remedy = FAULTS[fault]
+    code, found = _doctor(*arguments)
+    assert code == 1 and found[check]["status"] == "fail", found
+    assert told in found[check]["told"] and remedy in found[check]["remedy"], found[check]
+    others = [row for name, row in found.items() if name != check and row["status"] != "pass"]
+    assert [row["check"] for row in others] == (["text encoder"] if fault == "text states" else [])
+
+
+def test_jax_and_what_belongs_to_it(monkeypatch):
+    real = metadata.version
+    for name, version, status in (("jaxlib", "0.4.1", "fail"), ("libtpu", "0.0.1", "fail"), ("libtpu", "9.0", "warn")):
+        own = {name: version}
+        monkeypatch.setattr(metadata, "version", lambda package, own=own: own.get(package) or real(package))
+        finding = machine.versions()
+        assert finding.status == status and f"{name} {version} does not belong to jax" in finding.told
+        assert finding.remedy.startswith('pip install -U "jax') and f"=={jax.__version__}" in finding.remedy
+    monkeypatch.setattr(metadata, "version", lambda package: {"jaxlib": "0.4.1"}.get(package) or real(package))
+    code, found = _doctor()
+    assert code == 1 and list(found) == ["versions"]  # nothing after it could be trusted
+
+
+def test_who_holds_the_tpu_is_named_and_left_alone(place, monkeypatch):
+    held = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", held, str(machine.TPU_LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        holder.stdout.readline()
+        assert machine.tpu_lock().status == "warn"  # JAX_PLATFORMS is cpu: it does not matter here
+        monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+        code, found = _doctor()
+        assert code == 1 and found["TPU lock"]["status"] == "fail" and "devices" not in found
+        assert f"process {holder.pid} (" in found["TPU lock"]["told"] and "import fcntl" in found["TPU lock"]["told"]
+        assert f"kill {holder.pid}" in found["TPU lock"]["remedy"] and holder.poll() is None
+        holder.communicate(b"\n")
+    assert machine.tpu_lock().status == "pass"
+    with open(machine.TPU_LOCK, "rb") as file:  # and looking does not take the lock
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_an_accelerator_that_is_not_used(monkeypatch):
+    monkeypatch.setattr(machine, "idle_accelerators", lambda: "4 TPU chip(s)")
+    finding, devices = machine.devices()
+    assert finding.status == "warn" and "JAX uses the CPU, but there is 4 TPU" in finding.told and len(devices) == 8
+    assert finding.remedy == "unset JAX_PLATFORMS (it is cpu)"
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert machine.devices()[0].remedy == 'pip install "if_jax[tpu]"'
+
+
+def test_devices_that_do_not_answer(monkeypatch):
+    answer = threading.Event()
+    monkeypatch.setattr(jax, "devices", answer.wait)
+    finding, devices = machine.devices(0.1)
+    answer.set()
+    assert finding.status == "fail" and devices is None and "on all workers at once" in finding.remedy
+    monkeypatch.setattr(jax, "devices", lambda: [][0])
+    assert machine.devices()[0].status == "fail"
+
+
+def test_a_full_disk(monkeypatch):
+    sizes = dict.fromkeys(KINDS, 4_000_000_000)
+    monkeypatch.setattr(fit, "step_bytes", lambda *_, **__: sizes)
+    monkeypatch.setattr(machine, "system_memory", lambda: 10**13)
+    for free, status, told in ((10**10, "fail", "one checkpoint takes 12.0"), (2 * 10**10, "warn", "take 36.0 GB")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(10**12, 0, free))
+        code, found = _doctor("--workdir", "run")
+        assert found["disk space"]["status"] == status and code == (status == "fail")
+        assert told in found["disk space"]["told"] and "keep_checkpoints" in found["disk space"]["remedy"]
+
+
+def test_a_recipe_that_does_not_fit(monkeypatch):
+    sizes = dict.fromkeys(KINDS, 10**9)
+    monkeypatch.setattr(fit, "step_bytes", lambda *_, **__: sizes)
+    monkeypatch.setattr(machine, "system_memory", lambda: 8 * 3 * 10**9)  # for eight devices
+    code, found = _doctor()
+    assert code == 1 and "the state alone exceeds the 3.0 GB" in found["memory"]["told"]
+    assert "--config.mesh.rules=fsdp" in found["memory"]["remedy"]
+    for activations, status in ((5 * 10**9, "pass"), (11 * 10**9, "warn"), (30 * 10**9, "fail")):
+        finding = fit.judge_memory(sizes | {"activations": activations}, 15 * 10**9, True, Recipe(accumulate=2))
+        assert finding.status == status and (status == "pass" or finding.remedy.startswith("--config.accumulate=4"))
+
+
+def test_a_run_folder_of_another_recipe(monkeypatch, no_tracing):
+    recipe = recipe_to_dict(Recipe()) | {"prediction": "x0"}
+    monkeypatch.setattr(run, "read_latest", lambda workdir: (7, {"recipe": recipe}))
+    code, found = _doctor("--workdir", "run")
+    assert code == 1 and found["run"]["status"] == "fail" and "holds a run of another recipe" in found["run"]["told"]
+    assert "prediction was 'x0', is 'eps'" in found["run"]["told"]
+
+
+def test_a_bucket_without_its_library(monkeypatch, no_tracing):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    code, found = _doctor("--workdir", "gs://no-such-bucket-of-ours/run")
+    assert code == 1 and found["run folder"]["remedy"] == "pip install gcsfs"
+
+
+def test_a_source_that_has_changed_or_holds_no_picture(place, no_tracing):
+    open_stored("pictures")
+    assert "3 pictures" in _doctor("--config.data.source=pictures")[1]["data"]["told"]
+    (place / "pictures" / "more.txt").write_text("no picture beside it")
+    shutil.copy(next((place / "pictures").glob("*.png")), place / "pictures" / "more.png")
+    code, found = _doctor("--config.data.source=pictures")
+    assert code == 1 and "has changed since it was indexed" in found["data"]["told"]
+    assert "--reindex" in found["data"]["remedy"]
+    (place / "empty").mkdir()
+    (place / "empty" / "bad.png").write_bytes(b"")
+    code, found = _doctor("--config.data.source=empty")
+    assert code == 1 and "no usable picture" in found["data"]["told"] and "data inspect" in found["data"]["remedy"]
+
+
+def test_the_fingerprint_is_of_names_and_sizes(place):
+    shutil.copytree(place / "pictures", place / "copy")  # another host's: the same names and sizes, other times
+    for path in (place / "copy").iterdir():
+        os.utime(path, (1, 1))
+    told = pipeline.describe_files("pictures")
+    assert told == pipeline.describe_files("copy") == pipeline.describe_files("0.5*copy + 0.5*scenes")
+    shelves.write_tars(place / "tars", 5, 2)
+    assert pipeline.describe_files("tars").startswith("3 files, ")
+    assert pipeline.describe_files("scenes") == "drawn" and "does not exist" in pipeline.describe_files("gone")
+    with next((place / "copy").glob("*.png")).open("ab") as file:
+        file.write(b"\0")
+    assert pipeline.describe_files("copy") != told
+
+
+def test_hosts_that_differ_are_named_with_what_differs():
+    first = {"host": "a", "code": "1", "recipe": "2", "data": "8 files, 1", "devices": 4, "workdir": "r"}
+    assert processes.compare([first, first | {"host": "b"}])[0].status == "pass"
+    for name, remedy in processes._REMEDIES.items():
+        if name in first:
+            (finding,) = processes.compare([first, first, first | {"host": "c", name: "other"}])
+            assert finding.status == "fail" and f"process 2 on c has {name} 'other'" in finding.told
+            assert finding.remedy == remedy
+    assert len(processes.compare([first, first | {"code": "0", "data": "7 files, 1"}])) == 2
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def _meet(count, told, seconds, address=None):
+    """Findings of processes that run side by side; None in `told` does not come."""
+    address = address or f"localhost:{_free_port()}"
+    found = {}
+
+    def one(index):
+        found[index] = processes.all_come((address, count, index), seconds, told[index])
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(count) if told[i] is not None]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_processes_that_come_together():
+    found = _meet(3, ["", "", ""], 20)
+    assert all(met and finding.status == "pass" for finding, met in found.values()), found
+
+
+def test_a_process_that_does_not_come_is_named_on_all():
+    found = _meet(3, ["", None, ""], 1)
+    for finding, met in found.values():
+        assert not met and finding.status == "fail" and "process 1 of 3 has not come" in finding.told
+        assert "start it there" in finding.remedy
+
+
+def test_a_process_that_cannot_go_on_tells_the_others():
+    found = _meet(2, ["", "fail TPU lock: process 7 holds it"], 20)
+    for finding, met in found.values():
+        assert not met and "process 1 on" in finding.told and "process 7 holds it" in finding.told
+
+
+def test_an_address_that_leads_nowhere():
+    port = _free_port()
+    finding, met = processes.all_come((f"localhost:{port}", 2, 1), 0.3, "")
+    assert not met and f"localhost:{port} cannot be reached" in finding.told and "firewall" in finding.remedy
+    with socket.create_server(("", port)):
+        finding, met = processes.all_come((f"localhost:{port}", 2, 0), 0.3, "")
+    assert not met and f"port {port} cannot be opened here" in finding.told and "another port" in finding.remedy
+    finding, met = processes.all_come(("host", 2, 1), 0.3, "")
+    assert not met and finding.remedy == "write HOST:PORT"
+
+
+@pytest.mark.parametrize(("other", "message"), [((2, 0), "has come twice"), ((3, 1), "was told of 3 processes")])
+def test_processes_that_were_started_wrongly(other, message):
+    address, count = f"localhost:{_free_port()}", 3 if other == (2, 0) else 2
+    told = {"host": "here", "problem": ""}
+    errors = []
+
+    def one(processes, index):
+        try:
+            meeting.meet(address, processes, index, told, 5)
+        except ValueError as error:
+            errors.append(str(error))
+
+    calls = [(count, 0), (count, 1), (count, 1)] if other == (2, 0) else [(2, 0), other]
+    threads = [threading.Thread(target=one, args=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == len(calls) and all(message in error for error in errors), errors
+
+
+def test_two_processes_whose_data_differ(place):
+    """Real processes: they meet, join, see each other's devices, and each names what differs."""
+    address = f"localhost:{_free_port()}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    shelves.write_folder(place / "other" / "pictures", 4)
+    shutil.copy("recipe.py", "other")
+    command = [sys.executable, "-m", "if_jax", "doctor", "--config", "recipe.py", "--json"]
+    command += ["--workdir", str(place / "run"), "--config.data.source=pictures", "--coordinator", address]
+    command += ["--processes", "2", "--process"]
+    started = [
+        subprocess.Popen([*command, str(i)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        for i, folder in enumerate((place, place / "other"))
+    ]
+    for process in started:
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode == 1, out
+        bad = [row for row in json.loads(out) if row["status"] != "pass"]
+        assert [row["check"] for row in bad] == ["hosts"] and "has data '8 files" in bad[0]["told"], bad
+        assert "process 0 on" in bad[0]["told"] and "copy the same files" in bad[0]["remedy"]
+        assert "2 × cpu" in out and "all processes see" in out
+    assert not list(place.glob(".if_jax*"))
