@@ -57,6 +57,18 @@ class Recorder:
         self._step, self._data, self._last = 0, 0.0, 0.0
         self._write("start", time.time() if began is None else began, pid=os.getpid())
 
+    @contextmanager
+    def into(self, workdir: str | None) -> Iterator[None]:
+        """`open` and `close` around the rest of a session; None: of a process whose time is not kept."""
+        if workdir is not None:
+            self.open(workdir)
+        try:
+            yield
+        except BaseException as error:
+            self.close(type(error).__name__)
+            raise
+        self.close("finished")
+
     def open(self, workdir: str) -> None:
         """Begins to write, the lines until now first. Object stores cannot append: there nothing is kept."""
         if "://" in workdir:

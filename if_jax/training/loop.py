@@ -17,13 +17,12 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.weights import boxed_params, load_params
-from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
+from if_jax.config import Recipe, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.models import presets
 from if_jax.parallel import hosts, rules
@@ -33,12 +32,9 @@ from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
 from if_jax.training import objective, optimizer, sampling, validation
 from if_jax.training.metrics import Window, step_flops
+from if_jax.training.resume import resume
 from if_jax.training.step import TrainState, ema_name, init_state, make_step
 from if_jax.training.warm_start import start_from_release
-
-# What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
-_FREE += ("data.threads", "data.workers", "init_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +77,11 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     _preflight(recipe, workdir, metadata)
     recorder.note("prepared")
-    start, begun = _start(workdir, metadata)
+    start, begun = resume(workdir, metadata)
     recorder.note("checked", step=start)
     batches = _open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
     with (
-        _recorded(recorder, workdir),
+        recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),
         run.open_checkpoints(
             workdir, keep=recipe.keep_checkpoints, keep_every=recipe.keep_every, metadata=metadata
@@ -125,19 +121,6 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
             moved=moved,
         )
         _loop(session, state)
-
-
-@contextmanager
-def _recorded(recorder: Recorder, workdir: str) -> Iterator[None]:
-    """Process 0 keeps the account of the run's time, from here on and from what was noted before."""
-    if jax.process_index() == 0:
-        recorder.open(workdir)
-    try:
-        yield
-    except BaseException as error:
-        recorder.close(type(error).__name__)
-        raise
-    recorder.close("finished")
 
 
 @contextmanager
@@ -361,27 +344,3 @@ def _preflight(recipe: Recipe, workdir: str, metadata: dict[str, Any]) -> None:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
     facts = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
     hosts.preflight(facts, recipe.hosts.start_seconds)
-
-
-def _start(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """The step to go on from, and the metrics of the window begun before it.
-
-    A work folder belongs to one recipe; only what `_FREE` names may change.
-    """
-    if jax.process_index() == 0:
-        run.set_aside_damaged(workdir)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints checked")
-    step, before = run.read_latest(workdir)
-    if not before:
-        return 0, []
-    stored = recipe_to_dict(to_recipe(before["recipe"]))  # keys that are newer than the run at their defaults
-    changed = {key: pair for key, pair in differences(stored, metadata["recipe"]).items() if not key.startswith(_FREE)}
-    if changed:
-        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
-        raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")
-    if before["text_encoder_sha256"] != metadata["text_encoder_sha256"]:
-        raise ValueError(
-            f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']}"
-        )
-    return step, before.get("window", [])
