@@ -43,7 +43,7 @@ def process_start() -> float:
 
 
 class Recorder:
-    """Appends the lines of one session; silent until `open`, and never in the way of training.
+    """Appends the lines of one session; silent until `into`, and never in the way of training.
 
     A line is one unbuffered write, so a kill costs at most the line it cuts off. What cannot be written (a full disk)
     is said once and counted as part of what comes next.
@@ -53,7 +53,7 @@ class Recorder:
         """began: when this session's work began, seconds since 1970; now, unless given."""
         self._file: Any = None
         self._torn = self._warned = False
-        self._waiting: list[dict[str, Any]] = []  # lines from before `open`
+        self._waiting: list[dict[str, Any]] | None = []  # lines from before `into`
         self._step, self._data, self._last = 0, 0.0, 0.0
         self._write("start", time.time() if began is None else began, pid=os.getpid())
 
@@ -62,6 +62,7 @@ class Recorder:
         """`open` and `close` around the rest of a session; None: of a process whose time is not kept."""
         if workdir is not None:
             self.open(workdir)
+        self._waiting = None
         try:
             yield
         except BaseException as error:
@@ -84,7 +85,7 @@ class Recorder:
         except OSError as error:
             self._complain(error)
             return
-        for line in self._waiting:
+        for line in self._waiting or ():
             self._append(line)
 
     def note(self, event: str, **values: Any) -> None:
@@ -124,10 +125,10 @@ class Recorder:
     def _write(self, event: str, when: float | None = None, **values: Any) -> None:
         self._last = time.monotonic()
         line = {"time": round(time.time() if when is None else when, 3), "event": event, **values}
-        if self._file is None:
-            self._waiting.append(line)
-        else:
+        if self._file is not None:
             self._append(line)
+        elif self._waiting is not None:
+            self._waiting.append(line)
 
     def _append(self, line: dict[str, Any]) -> None:
         data = (b"\n" if self._torn else b"") + json.dumps(line).encode() + b"\n"

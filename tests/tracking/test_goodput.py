@@ -187,11 +187,23 @@ def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path, caplog):
 
 def test_where_nothing_can_be_appended_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _record("gs://bucket/run", [2]).close("finished")
-    assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    _record(tmp_path / "file", [2]).close("finished")  # said, not raised
-    assert (tmp_path / "file").read_text() == ""
+    for workdir in ("gs://bucket/run", "file", None):  # said, not raised; None: another process keeps it
+        recorder = goodput.Recorder()
+        with recorder.into(workdir):
+            recorder.stepped(2, due=True)
+            assert not recorder._waiting  # nothing is piled up
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == ""
+
+
+def test_a_session_ends_by_the_name_of_what_ended_it(tmp_path):
+    with goodput.Recorder().into(str(tmp_path)):
+        pass
+    with pytest.raises(KeyboardInterrupt), goodput.Recorder(began=1.0).into(str(tmp_path)):
+        raise KeyboardInterrupt
+    events = goodput.read_events(str(tmp_path))
+    assert [event.get("why") for event in events] == [None, "finished", None, "KeyboardInterrupt"]
+    assert events[2]["time"] == 1.0 and goodput.account(events).disruptions == 0
 
 
 @pytest.mark.parametrize(("save", "restart", "between"), [(0.5, 60, 10800), (30, 300, 10800), (10, 0, 600)])
