@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "pillow>=10.1",
     "protobuf>=5.28",  # transformers needs it to open a spiece.model
     "safetensors>=0.4.3",  # release folders
+    "psutil>=5.9",  # when this process began, for the account of a run's time (Orbax brings it)
     "pyyaml>=6.0",  # config.yml of the DeepFloyd layout
     "sentencepiece>=0.2.0",  # spiece.model of T5 releases
     "tensorboardX>=2.6.2",  # metrics; clu.metric_writers would need TensorFlow

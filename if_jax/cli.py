@@ -54,6 +54,7 @@ def train(
     """
     from if_jax.config import to_recipe
     from if_jax.parallel.hosts import TERMINATED, Terminated, connect
+    from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
 
     recipe = to_recipe(_read_recipe(config, context.args))
@@ -61,11 +62,28 @@ def train(
     connect(coordinator, processes, process, **waits)
     cache_compilations()
     try:
-        run_training(recipe, workdir)
+        run_training(recipe, workdir, began=process_start())
     except Terminated as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(TERMINATED)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
+
+
+@main.command()
+@click.argument("workdir")
+@click.option("--fault-hours", default=3.0, show_default=True, help="Hours between faults, for the interval to advise.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of the table.")
+@_plain_errors
+def goodput(workdir: str, fault_hours: float, as_json: bool) -> None:
+    """Print where the time of the run in WORKDIR went: the share that made progress, and what the rest was lost to.
+
+    
+    Example:  if-jax goodput runs/I
+    """
+    from if_jax.tracking import goodput as times
+
+    report = times.report(times.account(times.read_events(workdir)), fault_hours * 3600)
+    click.echo(json.dumps(report) if as_json else times.table(report))
 
 
 @main.command()

@@ -14,7 +14,7 @@ from if_jax.checkpoints.release import write_cascade
 from if_jax.cli import main
 
 DRAWING = ("dream", "style-transfer", "super-resolution", "inpaint")
-COMMANDS = (*DRAWING, "train", "export", "embed", "doctor", "data", "data build", "data inspect")
+COMMANDS = (*DRAWING, "train", "goodput", "export", "embed", "doctor", "data", "data build", "data inspect")
 
 
 @pytest.fixture(scope="module")

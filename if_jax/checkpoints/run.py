@@ -1,12 +1,16 @@
 """The checkpoints of a run: state, EMA, step and recipe, written with Orbax while training goes on.
 
 A checkpoint is complete or absent: Orbax writes beside and renames, and what a killed process left half-written is
-cleared at the next start. Once complete it is sealed with checksums (`seal.py`), and one whose bytes have changed since
-is set aside for the one before. The recipe travels in each checkpoint's metadata, so a run folder explains itself.
+cleared at the next start. Once complete it is sealed with checksums (`seal.py`), and one that is no longer what was
+written is set aside for the one before. The recipe travels in each checkpoint's metadata, so a run folder explains
+itself.
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from if_jax.checkpoints.seal import damage, seal
+from if_jax.checkpoints.seal import METADATA, damage, seal
+
+FORMAT = 1  # of what a checkpoint holds; one with a higher number is refused, never set aside
 
 
 class RunCheckpoints:
@@ -40,8 +47,16 @@ class RunCheckpoints:
         return None if latest is None else latest.step
 
     def restore(self, abstract_state: Any) -> Any:
-        """Loads the newest checkpoint into the shapes, dtypes and shardings of `abstract_state`."""
-        return self._checkpointer.load_checkpointables(None, {"state": abstract_state})["state"]
+        """Loads the newest checkpoint into the shapes, dtypes and shardings of `abstract_state`.
+
+        Raises ValueError where it holds another state or cannot be read.
+        """
+        step = self.latest()
+        named = f"checkpoint {step} of {self._folder.parent}"
+        stored = self._checkpointer.checkpointables_metadata(step).metadata.get("state")
+        _check_fits(named, stored, abstract_state)
+        with _in_one_line(named):
+            return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
 
     def save(self, step: int, state: Any, more: dict[str, Any] | None = None) -> None:
         """Starts writing a checkpoint (device memory is copied before this returns); a step already saved is kept.
@@ -52,7 +67,7 @@ class RunCheckpoints:
         if step == self.latest():
             return
         self.finish()
-        metadata = self._metadata | (more or {})
+        metadata = {"format": FORMAT, "step": step} | self._metadata | (more or {})
         response = self._checkpointer.save_checkpointables_async(step, {"state": state}, custom_metadata=metadata)
         self._sealed = self._sealer.submit(self._seal, response, step)
 
@@ -92,35 +107,35 @@ def open_checkpoints(
 
 
 def set_aside_damaged(workdir: str) -> list[int]:
-    """Renames every newest checkpoint whose bytes have changed to STEP.damaged, until a sound one is the newest.
+    """Renames every newest checkpoint that is not what was written to STEP.damaged, until a sound one is the newest.
 
     Says so loudly; returns the steps set aside. One process of a run does this, before any opens the folder.
+    Raises ValueError, and renames nothing, where none is sound (a run does not begin anew unasked) or the newest was
+    written by a newer version; PermissionError where files may not be read.
     """
-    folder, aside = _folder(workdir), []
-    if not folder.exists():
-        return aside
-    for step in sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True):
-        problem = damage(folder / str(step))
-        if problem is None:
-            break
-        bad = folder / f"{step}.damaged"
-        if bad.exists():
-            bad.rmtree()
-        (folder / str(step)).rename(bad)
-        logging.warning("checkpoint %s of %s is damaged: %s; set aside as %s", step, workdir, problem, bad.name)
-        aside.append(step)
-    return aside
+    folder, steps, problems = _folder(workdir), _steps(workdir), {}
+    with _permitted(workdir):
+        for step in steps:
+            problem = _problem(folder, step)
+            if problem is None:
+                break
+            problems[step] = problem
+        if steps and len(problems) == len(steps):
+            told = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+            raise ValueError(f"no checkpoint of {workdir} is sound ({told}): put a copy back, or move {folder} away")
+        for step, problem in problems.items():
+            bad = folder / f"{step}.damaged"
+            if bad.exists():
+                bad.rmtree()
+            (folder / str(step)).rename(bad)
+            logging.warning("checkpoint %s of %s is damaged: %s; set aside as %s", step, workdir, problem, bad.name)
+    return list(problems)
 
 
 def read_latest(workdir: str) -> tuple[int, dict[str, Any]]:
     """Step and metadata (recipe, text encoder hash) of a run's newest checkpoint; (0, {}) where there is none yet."""
-    if not _folder(workdir).exists():
-        return 0, {}
-    with ocp.training.Checkpointer(_folder(workdir)) as checkpointer:
-        latest = checkpointer.latest
-        if latest is None:
-            return 0, {}
-        return latest.step, dict(checkpointer.checkpointables_metadata(latest.step).custom_metadata or {})
+    steps = _steps(workdir)
+    return (steps[0], _own_metadata(_folder(workdir) / str(steps[0]))) if steps else (0, {})
 
 
 def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
@@ -130,36 +145,127 @@ def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
-      ValueError: the run keeps no such average, or the bytes of its newest checkpoint have changed.
+      ValueError: the run keeps no such average, or its newest checkpoint is not what was written.
     """
-    folder = _folder(workdir)
-    if not folder.exists():
+    folder, steps = _folder(workdir), _steps(workdir)
+    if not steps:
         raise FileNotFoundError(f"no checkpoint under {workdir}: give the --workdir of a run that has saved one")
-    with ocp.training.Checkpointer(folder) as checkpointer:
-        latest = checkpointer.latest
-        if latest is None:
-            raise FileNotFoundError(f"no finished checkpoint under {workdir}: let the run save one first")
-        if problem := damage(folder / str(latest.step)):
-            raise ValueError(
-                f"checkpoint {latest.step} of {workdir} is damaged: {problem}; the training command goes on from the "
-                "one before it"
-            )
-        info = checkpointer.checkpointables_metadata(latest.step)
-        state = info.metadata["state"]
-        averages = state["ema"] if isinstance(state, dict) else state.ema
-        decay = decay or f"{info.custom_metadata['recipe']['ema_decays'][0]:g}"
-        if decay not in averages:
-            raise ValueError(f"{workdir} keeps no EMA of decay {decay}: choose one of {', '.join(averages)}")
-        ema = averages[decay]
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), ema)
+    step, named = steps[0], f"checkpoint {steps[0]} of {workdir}"
+    with _permitted(workdir):
+        problem = _problem(folder, step)
+    if problem:
+        raise ValueError(f"{named} is damaged: {problem}; the training command goes on from the one before it")
+    metadata = _own_metadata(folder / str(step))
+    with ocp.training.Checkpointer(folder) as checkpointer, _in_one_line(named):
+        state = checkpointer.checkpointables_metadata(step).metadata["state"]
+    averages = state.get("ema") or {}
+    decay = decay or f"{metadata['recipe']['ema_decays'][0]:g}"
+    if decay not in averages:
+        kept = f"choose one of {', '.join(averages)}" if averages else "it keeps none"
+        raise ValueError(f"{named} has no EMA of decay {decay}: {kept}")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), averages[decay])
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
-    with context:
-        loaded = ocp.load(folder / str(latest.step), {"ema": {decay: abstract}}, checkpointable_name="state")
-    return latest.step, dict(info.custom_metadata or {}), jax.device_get(loaded["ema"][decay])
+    with context, _in_one_line(named):
+        loaded = ocp.load(folder / str(step), {"ema": {decay: abstract}}, checkpointable_name="state")
+    return step, metadata, jax.device_get(loaded["ema"][decay])
 
 
 def _folder(workdir: str) -> epath.Path:
     path = workdir if "://" in workdir else str(Path(workdir).absolute())
     return epath.Path(path) / "checkpoints"
+
+
+def _steps(workdir: str) -> list[int]:
+    """What is named like a checkpoint, newest first; everything else in the folder is left alone."""
+    folder = _folder(workdir)
+    try:
+        with _permitted(workdir):
+            names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise NotADirectoryError(f"{folder} is not a folder: move it away, or use another --workdir") from None
+    return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name)), reverse=True)
+
+
+def _problem(folder: epath.Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, in words. Raises ValueError for one of a newer version, which nothing is."""
+    if problem := damage(folder / str(step)):
+        return problem
+    own = _own_metadata(folder / str(step))
+    if not isinstance(own.get("recipe"), dict) or not isinstance(own.get("window", []), list):
+        return "its metadata holds no recipe"
+    held = json.loads((folder / str(step) / METADATA).read_text())["custom_metadata"].get("step", step)
+    return None if held == step else f"it holds step {held}"
+
+
+def _own_metadata(folder: epath.Path) -> dict[str, Any]:
+    """What the run itself has written into a checkpoint's metadata, without format and step."""
+    own = json.loads((folder / METADATA).read_text()).get("custom_metadata")
+    own = dict(own) if isinstance(own, dict) else {}
+    written = own.pop("format", FORMAT)
+    if written != FORMAT:
+        raise ValueError(
+            f"{folder} is a checkpoint of format {written!r}, this if_jax reads {FORMAT}: use the version that wrote "
+            "it, or another --workdir"
+        )
+    own.pop("step", None)
+    return own
+
+
+def _check_fits(named: str, stored: Any, wanted: Any) -> None:
+    """Raises ValueError where a stored state has other arrays than wanted; another precision is converted, and said."""
+    old, new = ({_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (stored, wanted))
+    told = [f"{name} is missing" for name in new if name not in old]
+    told += [f"{name} is unknown here" for name in old if name not in new]
+    converted = set()
+    for name in sorted(old.keys() & new.keys()):
+        kinds = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (old[name], new[name])]
+        if tuple(old[name].shape) != tuple(new[name].shape) or (old[name].dtype != new[name].dtype and not all(kinds)):
+            told.append(f"{name} is {_kind(old[name])}, not {_kind(new[name])}")
+        elif old[name].dtype != new[name].dtype:
+            converted.add(str(old[name].dtype))
+    if told:
+        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+        raise ValueError(
+            f"{named} is of another net or optimizer: {told[0]}{more}; use the recipe and the if_jax that wrote it, "
+            "or another --workdir"
+        )
+    if converted:
+        logging.warning("%s holds %s arrays, which are converted", named, ", ".join(sorted(converted)))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype} {tuple(leaf.shape)}"
+
+
+@contextmanager
+def _in_one_line(named: str) -> Iterator[None]:
+    """What Orbax and TensorStore say in pages is said in one line."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        first = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{named} cannot be read ({first}…): move it away, and the run goes on from another"
+        ) from error
+
+
+@contextmanager
+def _permitted(workdir: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(
+            f"{error.filename or workdir}: no permission; train as the user who owns {workdir}, or change its mode"
+        ) from None

@@ -12,7 +12,7 @@ from etils import epath
 from if_jax.checkpoints import run
 from if_jax.config import Recipe, recipe_to_dict
 from if_jax.doctor.findings import Finding, attempt
-from if_jax.training import preflight
+from if_jax.training.resume import check_same_recipe
 
 _LITTLE = 2_000_000_000  # bytes; below this even metrics, samples and compiled programs are at risk
 
@@ -51,7 +51,7 @@ def same_run(workdir: str, recipe: Recipe) -> Finding:
         step, before = run.read_latest(workdir)
         if not before:
             return "a new run", None
-        preflight.check_same_recipe(workdir, before["recipe"], recipe_to_dict(recipe))
+        check_same_recipe(workdir, before, recipe_to_dict(recipe))
         return f"goes on from step {step} of {recipe.steps}", None
 
     return attempt("run", "look into the folder, or use another --workdir", read)[0]

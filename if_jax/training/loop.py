@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -27,9 +26,11 @@ from if_jax.models import presets
 from if_jax.parallel import hosts, rules
 from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
+from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
 from if_jax.training import objective, optimizer, preflight, sampling, validation
 from if_jax.training.metrics import Window, step_flops
+from if_jax.training.resume import resume
 from if_jax.training.step import TrainState, ema_name, init_state, make_step
 from if_jax.training.warm_start import start_from_release
 
@@ -45,6 +46,7 @@ class Session:
     batch_sharding: jax.sharding.Sharding
     saved: run.RunCheckpoints
     writer: MetricWriter
+    recorder: Recorder
     window: Window
     sampler: Callable[[Any], sampling.Sheet]
     validate: Callable[[Any], dict[str, float]]
@@ -52,17 +54,20 @@ class Session:
     moved: Callable[[], None]
 
 
-def train(recipe: Recipe, workdir: str) -> None:
+def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     """Trains until `recipe.steps`, writing checkpoints, metrics and sample grids below `workdir`.
 
     The same command after any interruption goes on from the newest checkpoint and repeats the same losses, bit for bit.
+    began: when this process began to work on it (seconds since 1970), for the account of its time; now, unless given.
 
     Raises:
       ValueError: the recipe does not fit the devices, the data or the run already in `workdir`.
       FloatingPointError: updates can no longer be made.
     """
+    recorder = Recorder(began)
     placed = rules.PRESETS[recipe.mesh.rules]
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
+    recorder.note("initialized")
     rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, placed)
     text = _frozen_text(recipe)
     networks = objective.make_networks(recipe, text.config if text else None)
@@ -70,11 +75,14 @@ def train(recipe: Recipe, workdir: str) -> None:
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     if jax.process_count() > 1:
         hosts.preflight(preflight.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
-    start, begun = _start(workdir, metadata)
+    recorder.note("prepared")
+    start, begun = resume(workdir, metadata)
     if start >= recipe.steps:
         return
+    recorder.note("checked", step=start)
     batches = _open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
     with (
+        recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),
         run.open_checkpoints(
             workdir, keep=recipe.keep_checkpoints, keep_every=recipe.keep_every, metadata=metadata
@@ -87,20 +95,26 @@ def train(recipe: Recipe, workdir: str) -> None:
         tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
         abstract = abstract_state(recipe, networks, tx, mesh, placed)
         _log_parameters(abstract)
+        recorder.note("prepared")
         state = saved.restore(abstract) if start else _fresh_state(recipe, networks, tx, abstract)
+        recorder.note("restored" if start else "prepared")
         frozen = {"text_encoder": _place_text(recipe, networks, text, mesh, placed)} if text else {}
         batch_sharding = rules.batch_sharding(mesh, placed)
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
         flops = step_flops(recipe, networks, tokens.TEXT_LENGTH)
+        recorder.note("prepared")
+        # A finished program: it cannot be compiled a second time, other shapes are an error.
+        step_fn = lower_step(recipe, networks, tx, abstract, frozen, mesh, placed).compile()
+        recorder.note("compiled")
         session = Session(
             recipe=recipe,
-            # A finished program: it cannot be compiled a second time, other shapes are an error.
-            step_fn=lower_step(recipe, networks, tx, abstract, frozen, mesh, placed).compile(),
+            step_fn=step_fn,
             frozen=frozen,
             batches=batches,
             batch_sharding=batch_sharding,
             saved=saved,
             writer=writer,
+            recorder=recorder,
             window=Window(recipe, schedule, flops, begun),
             sampler=sampling.make_sampler(recipe, networks, tokenizer, frozen),
             validate=validation.make_validation(recipe, networks, tokenizer, frozen, batch_sharding),
@@ -143,6 +157,8 @@ def _loop(s: Session, state: TrainState) -> None:
     with bar:
         for step in range(start + 1, recipe.steps + 1):
             batch, waited = _next_batch(s)
+            if pending is None or pending[1]["loss"].is_ready():  # else the devices are still busy with the step before
+                s.recorder.waited(waited)
             with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
                 state, metrics = hosts.settled(s.step_fn(state, s.frozen, batch))
             _report(s, pending, bar)
@@ -151,14 +167,21 @@ def _loop(s: Session, state: TrainState) -> None:
             if told or step % recipe.checkpoint_every == 0 or step == recipe.steps:
                 _report(s, pending, bar)
                 pending = None
-                s.saved.save(step, state, {"window": list(s.window.rows)})
+                with s.recorder.during("saved", step=step):
+                    s.saved.save(step, state, {"window": list(s.window.rows)})
+                    if told:
+                        s.saved.finish()
             if told:
                 raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             if _due(recipe.validation.every, step, recipe.steps):
-                s.writer.scalars(step, s.validate(state.ema[average]))
+                with s.recorder.during("watched"):
+                    s.writer.scalars(step, s.validate(state.ema[average]))
             if _due(recipe.sample.every, step, recipe.steps):
-                s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
+                with s.recorder.during("watched"):
+                    s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
             s.moved()
+        with s.recorder.during("saved"):
+            s.saved.finish()
 
 
 def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
@@ -176,6 +199,7 @@ def _report(s: Session, pending: tuple[int, dict] | None, bar: tqdm) -> None:
         return
     report = s.window.add(*pending)
     bar.update(1)
+    s.recorder.stepped(pending[0], due=bool(report))
     if report:
         s.writer.scalars(pending[0], report)
         told = {"loss": f"{report['loss']:.4f}", "img_s": f"{report['images_per_second']:.1f}"}
@@ -307,20 +331,3 @@ def _place_text(
     """The frozen text encoder on the mesh, read tensor by tensor."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(recipe, networks, mesh, placed))
     return load_params(text.params, recipe.compute_dtype, places)
-
-
-def _start(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """The step to go on from, and the metrics of the window begun before it."""
-    if jax.process_index() == 0:
-        run.set_aside_damaged(workdir)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints checked")
-    step, before = run.read_latest(workdir)
-    if not before:
-        return 0, []
-    preflight.check_same_recipe(workdir, before["recipe"], metadata["recipe"])
-    if before["text_encoder_sha256"] != metadata["text_encoder_sha256"]:
-        raise ValueError(
-            f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']}"
-        )
-    return step, before.get("window", [])

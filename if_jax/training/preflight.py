@@ -1,4 +1,4 @@
-"""What is compared before a run starts: between its processes, and with what its folder holds already."""
+"""What is compared between the processes of a run before it starts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from typing import Any
 import jax
 
 from if_jax.checkpoints.files import sha256_of
-from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
+from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.embeddings import NOTE
 from if_jax.models import presets
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import hosts
-
-# What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
-_FREE += ("data.threads", "data.workers", "init_")
 
 
 def facts(recipe: Recipe, workdir: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,15 +30,6 @@ def facts(recipe: Recipe, workdir: str, metadata: Mapping[str, Any]) -> dict[str
     if recipe.validation.every:
         found["validation data"] = pipeline.describe_files(recipe.validation.source)
     return found
-
-
-def check_same_recipe(workdir: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """A run folder belongs to one recipe (both as dicts); ValueError unless only what `_FREE` names has changed."""
-    stored = recipe_to_dict(to_recipe(before))  # keys that are newer than the run at their defaults
-    changed = {key: pair for key, pair in differences(stored, now).items() if not key.startswith(_FREE)}
-    if changed:
-        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
-        raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")
 
 
 def check_text_width(recipe: Recipe, config: T5Config) -> None:

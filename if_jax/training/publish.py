@@ -12,11 +12,12 @@ from typing import Any
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.scheduler import PREDICTIONS, SchedulerConfig
 from if_jax.checkpoints.tensors import Storage
-from if_jax.config import Recipe, recipe_to_dict, to_recipe
+from if_jax.config import Recipe, recipe_to_dict
 from if_jax.diffusion.schedule import cosine_betas
 from if_jax.models import presets
 from if_jax.text.tokens import load_tokenizer
 from if_jax.training.card import model_card
+from if_jax.training.resume import stored_recipe
 
 
 def publish(
@@ -47,8 +48,8 @@ def publish(
     given = zip_longest(runs, steps[: len(runs)], guidance[: len(runs)], (None, *noise_level)[: len(runs)])
     for workdir, stage_steps, stage_guidance, stage_level in given:
         step, metadata, ema = run.read_ema(workdir, ema_decay)
-        recipe = to_recipe(metadata["recipe"])
-        stage = _trained_stage(recipe, ema, metadata["text_encoder_sha256"] or None)
+        recipe = stored_recipe(workdir, metadata)
+        stage = _trained_stage(recipe, ema, metadata.get("text_encoder_sha256") or None)
         recipes.append(recipe_to_dict(recipe))
         notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
         stages.append(dataclasses.replace(stage, notes=notes))

@@ -19,6 +19,7 @@ from if_jax.checkpoints import release, run
 from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, ValidationConfig, recipe_to_dict
 from if_jax.models import presets
 from if_jax.parallel import hosts
+from if_jax.tracking import goodput
 from if_jax.training import loop, publish
 
 RECIPE = Recipe(
@@ -75,6 +76,17 @@ def test_a_run_leaves_metrics_and_checkpoints(finished):
     assert sorted(path.name for path in (finished / "checkpoints").iterdir() if path.name.isdigit()) == ["4", "6"]
 
 
+def test_a_run_accounts_for_its_time(finished):
+    events = goodput.read_events(str(finished))
+    first = [event["event"] for event in events[: [event["event"] for event in events].index("end") + 1]]
+    assert first[:4] == ["start", "initialized", "prepared", "checked"]
+    assert first.index("compiled") < first.index("steps") < first.index("saved") < first.index("watched")
+    found = goodput.account(events)
+    assert found.total == pytest.approx(found.productive + sum(found.badput.values())) and found.step == 6
+    assert found.productive > 0 and found.saves == 3 and min(found.badput.values()) >= 0
+    assert found.badput["program_startup"] > 0 and found.badput["wasted_progress_from_disruption"] == 0
+
+
 class _Interrupted:
     """A lowered step whose program does something else first, once `at` batches are done."""
 
@@ -115,6 +127,8 @@ def test_a_run_that_is_interrupted_resumes_to_the_same_bits(finished, tmp_path, 
     assert _metrics(tmp_path)[-1]["step"] < 6
     loop.train(RECIPE, str(tmp_path))
     assert _metrics(tmp_path) == _metrics(finished)
+    found = goodput.account(goodput.read_events(str(tmp_path)))
+    assert (found.sessions, found.disruptions, found.step) == (4, 3, 6) and found.restart > 0
     for one, other in zip(*(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -1,0 +1,61 @@
+"""Where a run goes on: its newest sound checkpoint, and whether the recipe is still the one it was begun with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from if_jax.checkpoints import run
+from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
+
+# What may change between two sessions of one run: how long, how often, where, and what is looked at.
+_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
+_FREE += ("data.threads", "data.workers", "init_")
+
+
+def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
+
+    A work folder belongs to one recipe; only what `_FREE` names may change. Damaged checkpoints are set aside for a
+    sound one before them.
+
+    Raises:
+      ValueError: another recipe or text encoder, a run of another version, or no sound checkpoint among those there.
+      PermissionError, NotADirectoryError: the folder cannot be used.
+    """
+    if jax.process_index() == 0:
+        run.set_aside_damaged(workdir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints checked")
+    step, before = run.read_latest(workdir)
+    if not before:
+        return 0, []
+    check_same_recipe(workdir, before, metadata["recipe"])
+    if before.get("text_encoder_sha256", "") != metadata["text_encoder_sha256"]:
+        raise ValueError(
+            f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']!r}: name "
+            "that one, or use another --workdir"
+        )
+    return step, before.get("window", [])
+
+
+def check_same_recipe(workdir: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ValueError unless the recipe of a checkpoint (in its metadata) and that of now differ in free keys alone."""
+    stored = recipe_to_dict(stored_recipe(workdir, before))  # keys that are newer than the run at their defaults
+    changed = {key: pair for key, pair in differences(stored, now).items() if not key.startswith(_FREE)}
+    if changed:
+        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
+        raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")
+
+
+def stored_recipe(workdir: str, metadata: Mapping[str, Any]) -> Recipe:
+    """The recipe a checkpoint was written with. Raises ValueError where this version does not know it."""
+    try:
+        return to_recipe(metadata["recipe"])
+    except ValueError as error:
+        raise ValueError(
+            f"{workdir} holds a run of another version of if_jax ({error}): use that one, or another --workdir"
+        ) from None
