@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from if_jax.data.raycast import middle_height, project, to_pixels
+from if_jax.data.geometry import middle_height, project, to_pixels
 
 if TYPE_CHECKING:
     from if_jax.data.scenes import Scene

@@ -1,30 +1,24 @@
 """A small ray caster: analytic solids on a studio floor, soft shadows, matte or metal, and a sign.
 
 Every pixel is the mean of four rays. All shading happens in display space, so averaging a large picture gives the
-small one: one scene looks the same at 64, 256 and 1024 px. Rays start at a fixed camera; per object only the rays'
-intersection with its own kind of solid is computed (`lax.switch`), for as many objects as the scene has.
+small one: one scene looks the same at 64, 256 and 1024 px. Each scene pays for as many objects as it has.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.data import glyphs
+from if_jax.data import geometry, glyphs
+from if_jax.data.geometry import CUBE_HALF, CYLINDER_HEIGHT, CYLINDER_RADIUS, EYE, Hit, Ray, Solid
 
 if TYPE_CHECKING:
     from if_jax.data.scenes import Scene
 
-# Sizes of the solids relative to the object's radius (the sphere's), so that all of them look about equally big.
-CUBE_HALF = 0.80
-CYLINDER_RADIUS = 0.84
-CYLINDER_HEIGHT = 1.75
-GROUND_SCALE = (1.0, CUBE_HALF * math.sqrt(2), CYLINDER_RADIUS)  # radius of the circle each shape needs on the floor
-RADII = (0.50, 0.82)  # of a small and a large sphere, floor units
 PALETTE = np.asarray(
     [
         *([0.90, 0.10, 0.10], [1.00, 0.50, 0.05], [0.98, 0.85, 0.08], [0.10, 0.66, 0.18]),
@@ -33,149 +27,28 @@ PALETTE = np.asarray(
     np.float32,
 )  # red orange yellow green cyan blue purple pink
 
-_PITCH = math.radians(33.0)
-_SIN, _COS = math.sin(_PITCH), math.cos(_PITCH)
-_DISTANCE = 9.0
-_TARGET = (0.0, 0.10, 0.42)
-_EYE = (0.0, _TARGET[1] - _DISTANCE * _COS, _TARGET[2] + _DISTANCE * _SIN)
-_HALF_VIEW = 2.4 / _DISTANCE
 _LIGHT = tuple(np.asarray([-0.50, -0.42, 0.90]) / np.linalg.norm([-0.50, -0.42, 0.90]))
-_FAR = 1e9
-
-# The sign stands behind the objects and leans back to face the camera, so its letters stay upright and undistorted;
-# its edges and its letters' height are whole pixels of a 64 px picture, where legibility is scarcest.
-_SIGN_DEPTH = 10.9  # along the view axis
-_SIGN_PIXEL = 2 * _HALF_VIEW * _SIGN_DEPTH / 64
-_SIGN_MIDDLE = 22.5 * _SIGN_PIXEL  # above the view axis
-_BOARD_HALF = 7.5 * _SIGN_PIXEL
-_LETTER_HEIGHT = 9 * _SIGN_PIXEL
-
-
-class _Hit(NamedTuple):
-    """Nearest surface along each ray so far; all (rows, columns)."""
-
-    t: jax.Array
-    slot: jax.Array  # int32; -1 floor
-    nx: jax.Array
-    ny: jax.Array
-    nz: jax.Array
-
-
-class _Solid(NamedTuple):
-    """One object as scalars."""
-
-    x: jax.Array
-    y: jax.Array
-    r: jax.Array
-    cos: jax.Array
-    sin: jax.Array
-
-
-def middle_height(size: int | jax.Array) -> jax.Array:
-    """How high above the floor the middle of an object of size index `size` is."""
-    return 0.87 * (RADII[size] if isinstance(size, int) else jnp.asarray(RADII)[size])
-
-
-def project(x: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where a point of the scene appears: to the right and up, in floor units at the picture's middle."""
-    dx, dy, dz = x - _EYE[0], y - _EYE[1], z - _EYE[2]
-    zoom = _DISTANCE / (_COS * dy - _SIN * dz)
-    return dx * zoom, (_SIN * dy + _COS * dz) * zoom
-
-
-def to_pixels(point: tuple[jax.Array, jax.Array], size: int) -> tuple[jax.Array, jax.Array]:
-    """`project`'s coordinates as (column, row) in a picture of `size` px."""
-    scale = size / (2 * _HALF_VIEW * _DISTANCE)
-    return size / 2 + point[0] * scale, size / 2 - point[1] * scale
 
 
 def render(scene: Scene, size: int) -> jax.Array:
     """Draw one scene as (size, size, 3) float32 in [-1, 1]."""
     n = 2 * size
-    centres = (jnp.arange(n, dtype=jnp.float32) + 0.5) * (2.0 / n) - 1.0
-    u, v = centres[None, :] * _HALF_VIEW, -centres[:, None] * _HALF_VIEW
-    dx, dy, dz = u, _COS + v * _SIN, v * _COS - _SIN  # a ray is eye + t * (dx, dy, dz)
-    solids = _solids(scene)
+    ray, solids = geometry.rays(n), geometry.place_solids(scene)
     count = jnp.where(scene.valid, jnp.arange(scene.valid.shape[-1]) + 1, 0).max()
+    hit = jax.lax.fori_loop(0, count, lambda i, h: geometry.nearer(scene, solids, i, ray, h), geometry.bare_floor(ray))
 
-    floor = jnp.broadcast_to(-_EYE[2] / dz, (n, n))
-    zero = jnp.zeros((n, n))
-    hit = _Hit(floor, jnp.full((n, n), -1, jnp.int32), zero, zero, zero + 1.0)
-    hit = jax.lax.fori_loop(0, count, lambda i, h: _nearer(scene, solids, i, (dx, dy, dz), h), hit)
-
-    p = (hit.t * dx, _EYE[1] + hit.t * dy, _EYE[2] + hit.t * dz)
-    light = (zero + 1.0, zero + 1.0)
+    p = tuple(eye + hit.t * d for eye, d in zip(EYE, ray, strict=True))
+    light = (jnp.ones((n, n)), jnp.ones((n, n)))
     lit, open_ = jax.lax.fori_loop(0, count, lambda i, s: _shade_by(scene, solids, i, p, hit, s), light)
-    colour = _surface(scene, solids, hit, p, (dx, dy, dz), lit, open_)
-    colour = jax.lax.cond(
-        scene.letters[0] >= 0, lambda c: _with_sign(scene, c, hit, (dx, dy, dz), n), lambda c: c, colour
-    )
+    colour = _surface(scene, solids, hit, p, ray, lit, open_)
+    colour = jax.lax.cond(scene.letters[0] >= 0, lambda c: _with_sign(scene, c, hit, ray, n), lambda c: c, colour)
     colour = [jnp.clip(c, 0.0, 1.0).reshape(size, 2, size, 2).mean((1, 3)) for c in colour]
     return jnp.stack(colour, axis=-1) * 2.0 - 1.0
 
 
-def _solids(scene: Scene) -> _Solid:
-    radius = jnp.asarray(RADII)[scene.size]
-    return _Solid(scene.position[:, 0], scene.position[:, 1], radius, jnp.cos(scene.yaw), jnp.sin(scene.yaw))
-
-
-def _nearer(scene: Scene, solids: _Solid, i: jax.Array, ray: tuple, hit: _Hit) -> _Hit:
-    """Let object i take the rays it meets first."""
-    o = _Solid(*(field[i] for field in solids))
-    branches = [lambda o, f=f: f(o, *ray) for f in (_meet_sphere, _meet_cube, _meet_cylinder)]
-    t, nx, ny, nz = jax.lax.switch(scene.shape[i], branches, o)
-    nearer = (t < hit.t) & scene.valid[i]
-    new = (t, jnp.full_like(hit.slot, i), nx, ny, nz)
-    return _Hit(*(jnp.where(nearer, a, b) for a, b in zip(new, hit, strict=True)))
-
-
-def _meet_sphere(o: _Solid, dx: jax.Array, dy: jax.Array, dz: jax.Array) -> tuple[jax.Array, ...]:
-    ex, ey, ez = _EYE[0] - o.x, _EYE[1] - o.y, _EYE[2] - o.r
-    a = dx * dx + dy * dy + dz * dz
-    b = dx * ex + dy * ey + dz * ez
-    disc = b * b - a * (ex * ex + ey * ey + ez * ez - o.r * o.r)
-    t = jnp.where(disc > 0, (-b - jnp.sqrt(jnp.maximum(disc, 0.0))) / a, _FAR)
-    return t, (ex + t * dx) / o.r, (ey + t * dy) / o.r, (ez + t * dz) / o.r
-
-
-def _meet_cube(o: _Solid, dx: jax.Array, dy: jax.Array, dz: jax.Array) -> tuple[jax.Array, ...]:
-    half = CUBE_HALF * o.r
-    ex, ey = _EYE[0] - o.x, _EYE[1] - o.y
-    ex, ey, ez = o.cos * ex + o.sin * ey, o.cos * ey - o.sin * ex, _EYE[2] - half
-    rx, ry = o.cos * dx + o.sin * dy, o.cos * dy - o.sin * dx
-    ix, iy, iz = 1.0 / _not_zero(rx), 1.0 / _not_zero(ry), 1.0 / dz
-    near = [-e * i - half * jnp.abs(i) for e, i in ((ex, ix), (ey, iy), (ez, iz))]
-    far = [-e * i + half * jnp.abs(i) for e, i in ((ex, ix), (ey, iy), (ez, iz))]
-    t = jnp.maximum(jnp.maximum(near[0], near[1]), near[2])
-    met = t < jnp.minimum(jnp.minimum(far[0], far[1]), far[2])
-    top = near[2] >= t
-    side_x = (near[0] >= t) & ~top
-    mx = jnp.where(side_x, -jnp.sign(rx), 0.0)
-    my = jnp.where(side_x | top, 0.0, -jnp.sign(ry))
-    normal = (o.cos * mx - o.sin * my, o.sin * mx + o.cos * my, jnp.where(top, 1.0, 0.0))
-    return jnp.where(met, t, _FAR), *normal
-
-
-def _meet_cylinder(o: _Solid, dx: jax.Array, dy: jax.Array, dz: jax.Array) -> tuple[jax.Array, ...]:
-    radius, height = CYLINDER_RADIUS * o.r, CYLINDER_HEIGHT * o.r
-    ex, ey = _EYE[0] - o.x, _EYE[1] - o.y
-    a = dx * dx + dy * dy
-    b = dx * ex + dy * ey
-    disc = b * b - a * (ex * ex + ey * ey - radius * radius)
-    root = jnp.sqrt(jnp.maximum(disc, 0.0))
-    enter, leave = (-b - root) / a, (-b + root) / a
-    lid, ground = (height - _EYE[2]) / dz, -_EYE[2] / dz  # the camera looks down: the lid comes first
-    t = jnp.maximum(enter, lid)
-    met = (disc > 0) & (t < jnp.minimum(leave, ground))
-    top = lid > enter
-    nx = jnp.where(top, 0.0, (ex + t * dx) / radius)
-    ny = jnp.where(top, 0.0, (ey + t * dy) / radius)
-    return jnp.where(met, t, _FAR), nx, ny, jnp.where(top, 1.0, 0.0) + jnp.zeros_like(t)
-
-
-def _shade_by(scene: Scene, solids: _Solid, i: jax.Array, p: tuple, hit: _Hit, light: tuple) -> tuple:
+def _shade_by(scene: Scene, solids: Solid, i: jax.Array, p: tuple, hit: Hit, light: tuple) -> tuple:
     """Take from each surface point the light that object i blocks: the lamp's (soft shadow) and the room's."""
-    o = _Solid(*(field[i] for field in solids))
+    o = Solid(*(field[i] for field in solids))
     other = (hit.slot != i) & scene.valid[i]
     branches = [lambda o, f=f: f(o, *p) for f in (_sphere_shadow, _cube_shadow, _cylinder_shadow)]
     shadow = jnp.where(other, jax.lax.switch(scene.shape[i], branches, o), 0.0)
@@ -187,17 +60,17 @@ def _shade_by(scene: Scene, solids: _Solid, i: jax.Array, p: tuple, hit: _Hit, l
     return light[0] * (1.0 - shadow), light[1] * (1.0 - 0.9 * blocked)
 
 
-def _sphere_shadow(o: _Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
+def _sphere_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
     wx, wy, wz = o.x - px, o.y - py, o.r - pz
     along = wx * _LIGHT[0] + wy * _LIGHT[1] + wz * _LIGHT[2]
     miss = jnp.sqrt(jnp.maximum(wx * wx + wy * wy + wz * wz - along * along, 0.0)) - o.r
     return jnp.where(along > 0, _inside(miss), 0.0)
 
 
-def _cube_shadow(o: _Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
+def _cube_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
     half = CUBE_HALF * o.r
     lx, ly = _LIGHT[0] / _LIGHT[2], _LIGHT[1] / _LIGHT[2]  # sideways per unit of height
-    slope_x, slope_y = _not_zero(o.cos * lx + o.sin * ly), _not_zero(o.cos * ly - o.sin * lx)
+    slope_x, slope_y = geometry.not_zero(o.cos * lx + o.sin * ly), geometry.not_zero(o.cos * ly - o.sin * lx)
     qx, qy = px - o.x, py - o.y
     qx, qy = o.cos * qx + o.sin * qy, o.cos * qy - o.sin * qx
     # Heights over which the ray to the lamp lies within the cube's two side slabs; the overlap's length is the depth.
@@ -208,7 +81,7 @@ def _cube_shadow(o: _Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.
     return _inside(0.6 * (enter - leave))
 
 
-def _cylinder_shadow(o: _Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
+def _cylinder_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
     lx, ly = _LIGHT[0] / _LIGHT[2], _LIGHT[1] / _LIGHT[2]
     qx, qy, above = px - o.x, py - o.y, CYLINDER_HEIGHT * o.r - pz
     rise = jnp.clip(-(qx * lx + qy * ly) / (lx * lx + ly * ly), 0.0, jnp.maximum(above, 0.0))
@@ -223,12 +96,8 @@ def _inside(distance: jax.Array) -> jax.Array:
     return s * s * (3.0 - 2.0 * s)
 
 
-def _not_zero(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.abs(x) < 1e-5, 1e-5, x)
-
-
 def _surface(
-    scene: Scene, solids: _Solid, hit: _Hit, p: tuple, ray: tuple, lit: jax.Array, open_: jax.Array
+    scene: Scene, solids: Solid, hit: Hit, p: tuple, ray: tuple, lit: jax.Array, open_: jax.Array
 ) -> list[jax.Array]:
     """Colour of the nearest surface: floor, rubber or metal. Three planes (rows, columns)."""
     paint = jnp.asarray(PALETTE)[scene.colour].T
@@ -285,43 +154,35 @@ def _look_up(values: jax.Array, slot: jax.Array) -> jax.Array:
     return out
 
 
-def _with_sign(scene: Scene, colour: list, hit: _Hit, ray: tuple, n: int) -> list[jax.Array]:
+def _with_sign(scene: Scene, colour: list, hit: Hit, ray: Ray, n: int) -> list[jax.Array]:
     """Put the sign (board, posts, word) behind whatever stands in front of it."""
-    coverage, advance = glyphs.atlas(_cell(n))
+    coverage, _ = glyphs.atlas(_cell(n))
     cell = coverage.shape[-1]
-    used = scene.letters >= 0
-    letters = jnp.maximum(scene.letters, 0)
-    ends = jnp.cumsum(jnp.where(used, jnp.asarray(advance)[letters], 0.0)) * _LETTER_HEIGHT  # (5,)
+    x, up, half, ends, board = geometry.find_board(scene, ray)
+    leg = geometry.SIGN_PIXEL * jnp.round(0.6 * half / geometry.SIGN_PIXEL)
+    rim = (jnp.abs(x) > half - geometry.SIGN_PIXEL) | (jnp.abs(up) > geometry.BOARD_HALF - geometry.SIGN_PIXEL)
+    above = EYE[2] + geometry.SIGN_DEPTH * ray[2] > 0.0
+    post = (jnp.abs(x) > leg) & (jnp.abs(x) < leg + geometry.SIGN_PIXEL) & (up <= -geometry.BOARD_HALF) & above
+
     width = ends[-1]
-
-    # With the camera's axis of unit length in every ray, the sign's plane is simply t = depth.
-    t = _SIGN_DEPTH
-    x = t * ray[0] - _SIGN_PIXEL * jnp.round(scene.sign_x / _SIGN_PIXEL)
-    up = t * (_SIN * ray[1] + _COS * ray[2]) - _SIGN_MIDDLE
-    half = _SIGN_PIXEL * jnp.round(0.5 * width / _SIGN_PIXEL + 2.0)
-    leg = _SIGN_PIXEL * jnp.round(0.6 * half / _SIGN_PIXEL)
-    board = (jnp.abs(x) < half) & (jnp.abs(up) < _BOARD_HALF)
-    rim = (jnp.abs(x) > half - _SIGN_PIXEL) | (jnp.abs(up) > _BOARD_HALF - _SIGN_PIXEL)
-    post = (jnp.abs(x) > leg) & (jnp.abs(x) < leg + _SIGN_PIXEL) & (up <= -_BOARD_HALF) & (_EYE[2] + t * ray[2] > 0.0)
-
     along = x + 0.5 * width  # from the word's left edge
     which = jnp.clip((along[..., None] >= ends).sum(-1), 0, ends.shape[0] - 1)
     starts = jnp.concatenate([jnp.zeros(1), ends[:-1]])
     middle = _look_up(0.5 * (starts + ends), which)
-    column = ((along - middle) / _LETTER_HEIGHT + 0.5) * cell - 0.5
-    row = (0.5 - up / _LETTER_HEIGHT) * cell - 0.5
-    ink = _bilinear(jnp.asarray(coverage)[letters], which, row, column)
+    column = ((along - middle) / geometry.LETTER_HEIGHT + 0.5) * cell - 0.5
+    row = (0.5 - up / geometry.LETTER_HEIGHT) * cell - 0.5
+    ink = _bilinear(jnp.asarray(coverage)[jnp.maximum(scene.letters, 0)], which, row, column)
     ink = jnp.where((along >= 0) & (along < width), ink, 0.0)
     face = jnp.where(rim, 0.25, 1.0 - 0.95 * ink)
 
-    in_front = t < hit.t
+    in_front = hit.t > geometry.SIGN_DEPTH
     painted = [jnp.where(in_front & post, 0.35, c) for c in colour]
     return [jnp.where(in_front & board, face, c) for c in painted]
 
 
 def _cell(n: int) -> int:
     """Atlas cell whose pixels are about as large as the ray spacing of a picture of n x n rays."""
-    letter_rays = n * _LETTER_HEIGHT / (2 * _HALF_VIEW * _SIGN_DEPTH)
+    letter_rays = n * geometry.LETTER_HEIGHT / (2 * geometry.HALF_VIEW * geometry.SIGN_DEPTH)
     return int(min(256, 2 ** round(math.log2(letter_rays))))
 
 
@@ -338,41 +199,3 @@ def _bilinear(cells: jax.Array, which: jax.Array, row: jax.Array, column: jax.Ar
             value = cells[which, jnp.clip(r, 0, size - 1), jnp.clip(c, 0, size - 1)]
             out = out + jnp.where(inside, value * wr * wc, 0.0)
     return out
-
-
-def visible_shares(scene: Scene, size: int = 64) -> tuple[jax.Array, jax.Array]:
-    """How much of each object and of the sign's board can be seen, nothing standing in front of it.
-
-    Returns:
-      objects: (6,) float32, pixels seen over pixels it would have alone; 0 for an empty slot.
-      sign: () float32, the same of the board; 1 without a sign.
-    """
-    centres = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (2.0 / size) - 1.0
-    u, v = centres[None, :] * _HALF_VIEW, -centres[:, None] * _HALF_VIEW
-    ray = (u, _COS + v * _SIN, v * _COS - _SIN)
-    solids, slots = _solids(scene), scene.valid.shape[-1]
-    floor, zero = jnp.broadcast_to(-_EYE[2] / ray[2], (size, size)), jnp.zeros((size, size))
-    empty = _Hit(floor, jnp.full((size, size), -1, jnp.int32), zero, zero, zero)
-
-    def add(i: jax.Array, state: tuple[_Hit, jax.Array]) -> tuple[_Hit, jax.Array]:
-        hit, alone = state
-        own = _nearer(scene, solids, i, ray, empty)
-        return _nearer(scene, solids, i, ray, hit), alone.at[i].set((own.slot == i).sum())
-
-    hit, alone = jax.lax.fori_loop(0, slots, add, (empty, jnp.zeros(slots, jnp.int32)))
-    board = _board(scene, ray)
-    uncovered = board & (hit.t > _SIGN_DEPTH)
-    seen = (hit.slot[None] == jnp.arange(slots)[:, None, None]) & ~uncovered
-    shares = seen.sum((1, 2)) / jnp.maximum(alone, 1)
-    return shares, jnp.where(board.any(), uncovered.sum() / jnp.maximum(board.sum(), 1), 1.0)
-
-
-def _board(scene: Scene, ray: tuple) -> jax.Array:
-    """Rays that meet the sign's board, if nothing stands before it."""
-    _, advance = glyphs.atlas(16)
-    used = scene.letters >= 0
-    width = jnp.where(used, jnp.asarray(advance)[jnp.maximum(scene.letters, 0)], 0.0).sum() * _LETTER_HEIGHT
-    half = _SIGN_PIXEL * jnp.round(0.5 * width / _SIGN_PIXEL + 2.0)
-    x = _SIGN_DEPTH * ray[0] - _SIGN_PIXEL * jnp.round(scene.sign_x / _SIGN_PIXEL)
-    up = _SIGN_DEPTH * (_SIN * ray[1] + _COS * ray[2]) - _SIGN_MIDDLE
-    return (jnp.abs(x) < half) & (jnp.abs(up) < _BOARD_HALF) & used[0]

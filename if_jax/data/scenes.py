@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from if_jax.data.geometry import GROUND_SCALE, RADII, middle_height, project
 from if_jax.data.grammar import COLOURS, SHAPES, WORDS
-from if_jax.data.raycast import GROUND_SCALE, RADII, middle_height, project, render
+from if_jax.data.raycast import render
 
 MAX_OBJECTS = 6
 MAX_LETTERS = 5

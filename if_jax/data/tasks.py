@@ -18,8 +18,8 @@ import numpy as np
 
 from if_jax.data import grammar, scenes
 from if_jax.data.grammar import COLOURS, SHAPES, WORDS
-from if_jax.data.raycast import visible_shares
 from if_jax.data.scenes import MAX_OBJECTS, Scene
+from if_jax.data.visibility import visible_shares
 
 TASKS = ("single", "two", "counting", "colour", "position", "binding", "text")
 HELD_OUT = "held_out"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from if_jax.data import glyphs, grammar, raycast, scenes
+from if_jax.data import geometry, glyphs, grammar, raycast, scenes
 
 MANY = 4000
 
@@ -61,7 +61,7 @@ def test_one_after_another_and_all_at_once_draw_the_same() -> None:
 def test_objects_stand_apart_and_inside_the_picture(many: list[scenes.Scene]) -> None:
     for scene in many:
         slots = np.flatnonzero(scene.valid)
-        footprint = np.asarray(raycast.RADII)[scene.size] * np.asarray(raycast.GROUND_SCALE)[scene.shape]
+        footprint = np.asarray(geometry.RADII)[scene.size] * np.asarray(geometry.GROUND_SCALE)[scene.shape]
         for a, b in itertools.combinations(slots, 2):
             assert np.linalg.norm(scene.position[a] - scene.position[b]) > footprint[a] + footprint[b]
         seen = np.asarray([item["seen"] for item in grammar.labels(scene)["objects"]])
@@ -132,7 +132,7 @@ def _is_hidden(item: dict, scene: scenes.Scene) -> bool:
     """Whether another object nearer to the camera may cover the middle of this one."""
     for other in grammar.labels(scene)["objects"]:
         nearer = other["floor"][1] < item["floor"][1]
-        reach = 1.5 * raycast.RADII[grammar.SIZES.index(other["size"])] / 4.8
+        reach = 1.5 * geometry.RADII[grammar.SIZES.index(other["size"])] / 4.8
         if nearer and np.hypot(*np.subtract(other["seen"], item["seen"])) < reach:
             return True
     return False

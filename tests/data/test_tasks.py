@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from if_jax.data import drawn, grammar, scenes, tasks
-from if_jax.data.raycast import visible_shares
+from if_jax.data.visibility import visible_shares
 from if_jax.text.captions import clean_caption
 
 MANY = 1000
