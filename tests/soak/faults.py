@@ -101,14 +101,15 @@ def _kill_all(run: Run) -> None:
 
 
 def _end_beside_a_sealed_checkpoint(run: Run) -> Path:
-    """Kills the run where its newest checkpoint is complete and sealed; that checkpoint's longest file."""
+    """Kills the run where its newest checkpoint is sealed and another stands behind it; the newest's longest file."""
     newest: list[Path] = []
 
     def sealed() -> bool:
         entries = list(_entries(run.checkpoints))
-        newest[:] = sorted((path for path in entries if path.name.isdigit()), key=lambda path: int(path.name))[-1:]
+        complete = sorted((path for path in entries if path.name.isdigit()), key=lambda path: int(path.name))
+        newest[:] = complete[-1:]
         quiet = all(path.name.isdigit() or path.name.endswith(".damaged") for path in entries)
-        return bool(newest) and quiet and (newest[0] / "sha256.json").exists()
+        return len(complete) > 1 and quiet and (newest[0] / "sha256.json").exists()
 
     _poll(run, sealed, "seals a checkpoint")
     _kill_all(run)
