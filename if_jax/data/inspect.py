@@ -17,6 +17,7 @@ from if_jax.data.prepared import Prepared, read_note
 from if_jax.data.sources import Stored, open_stored, tell
 
 _COLUMNS, _THUMB, _LINES, _LINE = 6, 160, 4, 13  # of the contact sheet; pixels
+_PLAIN = str.maketrans("“”‘’–—", "\"\"''--")  # what the sheet's font lacks and captions have most
 _SIDES = (64, 256, 1024)  # what the three stages of a cascade need
 
 
@@ -72,7 +73,7 @@ def _cell(picture: Image.Image, caption: str) -> Image.Image:
     side = min(*picture.size, _THUMB)
     enlarged = fit(picture, side).resize((_THUMB, _THUMB), Image.Resampling.NEAREST)
     cell.paste(enlarged, (margin, margin))
-    lines = textwrap.wrap(caption.encode("latin-1", "replace").decode("latin-1"), 28)[:_LINES]
+    lines = textwrap.wrap(caption.translate(_PLAIN).encode("latin-1", "replace").decode("latin-1"), 28)[:_LINES]
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=10)
     for number, line in enumerate(lines):
         pen.text((margin, _THUMB + margin + 2 + number * _LINE), line, fill="black", font=font)

@@ -14,7 +14,7 @@ import shelves
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from if_jax.data import builders, emoji, grammar, scenes, sources
+from if_jax.data import builders, grammar, scenes, sources
 from if_jax.data.index import Filter
 from if_jax.data.inspect import inspect
 from if_jax.data.prepare import read_picture
@@ -104,35 +104,6 @@ def test_inspect_tells_what_there_is(tmp_path: Path) -> None:
     assert str(found).startswith(f"usable 1 of 1 records in {out} (folder, 16 px; 1 left out when built)")
     sheet = np.asarray(found.sheet)
     assert (sheet == (255, 0, 0)).all(-1).sum() == 160 * 160 and (sheet < 100).all(-1).any()  # picture and words
-
-
-def test_emoji_are_paired_with_their_names_and_held_out_by_what_they_show(tmp_path: Path) -> None:
-    pictures, names = tmp_path / "@lobehub/fluent-emoji-3d/assets", tmp_path / "emojibase-data/en"
-    pictures.mkdir(parents=True)
-    names.mkdir(parents=True)
-    tones = {"1F3FB": "light skin tone", "1F3FF": "dark skin tone"}
-    entries = []
-    for i in range(60):
-        code = f"{0x1F400 + i:X}"
-        skins = [{"label": f"thing {i}: {name}", "hexcode": f"{code}-{tone}"} for tone, name in tones.items()]
-        entries.append({"label": f"thing {i}", "hexcode": code, "skins": skins})
-        for each in (code, *(skin["hexcode"] for skin in skins)):
-            Image.new("RGBA", (32, 32), (i, 200, 0, 255)).save(pictures / f"{each.lower()}-fe0f.webp", lossless=True)
-    Image.new("RGBA", (32, 32)).save(pictures / "ffff.webp")
-    (names / "data.json").write_text(json.dumps(entries))
-    report = builders.build("emoji", tmp_path / "out", source=tmp_path, size=16, workers=1)
-    assert report.count == 180 and report.skipped == {"no name": ["ffff.webp"]}
-    things = []
-    for split in ("train", emoji.HELD_OUT):
-        captions = [record.captions[0] for record in sources.open_stored(f"{tmp_path / 'out'}@{split}")]
-        things.append({caption.split(",")[0] for caption in captions})
-        assert len(captions) == 3 * len(things[-1])
-    assert things[1] and not things[0] & things[1] and len(things[0] | things[1]) == 60
-    assert emoji.caption("flag: Norway") == "flag of Norway"
-    assert emoji.caption("handshake: light skin tone, dark skin tone") == "handshake, light skin tone, dark skin tone"
-    assert emoji.is_held_out("handshake: light skin tone, dark skin tone") == emoji.is_held_out("handshake")
-    with pytest.raises(FileNotFoundError, match="has no package"):
-        builders.build("emoji", tmp_path / "none", source=tmp_path / "out")
 
 
 def test_a_folder_with_text_files(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
+import multiprocessing
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,10 @@ import pytest
 import shelves
 import tensorflow_datasets as tfds
 import webdataset
+from reading import Batch, batches, told_by
 
-from if_jax.data import clevr, pipeline, sources
+from if_jax.data import pipeline, sources
 from if_jax.data.index import Filter
-from if_jax.text.tokens import load_tokenizer
 
 COUNT = 23
 
@@ -33,43 +36,57 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def _batches(source: str, steps: int, start: int = 0, **changes: object) -> list[dict[str, np.ndarray]]:
-    options = {"size": 8, "batch_size": 8, "seed": 5, "tokenize": load_tokenizer("bytes"), "threads": 0}
-    made = pipeline.batches(source, start_step=start, **(options | changes))
-    return [next(made) for _ in range(steps)]
-
-
-def _equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return all(np.array_equal(a[name], b[name]) for name in a)
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[ProcessPoolExecutor]]:
+    """Four real processes, started once for all sources."""
+    fresh = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(ProcessPoolExecutor(1, mp_context=fresh)) for _ in range(4)]
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "prepared", "mixture"])
-def test_the_first_thousand_ids_are_the_same_for_one_two_and_four_hosts_and_after_a_restart(
-    kind: str, stored: dict[str, str]
+def test_the_first_thousand_ids_are_the_same_in_one_two_and_four_processes_and_after_a_restart(
+    kind: str, stored: dict[str, str], hosts: list[ProcessPoolExecutor]
 ) -> None:
-    steps = 125 if kind == "tars" else 25
-    whole = _batches(stored[kind], steps)
-    ids = np.concatenate([batch["index"] for batch in whole])
-    assert len(ids) == 8 * steps
-    for hosts in (2, 4):
-        parts = [_batches(stored[kind], steps, shard_index=i, shard_count=hosts) for i in range(hosts)]
-        rows = [np.concatenate([part[k]["index"] for part in parts]) for k in range(steps)]
-        np.testing.assert_array_equal(np.concatenate(rows), ids)
+    steps, many = 25, {"batch_size": 40}  # 1,000 samples
     step = int(np.random.default_rng(3).integers(2, steps - 5))
-    again = _batches(stored[kind], 5, step)
-    assert all(_equal(a, b) for a, b in zip(again, whole[step : step + 5], strict=True))
+    told = {  # the first thing asked for: four processes open, and index, a source that no one has opened
+        count: [
+            hosts[i].submit(told_by, stored[kind], steps, shard_index=i, shard_count=count, **many)
+            for i in range(count)
+        ]
+        for count in (4, 2)
+    }
+    restarted = hosts[3].submit(told_by, stored[kind], steps - step, step, **many)
+    whole = batches(stored[kind], steps, **many)
+    ids = np.concatenate([batch["index"] for batch in whole])
+    assert len(ids) == 1000
+    for count, parts in told.items():
+        processes, rows = zip(*(part.result() for part in parts), strict=True)
+        assert len({os.getpid(), *processes}) == 1 + count
+        assert all(_equal(whole[k], _joined([part[k] for part in rows])) for k in range(steps))
+    _, again = restarted.result()
+    assert all(_equal(a, b) for a, b in zip(again, whole[step:], strict=True))
     if kind != "mixture":
         epochs = ids[: len(ids) // COUNT * COUNT].reshape(-1, COUNT)
         assert (np.sort(epochs, axis=1) == np.arange(COUNT)).all()
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
+def _joined(parts: list[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _equal(a: Batch, b: Batch) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def test_worker_processes_give_the_same_batches(stored: dict[str, str]) -> None:
-    alone = _batches(stored["tars"], 5, 2)
-    made = _batches(stored["tars"], 5, 2, workers=2)
+    alone = batches(stored["tars"], 5, 2)
+    made = batches(stored["tars"], 5, 2, workers=2)
     assert all(_equal(a, b) for a, b in zip(alone, made, strict=True))
     with pytest.raises(ValueError, match="workers 1 with 'scenes'"):
-        _batches("scenes", 1, workers=1)
+        batches("scenes", 1, workers=1)
 
 
 def test_every_shelf_gives_picture_and_captions_by_number(stored: dict[str, str]) -> None:
@@ -84,7 +101,7 @@ def test_every_shelf_gives_picture_and_captions_by_number(stored: dict[str, str]
 
 
 def test_a_mixture_keeps_its_weights_and_walks_through_every_part(stored: dict[str, str]) -> None:
-    ids = np.concatenate([batch["index"] for batch in _batches(stored["mixture"], 46)])
+    ids = np.concatenate([batch["index"] for batch in batches(stored["mixture"], 46)])
     part = ids // 2**48
     assert abs((part == 1).mean() - 0.75) < 0.01
     for which in (0, 1):
@@ -197,57 +214,3 @@ def test_sources_that_are_none_say_what_to_do(tmp_path: Path) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
             sources.open_stored(source)
         assert "\n" not in str(caught.value)
-
-
-def test_clevr_through_its_own_schema(tmp_path: Path) -> None:
-    features = tfds.builder("clevr", data_dir=tmp_path).info.features
-    colours, shapes = features["objects"]["color"].names, features["objects"]["shape"].names
-
-    def thing(size: int, colour: str, material: int, shape: str, x: float, depth: float) -> dict:
-        numbers = {"size": size, "color": colours.index(colour), "material": material, "shape": shapes.index(shape)}
-        return numbers | {"rotation": 0.0, "3d_coords": [0, 0, 0], "pixel_coords": [x, 100, depth]}
-
-    scenes = [
-        [
-            thing(1, "red", 1, "cube", 100, 9),
-            thing(0, "cyan", 0, "sphere", 300, 12),
-            thing(1, "red", 1, "cube", 200, 9),
-        ],
-        [thing(0, "gray", 1, "cylinder", 240, 8)],
-    ]
-    examples = [
-        {
-            "image": shelves.encoded(shelves.picture(i, (48, 32))),
-            "file_name": f"{i}.png",
-            "objects": objects,
-            "question_answer": [],
-        }
-        for i, objects in enumerate(scenes)
-    ]
-    path = shelves.write_prepared(tmp_path / "clevr" / "3.1.0", "clevr", features, examples)
-    opened = sources.open_stored(str(path.parent))  # its one version is found
-    assert set(opened[0].captions) >= {
-        "a scene with three objects",
-        "two cubes and a sphere",
-        "two red cubes and a cyan sphere",
-        "two red metal cubes and a cyan rubber sphere",
-        "two large red metal cubes and a small cyan rubber sphere",
-    }
-    assert not any("left of a large red" in caption for caption in opened[0].captions)  # which of the two?
-    assert opened[1].captions[-1] == "a small gray metal cylinder"
-    one, other = scenes[0][:2]
-    told = clevr.captions({field: [one[field], other[field]] for field in clevr.FIELDS}, _names(features))
-    assert "a large red metal cube left of a small cyan rubber sphere" in told
-    assert "a small cyan rubber sphere behind a large red metal cube" in told
-    assert not any("cube behind" in caption or "cube right of" in caption for caption in told)
-
-
-def _names(features: tfds.features.FeaturesDict) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(features["objects"][name].names) for name in ("color", "material", "shape", "size")}
-
-
-def test_mock_data_of_no_meaning_is_left_out_not_lied_about() -> None:
-    objects = {field: [0] * (i + 1) for i, field in enumerate(clevr.FIELDS)}
-    with pytest.raises(ValueError, match="differ in length"):
-        clevr.captions(objects)
-    assert json.dumps(clevr.captions({field: [] for field in clevr.FIELDS})) == '["an empty scene"]'
