@@ -31,7 +31,8 @@ begin() {
   read_settings
   [[ -n $dry_run ]] || command -v gcloud >/dev/null ||
     die "gcloud not found: install the Google Cloud CLI (cloud.google.com/sdk), then run: gcloud auth login"
-  exec 3>&1  # commands of --dry-run go here, also from within $(…)
+  exec 3>&1  # commands of --dry-run go here, also from within $(…), and nothing else
+  [[ -z $dry_run ]] || exec 1>&2
   errors=$(mktemp)
   trap 'rm -f "$errors"' EXIT
 }
@@ -69,7 +70,11 @@ how() {
 other() {
   local name=$1
   shift
-  "$here/$name.sh" --settings "$settings" ${dry_run:+--dry-run} "$@"
+  if [[ -n $dry_run ]]; then
+    "$here/$name.sh" --settings "$settings" --dry-run "$@" >&3
+  else
+    "$here/$name.sh" --settings "$settings" "$@"
+  fi
 }
 
 # gcloud compute tpus "$@" in the zone and project of the settings; what it complains about is in the file $errors.

@@ -34,12 +34,12 @@ show() {
   node_state READY >/dev/null
   worker_count >/dev/null
   on_workers all '' status >/dev/null
-  echo "# after a preemption:"
+  echo "# after a preemption:" >&3
   delete_request
   other create
   other setup --rev "$rev"
   other run
-  echo "# when a process was lost:"
+  echo "# when a process was lost:" >&3
   on_workers all '' end 60 >/dev/null
   other run
 }

@@ -92,7 +92,8 @@ def load() -> dict:
 
 
 def store(cloud: dict) -> None:
-    write("cloud.json", json.dumps(cloud))
+    write("cloud.json.part", json.dumps(cloud))
+    os.replace(f"{CLOUD}/cloud.json.part", f"{CLOUD}/cloud.json")
 
 
 def read(name: str) -> str:
