@@ -16,6 +16,7 @@ main() {
   [[ ${rest[*]-} != --no-wait ]] || { wait=''; rest=(); }
   no_more_arguments ${rest[@]+"${rest[@]}"}
   local state
+  trap 'echo >&2; costs; exit 130' INT
   state=$(request_state MISSING)
   case $state in
     FAILED | SUSPENDED) delete_request || fail "$(reason)"; request ;;
@@ -24,7 +25,6 @@ main() {
     *) say "the request $NAME exists and is $state" ;;
   esac
   [[ -n $wait ]] || { costs; exit 0; }
-  trap 'echo >&2; costs; exit 130' INT
   await
   say "TPU $NAME ($TYPE) is up; next: $(how setup)"
   costs

