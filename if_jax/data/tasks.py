@@ -10,8 +10,6 @@ every scene of the held-out split shows one. The endless source "scenes" knows n
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,15 +39,15 @@ for _count, _shape in HELD_OUT_COUNTS:
 _NOVEL_WORD = np.asarray([word in HELD_OUT_WORDS for word in WORDS])
 
 
-@functools.partial(jax.jit, static_argnames="held_out")
-def sample_tasks(indices: jax.Array, seed: int, held_out: bool = False) -> tuple[Scene, jax.Array]:
+@jax.jit
+def sample_tasks(indices: jax.Array, seed: int, held_out: bool | jax.Array = False) -> tuple[Scene, jax.Array]:
     """Scenes number `indices` (B,) of a split, and their tasks (B,) int32 into `TASKS`."""
     base = jax.random.fold_in(jax.random.key(seed), 7 + held_out)  # other scenes than those of "scenes"
     one = lambda index: sample_task(jax.random.fold_in(base, index), held_out)  # noqa: E731
     return jax.vmap(one)(jnp.asarray(indices, jnp.uint32))
 
 
-def sample_task(key: jax.Array, held_out: bool = False) -> tuple[Scene, jax.Array]:
+def sample_task(key: jax.Array, held_out: bool | jax.Array = False) -> tuple[Scene, jax.Array]:
     """Draw one scene and its task."""
     content_key, place_key = jax.random.split(key)
     u = jax.random.uniform(content_key, (64,))
@@ -120,11 +118,11 @@ def _phrase(group: grammar.Group, fields: set[str]) -> str:
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
 
-def _draw_kinds(u: jax.Array, pick: jax.Array, held_out: bool, task: jax.Array) -> jax.Array:
+def _draw_kinds(u: jax.Array, pick: jax.Array, held_out: bool | jax.Array, task: jax.Array) -> jax.Array:
     """Two different kinds (colour * 3 + shape); where one is named without its colour the shapes differ too."""
     novel = jnp.asarray(_NOVEL_KIND)
     allowed = jnp.where(novel, -1.0, u)
-    first = jnp.argmax(jnp.where(novel, u, -1.0)) if held_out else jnp.argmax(allowed)
+    first = jnp.argmax(jnp.where(novel == held_out, u, -1.0))
     all_kinds = jnp.arange(novel.size)
     other_shape = all_kinds % len(SHAPES) != first % len(SHAPES)
     other_colour = all_kinds // len(SHAPES) != first // len(SHAPES)
@@ -133,7 +131,7 @@ def _draw_kinds(u: jax.Array, pick: jax.Array, held_out: bool, task: jax.Array) 
     return jnp.stack([first, jnp.argmax(jnp.where(fits, allowed, -2.0))])
 
 
-def _draw_counts(u: jax.Array, task: jax.Array, shapes: jax.Array, held_out: bool) -> jax.Array:
+def _draw_counts(u: jax.Array, task: jax.Array, shapes: jax.Array, held_out: bool | jax.Array) -> jax.Array:
     """Objects of the two groups."""
     many = 1 + (u[0] * 6).astype(jnp.int32)  # 1 … 6
     split = jnp.stack([1 + (u[1] * 3).astype(jnp.int32), 1 + (u[2] * 3).astype(jnp.int32)])  # 1 … 3 each
@@ -142,13 +140,13 @@ def _draw_counts(u: jax.Array, task: jax.Array, shapes: jax.Array, held_out: boo
     with_sign = jnp.where(u[0] < 0.5, 0 * alone, alone)
     of_task = jnp.stack([alone, pair, counting, alone, pair, pair, with_sign])  # (tasks, 2)
     counts = of_task[task]
-    return counts if held_out else counts - jnp.asarray(_NOVEL_COUNT)[counts, shapes].astype(jnp.int32)
+    return counts - (jnp.asarray(_NOVEL_COUNT)[counts, shapes] & jnp.logical_not(held_out)).astype(jnp.int32)
 
 
-def _draw_word(u: jax.Array, held_out: bool) -> jax.Array:
+def _draw_word(u: jax.Array, held_out: bool | jax.Array) -> jax.Array:
     """A word's number. Where objects may be missing it is the word that is held out."""
-    allowed = np.flatnonzero(_NOVEL_WORD if held_out else ~_NOVEL_WORD)
-    return jnp.asarray(allowed)[(u * len(allowed)).astype(jnp.int32)]
+    novel, known = (jnp.asarray(np.flatnonzero(which)) for which in (_NOVEL_WORD, ~_NOVEL_WORD))
+    return jnp.where(held_out, *(words[(u * len(words)).astype(jnp.int32)] for words in (novel, known)))
 
 
 def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: jax.Array) -> Scene:
