@@ -156,3 +156,7 @@ def final_state(checkpoints: Path, step: int) -> Any:
         stored = opened.checkpointables_metadata(step).metadata["state"]
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), stored)
         return jax.device_get(opened.load_checkpointables(step, {"state": abstract})["state"])
+
+
+if __name__ == "__main__":
+    main()
