@@ -7,6 +7,7 @@ and every host has as many steps as every other however its records are stored.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from if_jax.text.captions import prepare_captions
 
 _PART = 2**48  # a mixture numbers the records of its i-th part from i * this
 _LAST_STEP = 2**40
+_SMALL = 2**12  # records below which Grain takes up to milliseconds to shuffle one number
 _WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*\*\s*(\S.*?)\s*")
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
@@ -162,13 +164,13 @@ class Pictures:
     def __init__(self, source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> None:
         self.stored: Stored = open_stored(source, keep.at_least(size))
         self._size, self._seed, self._preparation = size, seed, preparation
-        self._order = grain.MapDataset.range(len(self.stored)).seed(seed).shuffle().repeat(None)
+        self._order = _shuffled(len(self.stored), seed)
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         return [self._read(int(position)) for position in positions]
 
     def _read(self, position: int) -> Sample:
-        number = int(self._order[position])
+        number = self._order(position)
         record, how = self.stored[number], self._preparation
         shift = how.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
         choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
@@ -209,6 +211,19 @@ class _Mixture:
                     for row, sample in zip(rows, samples, strict=True)
                 }
         return [found[row] for row in range(len(places))]
+
+
+def _shuffled(count: int, seed: int) -> Callable[[int], int]:
+    """Position -> record: every epoch another permutation, of which only small ones are kept in memory."""
+    if count < _SMALL:
+        return lambda position: int(_permutation(count, seed, position // count)[position % count])
+    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
+    return lambda position: int(order[position])
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, 4)).permutation(count)
 
 
 def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.ndarray]]:

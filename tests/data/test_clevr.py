@@ -15,7 +15,6 @@ import pytest
 import shelves
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core import registered
 
 from if_jax.data import clevr, geometry, grammar, scenes, sources
 
@@ -69,17 +68,16 @@ def test_our_scenes_in_clevrs_layout_get_captions_that_agree_with_their_labels(
 
 def _prepare(drawn: dict[bytes, dict[str, Any]], folder: Path) -> None:
     """Write scenes with TensorFlow Datasets' own writer and its own builder of CLEVR, which needs the examples only."""
-    with registered.skip_registration():
 
-        class Drawn(tfds.builder_cls("clevr")):
-            name = "clevr"
+    class Drawn(tfds.builder_cls("clevr"), skip_registration=True):
+        name = "clevr"
 
-            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                return {"train": self._generate_examples()}
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
 
-            def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-                for i, (png, labels) in enumerate(drawn.items()):
-                    yield str(i), _example(f"CLEVR_train_{i:06d}.png", png, labels)
+        def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+            for i, (png, labels) in enumerate(drawn.items()):
+                yield str(i), _example(f"CLEVR_train_{i:06d}.png", png, labels)
 
     Drawn(data_dir=str(folder), file_format="array_record").download_and_prepare()
 

@@ -83,6 +83,14 @@ def test_every_epoch_shows_every_stored_picture_once_in_another_order(stored: st
     assert len({tuple(epoch) for epoch in seen}) == 5
 
 
+@pytest.mark.parametrize("count", [9, pipeline._SMALL])
+def test_small_and_large_sets_are_shuffled_anew_every_epoch(count: int) -> None:
+    order, other = (pipeline._shuffled(count, seed) for seed in (1, 2))
+    epochs = [[order(position) for position in range(k * count, (k + 1) * count)] for k in (0, 1, 7)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, [other(position) for position in range(count)]]}) == 4
+
+
 def test_drawn_batches_show_scene_after_scene() -> None:
     batch = _take("scenes", start_step=2, caption_dropout=0.0)[0]
     numbers = np.arange(2 * ROWS, 3 * ROWS)
