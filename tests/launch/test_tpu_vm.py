@@ -344,9 +344,7 @@ def test_a_request_left_in_the_queue_is_named_and_can_be_waited_for(cloud):
 def test_interrupting_create_says_what_stays(cloud):
     cloud.settings(POLL_SECONDS="0.5")
     script = ["bash", str(ROOT / "launch/tpu_vm/create.sh"), "--settings", str(cloud.folder / "settings.sh")]
-    heard = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # tests in the background inherit that it is ignored
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     waiting = subprocess.Popen(script, stderr=subprocess.PIPE, text=True, env=cloud.environment(), process_group=0)
     signal.signal(signal.SIGINT, heard)
     while not (cloud.folder / "cloud.json").exists() or not cloud.state():
