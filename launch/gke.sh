@@ -27,6 +27,9 @@
 #     --config configs/demo_base.py --workdir gs://bucket/runs/base
 set -euo pipefail
 
+# shellcheck source=arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
+
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 main() {
@@ -106,16 +109,9 @@ delete() {
 
 # A run on many hosts needs a recipe they all have and a folder they all see.
 check_train() {
-  local config='' workdir=''
-  while (($#)); do
-    case $1 in
-      --config=*) config=${1#*=} ;;
-      --workdir=*) workdir=${1#*=} ;;
-      --config) config=${2:-} ;;
-      --workdir) workdir=${2:-} ;;
-    esac
-    shift
-  done
+  local config workdir
+  config=$(value_of --config "$@")
+  workdir=$(value_of --workdir "$@")
   [[ -n $config ]] || die "--config is missing: which recipe?"
   [[ -f $root/${config%%:*} ]] || die "--config $config does not exist in this checkout, so not in the image"
   [[ $workdir == gs://* ]] || die "--workdir is \"$workdir\": all hosts must see it, give a gs:// path"
@@ -133,15 +129,5 @@ call() {
 }
 
 again() { printf 'launch/gke.sh %s --workload %s %s' "$1" "$workload" "$(quoted "${where[@]}")"; }
-
-# The words as a shell reads them, in any bash.
-quoted() {
-  local word line=''
-  for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
-    line+=" $word"
-  done
-  printf '%s' "${line# }"
-}
 
 main "$@"

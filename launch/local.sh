@@ -2,6 +2,9 @@
 # Run one training run as N real processes on this machine, and start it again when one of them ends badly.
 set -euo pipefail
 
+# shellcheck source=arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
+
 usage() {
   cat <<'TEXT'
 usage: launch/local.sh N -- TRAIN_ARGUMENTS
@@ -46,19 +49,6 @@ main() {
   pids=()
   trap 'stop TERM; exit 143' TERM INT
   supervise "$@"
-}
-
-# The value of option $1 among the arguments, as "--option VALUE" or "--option=VALUE".
-value_of() {
-  local option=$1
-  shift
-  while (($#)); do
-    case $1 in
-      "$option") printf '%s' "${2:-}"; return ;;
-      "$option"=*) printf '%s' "${1#*=}"; return ;;
-    esac
-    shift
-  done
 }
 
 supervise() {

@@ -5,6 +5,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
+# shellcheck source=../arguments.sh
+source "$root/launch/arguments.sh"
 known='NAME|TYPE|ZONE|PROJECT|TIER|TRAIN|RUNTIME|REPO|REV|CREATE_FLAGS|SSH_FLAGS|PRICE|POLL_SECONDS'
 
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*" >&2; }
@@ -98,16 +100,6 @@ ask() {
   shift
   cloud "$@" || return
   [[ -z $dry_run ]] || printf '%s\n' "$assumed"
-}
-
-# The words as a shell reads them, in any bash.
-quoted() {
-  local word line=''
-  for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
-    line+=" $word"
-  done
-  printf '%s' "${line# }"
 }
 
 # WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED, …; MISSING, or UNKNOWN where gcloud fails.

@@ -28,16 +28,9 @@ main() {
 
 # A run on many hosts needs a recipe they all have and a folder they all see.
 check_train() {
-  local config='' workdir=''
-  while (($#)); do
-    case $1 in
-      --config=*) config=${1#*=} ;;
-      --workdir=*) workdir=${1#*=} ;;
-      --config) config=${2:-} ;;
-      --workdir) workdir=${2:-} ;;
-    esac
-    shift
-  done
+  local config workdir
+  config=$(value_of --config "$@")
+  workdir=$(value_of --workdir "$@")
   [[ -n $config ]] || die "--config is missing in TRAIN of $settings: which recipe?"
   [[ -f $root/${config%%:*} ]] || die "TRAIN has --config $config: not in this checkout, so not on the workers"
   [[ $workdir == gs://* ]] || die "TRAIN has --workdir \"$workdir\": all workers must see it, give a gs:// path"

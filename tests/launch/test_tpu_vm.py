@@ -51,6 +51,7 @@ def origin(tmp_path_factory):
     git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run([*git, "init", "-q"], check=True)
     shutil.copytree(ROOT / "launch/tpu_vm", folder / "launch/tpu_vm", ignore=shutil.ignore_patterns("settings.sh"))
+    shutil.copy(ROOT / "launch/arguments.sh", folder / "launch")
     for message in ("first", "second"):
         (folder / "note").write_text(message)
         subprocess.run([*git, "add", "."], check=True)
