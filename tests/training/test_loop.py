@@ -45,9 +45,7 @@ def tiny_presets():
         patch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))
         patch.setitem(presets.UNETS, "tiny-II", tiny.one_level(tiny.SUPER_RESOLUTION))
         patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
-        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: a fifth less time to compile
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _metrics(workdir):
