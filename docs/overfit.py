@@ -4,7 +4,8 @@
 
 Writes OUT/overfit-base.webp and OUT/overfit-super-resolution.webp: in every pair the training picture and what the
 stage draws from its caption alone, or from its 64 px version. The recipes are those of the demo cascade, on a data set
-of 16 scenes. Interrupted, the same command with the same --workdir goes on.
+of 16 scenes, starting from the demo's weights: it has never seen these. Interrupted, the same command with the same
+--workdir goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from PIL import Image
 from if_jax import Cascade
 from if_jax.config import to_recipe
 from if_jax.data import builders, grammar, scenes
+from if_jax.inference.cascade import DEMO
 from if_jax.inference.pictures import grid
 from if_jax.training.loop import train
 from if_jax.training.publish import publish
@@ -42,9 +44,10 @@ def main() -> None:
     drawn = scenes.sample_scenes(np.arange(COUNT), SEED)
     captions = [grammar.caption(s, np.random.default_rng((SEED, i))) for i, s in enumerate(scenes.as_numpy(drawn))]
     base, sr, cascade = work / "I", work / "II", work / "cascade"
-    learn("demo_base", base, 64, given.steps, batch_size=8)
+    learn("demo_base", base, 64, given.steps, batch_size=8, init_from=str(DEMO / "stage_I"))
     publish([str(base)], str(cascade), overwrite=True)
-    learn("demo_sr", sr, 256, given.crops, batch_size=16, text_encoder_from=str(cascade / "stage_I"))
+    encoder = str(cascade / "stage_I")
+    learn("demo_sr", sr, 256, given.crops, batch_size=16, init_from=str(DEMO / "stage_II"), text_encoder_from=encoder)
     publish([str(base), str(sr)], str(cascade), overwrite=True)
     opened = Cascade.load(cascade)
     small, large = (list(np.asarray(scenes.render_scenes(drawn, size))) for size in (64, 256))

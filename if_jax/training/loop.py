@@ -28,7 +28,7 @@ from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import objective, optimizer, preflight, sampling, validation
+from if_jax.training import objective, optimizer, preflight, programs, sampling, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import resume
 from if_jax.training.step import TrainState, ema_name, init_state, make_step
@@ -104,7 +104,10 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         flops = step_flops(recipe, networks, tokens.TEXT_LENGTH)
         recorder.note("prepared")
         # A finished program: it cannot be compiled a second time, other shapes are an error.
-        step_fn = lower_step(recipe, networks, tx, abstract, frozen, mesh, placed).compile()
+        lower = partial(lower_step, recipe, networks, tx, abstract, frozen, mesh, placed)
+        step_fn = programs.compiled(lower, mesh, recipe, networks)
+        if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
+            hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
         recorder.note("compiled")
         session = Session(
             recipe=recipe,

@@ -15,20 +15,27 @@ ROOT = Path(__file__).parents[2]
 class Run:
     """One run folder and whoever trains in it."""
 
-    def __init__(self, workdir: Path, config: str, keys: dict[str, object], processes: int = 2) -> None:
+    def __init__(
+        self, workdir: Path, config: str, keys: dict[str, object], processes: int = 2, devices: int = 1
+    ) -> None:
         self.workdir, self.checkpoints = workdir.absolute(), workdir.absolute() / "checkpoints"
         self.log = workdir.with_suffix(".log")
         words = [f"--config.{key}={value}" for key, value in keys.items()]
         self._command = ["bash", str(ROOT / "launch/local.sh"), str(processes), "--", "--config", config, *words]
         self._command += ["--workdir", str(self.workdir)]
+        self._devices = devices  # of each process
         self._supervisor: subprocess.Popen | None = None
         self.starts = 0
 
     def start(self) -> None:
-        """Starts the supervisor; one core for each process, as on hosts of their own."""
+        """Starts the supervisor."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         cache = str(self.workdir.parent / "compiled")
-        environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+        environment = os.environ | {
+            "PYTHON": sys.executable,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(self._devices),
+        }
         environment |= {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache}
         with self.log.open("a") as log:
             self._supervisor = subprocess.Popen(
@@ -39,6 +46,11 @@ class Run:
     def ended(self) -> int | None:
         """The supervisor's exit code, None while it runs."""
         return self._supervisor.poll()
+
+    def end(self, seconds: float = 300) -> int:
+        """Tells it to end, as a user does; the supervisor's exit code."""
+        self._supervisor.terminate()
+        return self.wait(seconds)
 
     def wait(self, seconds: float) -> int:
         """The supervisor's exit code, once it has ended."""

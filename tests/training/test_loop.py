@@ -20,7 +20,7 @@ from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, Val
 from if_jax.models import presets
 from if_jax.parallel import hosts
 from if_jax.tracking import goodput
-from if_jax.training import loop, publish
+from if_jax.training import loop, programs, publish
 
 RECIPE = Recipe(
     unet="tiny-I",
@@ -85,27 +85,22 @@ def test_a_run_accounts_for_its_time(finished):
     assert found.badput["program_startup"] > 0 and found.badput["wasted_progress_from_disruption"] == 0
 
 
-class _Interrupted:
-    """A lowered step whose program does something else first, once `at` batches are done."""
+def _train_until(monkeypatch, workdir, at, happens):
+    """Trains, but something else happens first once `at` batches are done."""
+    compiled = programs.compiled
 
-    def __init__(self, lowered, at, happens):
-        self._lowered, self._at, self._happens = lowered, at, happens
-
-    def compile(self):
-        step = self._lowered.compile()
+    def interrupted(*args):
+        step = compiled(*args)
 
         def call(state, frozen, batch):
-            if int(state.step) == self._at:
-                self._happens()
+            if int(state.step) == at:
+                happens()
             return step(state, frozen, batch)
 
         return call
 
-
-def _train_until(monkeypatch, workdir, at, happens):
     with monkeypatch.context() as patch:
-        lower = loop.lower_step
-        patch.setattr(loop, "lower_step", lambda *args: _Interrupted(lower(*args), at, happens))
+        patch.setattr(programs, "compiled", interrupted)
         loop.train(RECIPE, str(workdir))
 
 

@@ -1,0 +1,77 @@
+"""A compiled program kept on disk whole: a run that starts again neither traces nor compiles its step a second time.
+
+JAX's own cache keeps what XLA makes under a key that takes the whole program to know, so tracing (minutes for a large
+net) comes first all the same; and only process 0 writes to it, under a key that on CPUs no other process ever asks for.
+Here the key is what the program follows from: this code, the recipe, the libraries, the devices and JAX's settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from if_jax.parallel import hosts
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+
+
+def compiled(lower: Callable[[], jax.stages.Lowered], mesh: Mesh, *follows_from: object) -> jax.stages.Compiled:
+    """The program that `lower` traces: out of the folder of JAX's compilation cache, or compiled and kept there.
+
+    mesh: of the devices it runs on. follows_from: with the code of this package, all that decides what the program is;
+    told apart by their `repr`.
+    What cannot be read or written costs time, nothing else.
+    """
+    devices = list(mesh.devices.flat)
+    path = _path(devices, follows_from)
+    if path is not None and path.is_file():
+        try:
+            stored = pickle.loads(path.read_bytes())
+            return serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
+        except Exception as error:  # whatever is wrong with it, compiling is right
+            logging.info("%s cannot be used (%s: %s): compiling anew", path, type(error).__name__, error)
+    program = lower().compile()
+    if path is not None:
+        _keep(program, path)
+    return program
+
+
+def _path(devices: list[jax.Device], follows_from: tuple[object, ...]) -> Path | None:
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or "://" in folder:
+        return None
+    parts = [
+        hosts.code_hash(),
+        *follows_from,
+        *(version(name) for name in _LIBRARIES),
+        *(os.environ.get(name) for name in _ENVIRONMENT),
+        socket.gethostname(),  # code for the CPU of another machine is no use here
+        devices[0].client.platform_version,
+        [(device.id, device.process_index, device.device_kind) for device in devices],
+        jax.process_index(),
+        sorted((name, value) for name, value in jax.config.values.items() if "cache_dir" not in name),
+    ]
+    digest = hashlib.sha256("\0".join(map(repr, parts)).encode()).hexdigest()
+    return Path(folder) / f"if_jax-step-{digest[:40]}"
+
+
+def _keep(program: jax.stages.Compiled, path: Path) -> None:
+    try:
+        data = pickle.dumps(serialize_executable.serialize(program))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_bytes(data)
+        beside.replace(path)
+    except Exception as error:  # a program that cannot be stored, a full disk
+        logging.info("%s is not kept (%s: %s)", path, type(error).__name__, error)
