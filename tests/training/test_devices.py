@@ -52,7 +52,7 @@ def test_the_number_of_devices_changes_in_mid_run(tmp_path):
         run.start()
         if until:
             assert run.wait_for(until), run.log.read_text()
-            assert run.end() == 143, run.log.read_text()
+            assert run.end() in (143, -15), run.log.read_text()  # one to a shell
         else:
             assert run.wait(1200) == 0, run.log.read_text()
     for one, other in zip(_losses(steady), _losses(run), strict=True):
