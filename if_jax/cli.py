@@ -53,19 +53,22 @@ def train(
     Example:  if-jax train --config configs/demo_base.py --workdir runs/I --config.batch_size=16
     """
     from if_jax.config import to_recipe
-    from if_jax.parallel.hosts import TERMINATED, Terminated, connect
+    from if_jax.parallel import hosts
+    from if_jax.parallel.meeting import Absent
     from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
 
     recipe = to_recipe(_read_recipe(config, context.args))
     waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
-    connect(coordinator, processes, process, **waits)
-    cache_compilations()
     try:
+        hosts.connect(coordinator, processes, process, **waits)
+        cache_compilations()
         run_training(recipe, workdir, began=process_start())
-    except Terminated as error:
+    except Absent as error:
+        hosts.leave(str(error), hosts.ABSENT)
+    except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
-        context.exit(TERMINATED)
+        context.exit(hosts.TERMINATED)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 
 

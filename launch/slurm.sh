@@ -10,8 +10,8 @@
 #     --config configs/demo_base.py --workdir /shared/runs/base --config.mesh.fsdp=8 --config.mesh.rules=fsdp
 #
 # Three minutes before the time limit, and when the job is preempted, the run saves and ends. The job then goes back into
-# the queue and resumes, as it does when a process is lost or stuck (exit codes 75, 76, a signal). It does not after a
-# mistake (1, 2), nor after IF_JAX_RESTARTS (20) times. The end: scancel JOB.
+# the queue and resumes, as it does when a process is lost, stuck or never came (exit codes 75, 76, 77, a signal). It
+# does not after a mistake (1, 2), nor after IF_JAX_RESTARTS (20) times. The end: scancel JOB.
 #
 #   IF_JAX_MODULES   modules to load, such as "python/3.12 cuda/12"
 #   IF_JAX_VENV      virtual environment if_jax is installed in
@@ -30,7 +30,8 @@ main() {
     -h | --help | '') awk 'NR > 1 { if (!/^# ?/ || /^#SBATCH/) exit; sub(/^# ?/, ""); print }' "${BASH_SOURCE[0]}"
       [[ -n ${1:-} ]] && exit 0 || exit 2 ;;
   esac
-  [[ -n ${SLURM_JOB_ID:-} ]] || die "this is no Slurm job: sbatch launch/slurm.sh $*"
+  [[ -n ${SLURM_JOB_ID:-} ]] ||
+    die "this is no Slurm job: $(command -v sbatch >/dev/null || echo "on a machine that has Slurm, ")sbatch launch/slurm.sh $*"
   check_train "$@"
   prepare
   local told code=0

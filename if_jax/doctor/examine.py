@@ -48,7 +48,7 @@ def examine(
         problem = lock.line() if lock.status == "fail" else ""
         finding, met = others.all_come(place, wait, problem)
         if met:
-            finding, met = _connect(finding, None if given is None else place, wait)
+            finding, met = _join(finding, None if given is None else place, wait)
         yield finding
         together = met
     alone = place is None or place[1] == 1
@@ -76,14 +76,14 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def _connect(finding: Finding, place: tuple[str, int, int] | None, wait: int) -> tuple[Finding, bool]:
+def _join(finding: Finding, place: tuple[str, int, int] | None, wait: int) -> tuple[Finding, bool]:
     from if_jax.parallel import hosts
 
-    def connect() -> tuple[str, bool]:
-        hosts.connect(*(place or ()), start_seconds=wait)
+    def join() -> tuple[str, bool]:
+        hosts.join(*(place or (None, None, None)), start_seconds=wait, heartbeat_seconds=wait)
         return finding.told, True
 
-    joined, done = attempt("coordinator", "look at the other processes' reports", connect)
+    joined, done = attempt("coordinator", "look at the other processes' reports", join)
     return joined, bool(done)
 
 

@@ -5,6 +5,7 @@ A process leaves with a code and a line that say why; a supervisor starts the ru
     1, 2      a mistake to be mended: the recipe, the data, the command
     75        another process of the run was lost
     76        nothing moved for `step_seconds`: another process is stopped, or a device hangs
+    77        a process has not come within `start_seconds`
     143       told to end (SIGTERM, a preemption notice); the state was saved
 """
 
@@ -26,7 +27,9 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-LOST, STUCK, TERMINATED = 75, 76, 143
+from if_jax.parallel import meeting
+
+LOST, STUCK, ABSENT, TERMINATED = 75, 76, 77, 143
 
 
 class Terminated(Exception):
@@ -38,8 +41,8 @@ def connect(
     processes: int | None = None,
     process: int | None = None,
     *,
-    start_seconds: int = 300,
-    heartbeat_seconds: int = 100,
+    start_seconds: int,
+    heartbeat_seconds: int,
 ) -> None:
     """Joins the processes of a run, before any other use of JAX; a process that nothing tells of others stays alone.
 
@@ -47,22 +50,31 @@ def connect(
     describes; left out, JAX reads them from the environment (TPU VM, GKE, Slurm, Open MPI).
     start_seconds: how long to wait for the others. heartbeat_seconds: silence after which a process counts as dead and
     the others leave.
-    Raises ValueError where the three are not given together, or the others are not found.
+    Raises meeting.Absent naming the processes that have not come, ValueError where the three are not given together or
+    do not lead to the others.
     """
+    from jax._src.xla_bridge import backends_are_initialized
+
     check_address(coordinator, processes, process)
-    if jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() or (coordinator is None and backends_are_initialized()):
+        return  # whoever started JAX has decided
+    place = meeting.whereabouts(start_seconds) if coordinator is None else (coordinator, processes, process)
+    if place is None:
         return
+    if place[1] > 1:  # JAX ends a process that waits in vain with a trace that names nobody
+        meeting.gather(*place, start_seconds)
+    join(coordinator, processes, process, start_seconds=start_seconds, heartbeat_seconds=heartbeat_seconds)
+
+
+def join(
+    coordinator: str | None, processes: int | None, process: int | None, *, start_seconds: int, heartbeat_seconds: int
+) -> None:
+    """The second half of `connect`, for processes that have met: JAX connects them. ValueError where it cannot."""
     waits = {"initialization_timeout": start_seconds, "heartbeat_timeout_seconds": heartbeat_seconds}
     try:
         jax.distributed.initialize(coordinator, processes, process, **waits)
     except (ValueError, RuntimeError) as error:
-        if coordinator is None and ("coordinator_address" in str(error) or "before any JAX calls" in str(error)):
-            return  # nothing describes other processes, or whoever started JAX has decided
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"process {process} of {processes} did not find the others at {coordinator} within {start_seconds} s "
-            f"({first}): start all of them, and open that port"
-        ) from None
+        raise ValueError(f"JAX could not join the processes ({str(error).strip().splitlines()[0]})") from None
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # see `settled`
 
 
@@ -100,7 +112,7 @@ def code_hash() -> str:
 def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
     """Compares `facts` (JSON values) of all processes, of which there are several.
 
-    Raises ValueError naming the process and host that is missing after `seconds`, or that differs, and in what.
+    Raises ValueError naming the process and host that differs, and in what; meeting.Absent as `exchange`.
     """
     first, *others = exchange("preflight", {"host": socket.gethostname(), **facts}, seconds)
     for index, told in enumerate(others, start=1):
@@ -112,7 +124,7 @@ def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
 def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
     """What every process tells under a topic (JSON values), in their order; each process may tell once.
 
-    Raises ValueError naming the process that has told nothing after `seconds`.
+    Raises meeting.Absent naming the process that has told nothing after `seconds`.
     """
     # The key-value store of the coordinator: unlike a collective it tells who has not come.
     from jax._src import distributed
@@ -124,9 +136,7 @@ def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str
         try:
             found.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
         except jax.errors.JaxRuntimeError:
-            raise ValueError(
-                f"process {index} of {jax.process_count()} is not there after {seconds} s: look at its log, or start it"
-            ) from None
+            raise meeting.Absent(meeting.absence([index], jax.process_count(), seconds)) from None
     return found
 
 

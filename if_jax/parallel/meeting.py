@@ -15,6 +15,27 @@ from typing import Any
 _LONGEST = 1 << 22  # bytes of one line
 
 
+class Absent(ValueError):
+    """A process of the run has not come in time."""
+
+
+def gather(address: str, count: int, index: int, seconds: float) -> None:
+    """Returns once all `count` processes are there; process 0 listens at the address until then.
+
+    Raises Absent, in every process that has come, naming those that have not; ValueError as `meet`.
+    """
+    told = meet(address, count, index, {"host": socket.gethostname()}, seconds)
+    if missing := [i for i, one in enumerate(told) if one is None]:
+        here = ", ".join(sorted({one["host"] for one in told if one}))
+        raise Absent(absence(missing, count, seconds, f"{here} came to {address}"))
+
+
+def absence(missing: list[int], count: int, seconds: float, rest: str = "") -> str:
+    """The line that names the processes which have not come."""
+    who = f"process {', '.join(map(str, missing))} of {count} {'is' if len(missing) == 1 else 'are'} not there"
+    return f"{who} after {seconds:g} s{f' ({rest})' if rest else ''}: look at its log, or start it"
+
+
 def whereabouts(seconds: int) -> tuple[str, int, int] | None:
     """(HOST:PORT, processes, process) as JAX reads them from a TPU VM, GKE, Slurm or Open MPI; None where none tells.
 
@@ -32,7 +53,8 @@ def whereabouts(seconds: int) -> tuple[str, int, int] | None:
 def meet(address: str, count: int, index: int, told: dict[str, Any], seconds: float) -> list[dict[str, Any] | None]:
     """What each of `count` processes tells (JSON values), by its index; None for one that has not come in time.
 
-    Raises ValueError where the address does not lead to process 0, its port is taken, or two processes claim one index.
+    Raises Absent where process 0 has not come itself, ValueError where the address does not lead to it, its port is
+    taken, or two processes claim one index.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -65,6 +87,7 @@ def _listen(where: tuple[str, int], count: int, own: dict[str, Any], seconds: fl
             if (line := _read_line(peer, min(left, 5.0))) and "process" in line:
                 peers.append(peer)
                 _note(heard, line, count)
+        server.close()  # what a peer calls next is not to end up here
         for peer in peers:
             _say(peer, heard)
     return heard
@@ -90,7 +113,7 @@ def _call(where: tuple[str, int], count: int, index: int, told: dict[str, Any], 
             break
         except OSError as error:
             if time.monotonic() > end:
-                raise ValueError(
+                raise Absent(
                     f"coordinator {where[0]}:{where[1]} cannot be reached after {seconds:g} s "
                     f"({error.strerror or error}): start process 0 there, and open port {where[1]} in the firewall"
                 ) from None
@@ -99,9 +122,9 @@ def _call(where: tuple[str, int], count: int, index: int, told: dict[str, Any], 
         _say(peer, {"process": index, "processes": count, "told": told})
         heard = _read_line(peer, seconds + 5.0)  # process 0 may have begun to wait only now
     if heard is None:
-        raise ValueError(
-            f"coordinator {where[0]}:{where[1]} answers, but not as process 0 of this command: run it on all processes "
-            "at once, and not beside the training that uses the port"
+        raise Absent(
+            f"coordinator {where[0]}:{where[1]} answers, but not as process 0 of this command: look at its log, run it "
+            "on all processes at once, and not beside a training that uses the port"
         )
     return heard
 

@@ -7,9 +7,9 @@
 #
 # Runs on your machine (tmux); ending it changes nothing on the slice, and calling it again goes on. A slice that was
 # preempted, or of which a worker no longer answers, is replaced and gets the same commit, and the run resumes from its
-# newest checkpoint. A process that was lost or got stuck (exit codes 75, 76, 143, a signal) makes all start again. A
-# mistake (exit code 1 or 2) ends the watch, and so do a request that fails three times and a run that ends five times
-# within ten minutes of its start.
+# newest checkpoint. A process that was lost, got stuck or never came (exit codes 75, 76, 77, 143, a signal) makes all
+# start again. A mistake (exit code 1 or 2) ends the watch, and so do a request that fails three times and a run that
+# ends five times within ten minutes of its start.
 
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -115,7 +115,7 @@ only_a_mistake() {
   for code in $1; do
     case $code in
       1 | 2) found=0 ;;
-      0 | 75 | 76 | 143) ;;
+      0 | 75 | 76 | 77 | 143) ;;
       *) return 1 ;;
     esac
   done

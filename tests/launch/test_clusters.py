@@ -64,7 +64,7 @@ def test_gke_runs_one_jobset_that_restarts_on_losses_but_not_on_mistakes(home):
     assert done.returncode == 0 and "cost money until you delete the cluster" in done.stderr, done.stderr
     called = words(home)
     assert called[:2] == ["workload", "create"]
-    for flag, value in (("--restart-on-exit-codes", "75,76"), ("--tpu-type", "v6e-16"), ("--script-dir", str(ROOT))):
+    for flag, value in (("--restart-on-exit-codes", "75,76,77"), ("--tpu-type", "v6e-16"), ("--script-dir", str(ROOT))):
         assert called[called.index(flag) + 1] == value
     command = called[called.index("--command") + 1]
     assert command.endswith(f"&& exec if-jax train --config {RECIPE} '--workdir=gs://bucket/run 1'")
@@ -134,7 +134,7 @@ def test_slurm_runs_a_task_a_process(home):
     assert {"--requeue", "--signal=TERM@180", "--open-mode=append"} <= set(options)
 
 
-@pytest.mark.parametrize("code", ["75", "76", "143", "137"])
+@pytest.mark.parametrize("code", ["75", "76", "77", "143", "137"])
 def test_slurm_requeues_a_run_that_can_go_on(home, code):
     done = launch(home, "slurm.sh", *SLURM, CODE=code, **JOB)
     assert done.returncode == int(code) and "scontrol\nrequeue\n7\n" in _called(home)

@@ -480,7 +480,7 @@ def test_watch_never_deletes_what_it_never_reached(cloud):
     assert "queued-resources delete" not in cloud.calls()
 
 
-@pytest.mark.parametrize("codes", ["76 75 75 75", "143", "137 75 0 1"])
+@pytest.mark.parametrize("codes", ["76 75 75 75", "143", "137 75 0 1", "77 0 77 77"])
 def test_watch_starts_all_again_when_a_process_is_lost(cloud, codes):
     cloud.plan(codes, "0")
     cloud.set_up()

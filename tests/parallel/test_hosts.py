@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from if_jax.parallel import hosts
+from if_jax.parallel import hosts, meeting
 
 TESTS = Path(__file__).parent.parent
 CONFIG = """
@@ -46,12 +47,15 @@ def _start(folder, workdir, devices, *more):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def _pair(folder, workdir, *differing):
-    """Two processes of one device each, the second one's arguments with `differing`; their exit codes and output."""
+def _free_place():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        place = f"localhost:{free.getsockname()[1]}"
-    joined = ["--coordinator", place, "--processes", "2", "--process"]
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def _pair(folder, workdir, *differing):
+    """Two processes of one device each, the second one's arguments with `differing`; their exit codes and output."""
+    joined = ["--coordinator", _free_place(), "--processes", "2", "--process"]
     started = [_start(folder, workdir, 1, *joined, str(i), *(differing if i else ())) for i in range(2)]
     told = [_output(process) for process in started]
     return [process.returncode for process in started], told
@@ -92,6 +96,50 @@ def test_processes_that_differ_do_not_start(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_that_wait_in_vain_name_the_missing_one(tmp_path):
+    """Real processes, each the only one to come: which is not there in one line, and an exit code of its own."""
+    waits = ["--config.hosts.start_seconds=1", "--processes", "2"]
+    first = _start(tmp_path, tmp_path / "run", 1, *waits, "--coordinator", _free_place(), "--process", "0")
+    second = _start(tmp_path, tmp_path / "run", 1, *waits, "--coordinator", place := _free_place(), "--process", "1")
+    host = socket.gethostname()
+    for process, message in (
+        (first, f"process 1 of 2 is not there after 1 s ({host} came to localhost:"),
+        (second, f"coordinator {place} cannot be reached after 1 s"),
+    ):
+        lines = [line for line in _output(process).splitlines() if line]
+        assert process.returncode == hosts.ABSENT, lines
+        assert len(lines) == 1 and lines[0].startswith(f"Error: {message}") and "start" in lines[0], lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_who_came_hear_who_did_not():
+    place, told = _free_place(), {}
+
+    def come(index):
+        with pytest.raises(meeting.Absent) as caught:
+            meeting.gather(place, 5, index, 1)
+        told[index] = str(caught.value)
+
+    threads = [threading.Thread(target=come, args=(index,)) for index in (0, 2, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 3 and set(told.values()) == {told[0]}
+    assert told[0].startswith("process 1, 3 of 5 are not there after 1 s")
+
+
+def test_a_process_0_that_is_lost_meanwhile_is_no_mistake():
+    """A process 0 that is lost while the others wait: they are to start again, not to give up."""
+    place = _free_place()
+    with socket.create_server(("", int(place.rpartition(":")[2]))) as server:
+        lost = threading.Thread(target=lambda: server.accept()[0].close())
+        lost.start()
+        with pytest.raises(meeting.Absent, match="look at its log"):
+            meeting.gather(place, 2, 1, 5)
+        lost.join()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -102,7 +150,7 @@ def test_processes_that_differ_do_not_start(tmp_path):
 )
 def test_half_an_address_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        hosts.connect(*given)
+        hosts.connect(*given, start_seconds=1, heartbeat_seconds=1)
 
 
 def test_the_code_hash_is_of_the_source():
