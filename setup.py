@@ -56,6 +56,7 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.18"],
     "test": [
         *TORCH,
+        "gcsfs",  # runs at gs:// paths, against a bucket on localhost
         "wandb>=0.18",
         "hypothesis>=6.100",
         "pytest>=8",

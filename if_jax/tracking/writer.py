@@ -13,12 +13,17 @@ import jax
 import numpy as np
 from PIL import Image
 
+from if_jax.tracking.mirror import Mirror
+
+_LINES, _WANDB_ID = "metrics.jsonl", "wandb_id"
+
 
 class MetricWriter:
     """Writes `WORKDIR/metrics.jsonl`, `tensorboard/`, `samples/` and, with a project, to Weights & Biases.
 
     Silent on other processes than 0. A run that resumes at `start_step` first drops the lines written after it: they
     are about to be written again. With WANDB_MODE=offline everything for Weights & Biases stays in `WORKDIR/wandb`.
+    A WORKDIR like gs://… gets copies of local files: once a minute, and at every `flush`.
     """
 
     def __init__(
@@ -29,16 +34,21 @@ class MetricWriter:
             return
         from tensorboardX import SummaryWriter
 
-        self._root = Path(workdir)
+        self._mirror = Mirror(workdir) if "://" in workdir else None
+        self._root = self._mirror.local if self._mirror else Path(workdir)
         self._root.mkdir(parents=True, exist_ok=True)
+        if self._mirror:
+            self._mirror.fetch(_LINES)
+            self._mirror.fetch(_WANDB_ID)
         # First, since it may refuse: nothing else is open then.
         self._wandb = _open_wandb(self._root, wandb_project, recipe) if wandb_project else None
-        path = self._root / "metrics.jsonl"
+        path = self._root / _LINES
         _drop_lines_after(path, start_step)
         self._lines = path.open("a", buffering=1)
         self._board = SummaryWriter(
             str(self._root / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}"
         )
+        self.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; floats are written with all their digits, so that two runs can be compared bit for bit."""
@@ -49,6 +59,8 @@ class MetricWriter:
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
+        if self._mirror:
+            self._mirror.push_sometimes()
 
     def pictures(self, step: int, name: str, sheet: Image.Image, single: Mapping[str, Image.Image]) -> None:
         """Saves a sheet of pictures as `samples/NAME-STEP.png` and to TensorBoard.
@@ -69,6 +81,12 @@ class MetricWriter:
             table = wandb.Table(columns=["step", "prompt", "picture"], data=rows)
             self._wandb.log({name: wandb.Image(sheet), f"{name}_table": table}, step=step)
 
+    def flush(self) -> None:
+        """Has everything where it outlives this machine."""
+        if self._active and self._mirror:
+            self._board.flush()
+            self._mirror.push()
+
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._active:
@@ -76,6 +94,8 @@ class MetricWriter:
             self._board.close()
             if self._wandb is not None:
                 self._wandb.finish()
+            if self._mirror:
+                self._mirror.close()
 
 
 def _open_wandb(root: Path, project: str, recipe: Mapping[str, Any] | None) -> Any:
@@ -85,7 +105,7 @@ def _open_wandb(root: Path, project: str, recipe: Mapping[str, Any] | None) -> A
     except ImportError:
         raise ValueError(f"recipe key wandb is {project!r}, but wandb is not installed: pip install wandb") from None
     os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))  # where tables wait to be sent, with their pictures
-    note = root / "wandb_id"
+    note = root / _WANDB_ID
     if not note.exists():
         note.write_text(secrets.token_hex(4))
     return wandb.init(project=project, dir=str(root), id=note.read_text(), resume="allow", config=dict(recipe or {}))

@@ -171,6 +171,7 @@ def _loop(s: Session, state: TrainState) -> None:
                 _report(s, pending, bar)
                 pending = None
                 with s.recorder.during("saved", step=step):
+                    s.writer.flush()  # a run that resumes from here does not write these lines again
                     s.saved.save(step, state, {"window": list(s.window.rows)})
                     if told:
                         s.saved.finish()
@@ -179,9 +180,11 @@ def _loop(s: Session, state: TrainState) -> None:
             if _due(recipe.validation.every, step, recipe.steps):
                 with s.recorder.during("watched"):
                     s.writer.scalars(step, s.validate(state.ema[average]))
+                    s.writer.flush()
             if _due(recipe.sample.every, step, recipe.steps):
                 with s.recorder.during("watched"):
                     s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
+                    s.writer.flush()
             s.moved()
         with s.recorder.during("saved"):
             s.saved.finish()

@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
+from if_jax.tracking.mirror import Mirror
 from if_jax.tracking.writer import MetricWriter
 
 RED = Image.new("RGB", (4, 3), (255, 0, 0))
@@ -40,6 +41,31 @@ def test_pictures_are_numbered_by_step(tmp_path):
     writer.close()
     with Image.open(tmp_path / "samples" / "samples-0000020.png") as saved:
         np.testing.assert_array_equal(saved, RED)
+
+
+def test_a_mirror_copies_what_has_changed(tmp_path, caplog):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "metrics.jsonl").write_text("1\n")
+    mirror = Mirror(str(tmp_path / "far"))
+    mirror.fetch("metrics.jsonl")
+    mirror.fetch("not there")
+    with (mirror.local / "metrics.jsonl").open("a") as lines:
+        lines.write("2\n")
+    (mirror.local / "samples").mkdir()
+    (mirror.local / "samples" / "a.png").write_bytes(b"a")
+    mirror.push()
+    assert (tmp_path / "far" / "metrics.jsonl").read_text() == "1\n2\n"
+    (tmp_path / "far" / "samples" / "a.png").unlink()
+    mirror.push()
+    assert not (tmp_path / "far" / "samples" / "a.png").exists()  # nothing had changed here
+    (mirror.local / "samples" / "b.png").write_bytes(b"b")
+    (tmp_path / "far" / "samples").rmdir()
+    (tmp_path / "far" / "samples").write_text("in the way")
+    mirror.push()
+    assert "samples/b.png was not written" in caplog.text
+    (tmp_path / "far" / "samples").unlink()
+    mirror.close()
+    assert (tmp_path / "far" / "samples" / "b.png").read_bytes() == b"b" and not mirror.local.exists()
 
 
 def _masked(data):
