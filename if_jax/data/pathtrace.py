@@ -26,7 +26,8 @@ _PASSES = 5
 _VARIANT = "scalar_rgb"  # compiled ahead; the vectorised variants need an LLVM library that suits the processor
 _DEPTH = 6  # a path's bounces and its end
 _BLOCK = 16  # px a task; fixed, since a block's random numbers hang on its place
-_CELL = 64  # px of a letter in the sign's texture
+_CELL = 64  # px of a letter of which the sign is made
+_FACE = (128, 384)  # px of its texture, the same for every word: one shape, compiled once
 _BRIGHTEST = 0.9  # share of light that a paint throws back at most
 _RIGHT = (1.0, 0.0, 0.0)
 
@@ -149,9 +150,9 @@ def _sign(scene: Scene) -> dict[str, Any]:
 
     board = geometry.find_board(scene, geometry.rays(2))
     half, across = float(board.half), float(geometry.board_middle(scene))
-    step = geometry.LETTER_HEIGHT / _CELL
-    x = (np.arange(round(2 * half / step)) + 0.5) * step - half
-    up = (np.arange(round(2 * BOARD_HALF / step)) + 0.5) * step - BOARD_HALF  # a texture begins at the bottom
+    rows, columns = _FACE
+    x = half * ((np.arange(columns) + 0.5) * (2 / columns) - 1.0)
+    up = BOARD_HALF * ((np.arange(rows) + 0.5) * (2 / rows) - 1.0)  # a texture begins at the bottom
     face = board_face(scene, board._replace(x=jnp.asarray(x)[None], up=jnp.asarray(up)[:, None]), _CELL)
     painted = mi.Bitmap(_linear(np.repeat(np.asarray(face)[..., None], 3, axis=-1)).astype(np.float32))
     texture = {"type": "bitmap", "bitmap": painted, "raw": True, "wrap_mode": "clamp"}
