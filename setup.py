@@ -54,11 +54,13 @@ EXTRAS_REQUIRE = {
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
     "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
     "wandb": ["wandb>=0.18"],
+    "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
     "test": [
         *TORCH,
         "gcsfs",  # runs at gs:// paths, against a bucket on localhost
         "wandb>=0.18",
         "hypothesis>=6.100",
+        "mitsuba>=3.5",
         "pytest>=8",
         "pytest-xdist>=3.7",
         "ruff==0.17.6",

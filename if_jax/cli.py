@@ -254,24 +254,26 @@ def data() -> None:
 @click.option("--count", default=10_000, show_default=True, help="scenes, tasks: how many.")
 @click.option("--size", default=256, show_default=True, help="Side of the pictures written.")
 @click.option("--seed", default=0, show_default=True, help="scenes, tasks: which ones.")
+@click.option(
+    "--renderer", default="raycast", show_default=True, type=click.Choice(["raycast", "mitsuba"]), help="scenes, tasks."
+)
 @click.option("--workers", type=int, help="Processes [default: one per core].")
 @click.option("--overwrite", is_flag=True, help="Replace what exists.")
 @_plain_errors
-def data_build(
-    name: str, out: str | None, source: str | None, count: int, size: int, seed: int, workers: int, overwrite: bool
-) -> None:
+def data_build(name: str, out: str | None, **options: Any) -> None:
     """Write a data set: `scenes` or `tasks` (drawn here), `emoji` (fetched by npm) or `folder` (any --source).
 
-    The same command goes on with a build that was interrupted.
+    The same command goes on with a build that was interrupted. `--renderer mitsuba` (pip install 'if_jax[mitsuba]')
+    path-traces the same scenes, seconds a picture: a look that no reader of ours was fitted to.
 
     \b
     Example:  if-jax data build scenes --count 2000
+              if-jax data build tasks --renderer mitsuba --count 300 --size 64 --out data/traced
               if-jax data build folder --source my_pictures --out data/mine
     """
     from if_jax.data import builders
 
-    options = {"count": count, "size": size, "seed": seed, "overwrite": overwrite, "workers": workers}
-    click.echo(builders.build(name, out or f"data/{name}", source=source, **options))
+    click.echo(builders.build(name, out or f"data/{name}", **options))
 
 
 @data.command("inspect")

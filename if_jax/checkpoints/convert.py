@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,10 @@ def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bo
             _write_deepfloyd_stage(place, stage, config, storage, progress)
             rows.append({"folder": place.name})
         if model.defaults:
-            told = [row | {"defaults": asdict(default)} for row, default in zip(rows, model.defaults, strict=True)]
+            told = [
+                row | {"defaults": release.defaults_row(default)}
+                for row, default in zip(rows, model.defaults, strict=True)
+            ]
             write_json(beside / "if_jax.json", {"format": 1, "stages": told})
             if card := _card(model):
                 (beside / "README.md").write_text(card, encoding="utf-8")

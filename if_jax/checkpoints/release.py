@@ -90,7 +90,10 @@ class StageDefaults:
     sample_timestep_respacing: str
     guidance_scale: float
     noise_level: int | None = None  # super-resolution stages only
+    preserve_case: bool = False  # its captions were not lower-cased, so that its prompts must not be
 
+
+_CASE = "preserve_case"
 
 # How IF's own code calls its three stages: for releases that say nothing themselves.
 IF_DEFAULTS = (StageDefaults("150", 7.0), StageDefaults("smart50", 4.0, 250), StageDefaults("super40", 4.0, 0))
@@ -200,7 +203,7 @@ def write_cascade(
             told = replace(stage, text_encoder_sha256=stages[0].text_encoder_sha256)
             write_stage_files(beside / f"stage_{name}", told, storage or Storage(), progress)
             row = {"folder": f"stage_{name}", "kind": stage.kind, "size": stage.unet_config.sample_size}
-            rows.append(row | {"defaults": asdict(default), "sha256": _weight_hashes(beside / f"stage_{name}")})
+            rows.append(row | {"defaults": defaults_row(default), "sha256": _weight_hashes(beside / f"stage_{name}")})
         content = {"format": 1, HASH_KEY: stages[0].text_encoder_sha256, "stages": rows}
         write_json(beside / "cascade.json", content)
         if card:
@@ -247,12 +250,18 @@ def _cascade_rows(folder: Path) -> list[dict[str, Any]]:
 
 def stage_rows(path: Path, rows: Any, **kinds: type) -> list[dict[str, Any]]:
     """The stages that a file lists, each with its folder, its defaults and what `kinds` names, or ValueError."""
-    known, kinds = {field.name for field in fields(StageDefaults)}, {"folder": str, "defaults": dict, **kinds}
+    known = {field.name for field in fields(StageDefaults)}
+    needed, kinds = known - {_CASE}, {"folder": str, "defaults": dict, **kinds}
     for row in rows if rows and isinstance(rows, list) else [{}]:
         whole = isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items())
-        if not whole or row["defaults"].keys() != known:
-            raise ValueError(f"{path}: a stage lacks its {' or '.join(kinds)} ({', '.join(sorted(known))})")
+        if not whole or not needed <= row["defaults"].keys() <= known:
+            raise ValueError(f"{path}: a stage lacks its {' or '.join(kinds)} ({', '.join(sorted(needed))})")
     return rows
+
+
+def defaults_row(defaults: StageDefaults) -> dict[str, Any]:
+    """What `read_defaults` reads. IF lower-cases: only a stage that does not says anything about it."""
+    return {name: value for name, value in asdict(defaults).items() if name != _CASE or value}
 
 
 def read_defaults(path: Path, row: Mapping[str, Any]) -> StageDefaults:
@@ -299,6 +308,12 @@ def check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> 
         if (default.noise_level is None) != (stage.kind == "base"):
             needs = "needs a noise_level" if stage.kind == "super-resolution" else "takes no noise_level"
             raise ValueError(f"defaults of stage {name}: a {stage.kind} stage {needs}")
+        if default.preserve_case != defaults[0].preserve_case:
+            kept = {True: "with their case kept", False: "in lower case"}
+            raise ValueError(
+                f"stage {name} was trained on captions {kept[default.preserve_case]}, stage I on captions"
+                f" {kept[defaults[0].preserve_case]}: all stages are given the same text, train one of them again"
+            )
 
 
 def write_stage_files(folder: Path, stage: Stage, storage: Storage, progress: Progress | None = None) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from if_jax.data import emoji, tasks
-from if_jax.data.drawn import draw
+from if_jax.data.drawn import RENDERERS, draw
 from if_jax.data.index import FACTS, Filter, Index, save_index
+from if_jax.data.pathtrace import check_mitsuba
 from if_jax.data.prepare import fit, read_picture
 from if_jax.data.prepared import BUILD_FILE, INFO, Prepared
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
@@ -27,6 +28,7 @@ from if_jax.data.sources import cores, in_processes, open_stored, tell
 
 NAMES = ("scenes", "tasks", "emoji", "folder")
 _CHUNK_PIXELS = 2**18  # pictures drawn at a time hold about this many pixels
+_PER_SLOW_SHARD = 16  # path-traced pictures take seconds each: what an interrupted build may lose
 _VERSION = "1.1.0"
 
 Example = dict[str, Any]
@@ -42,9 +44,11 @@ class Report:
     size: int
     seed: int | None
     skipped: dict[str, list[str]]  # reason -> records left out for it
+    renderer: str | None = None  # of what is drawn here
 
     def __str__(self) -> str:
-        return "\n".join([f"wrote {self.count} pictures of {self.size} px to {self.path}", *tell(self.skipped)])
+        how = " (mitsuba)" if self.renderer == "mitsuba" else ""
+        return "\n".join([f"wrote {self.count} pictures of {self.size} px to {self.path}{how}", *tell(self.skipped)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,7 @@ class _Plan:
     counts: dict[str, int]  # pictures by split
     size: int
     seed: int
+    renderer: str | None = None  # of "scenes" and "tasks"
     per_shard: int = dataclasses.field(default_factory=lambda: PER_SHARD)
     version: str = _VERSION
 
@@ -91,6 +96,7 @@ def build(
     seed: int = 0,
     overwrite: bool = False,
     workers: int | None = None,
+    renderer: str = RENDERERS[0],
 ) -> Report:
     """Write a data set to the folder `out`; the same call after an interruption goes on where it ended.
 
@@ -101,7 +107,9 @@ def build(
       count, seed: which scenes.
       size: side of the stored pictures in pixels.
       overwrite: replace an earlier data set at `out`.
-      workers: processes; None: one per core. On an accelerator scenes are drawn by this one.
+      workers: processes; None: one per core. On an accelerator scenes are drawn by this one, and by Mitsuba always,
+        which has threads of its own.
+      renderer: scenes, tasks: "raycast", or "mitsuba" for the same scenes in another look, seconds a picture.
 
     Raises:
       FileExistsError, FileNotFoundError, ValueError: one line; nothing is left half-written.
@@ -109,11 +117,13 @@ def build(
     """
     out = Path(out)
     _check(name, out, source, count, size, seed, overwrite)
-    plan, skipped = _make_plan(name, source, count, size, seed)
+    _check_renderer(name, renderer)
+    plan, skipped = _make_plan(name, source, count, size, seed, renderer)
     partial = out.parent / f".{out.name}.partial"
     continue_or_clear(partial, dataclasses.asdict(plan))
     written = _write_shards(plan, partial, _processes(plan, workers))
-    report = Report(out, name, sum(plan.counts.values()), size, None if name in ("folder", "emoji") else seed, skipped)
+    seed = None if name in ("folder", "emoji") else seed
+    report = Report(out, name, sum(plan.counts.values()), size, seed, skipped, plan.renderer)
     _describe(plan, partial, written, report)
     finish(partial, out)
     for split, examples in written.items():
@@ -122,7 +132,7 @@ def build(
 
 
 def _make_plan(
-    name: str, source: str | Path | None, count: int, size: int, seed: int
+    name: str, source: str | Path | None, count: int, size: int, seed: int, renderer: str
 ) -> tuple[_Plan, dict[str, list[str]]]:
     if name == "folder":
         stored = open_stored(str(source), Filter(min_side=size), follow=True)
@@ -133,10 +143,13 @@ def _make_plan(
         return _Plan(name, str(found.folder), found.fingerprint, counts, size, 0), found.left_out
     held_out = -(-count // 20) if name == "tasks" else 0
     counts = {"train": count} | ({tasks.HELD_OUT: held_out} if held_out else {})
-    return _Plan(name, "", "", counts, size, seed), {}
+    per_shard = PER_SHARD if renderer == "raycast" else _PER_SLOW_SHARD
+    return _Plan(name, "", "", counts, size, seed, renderer, per_shard), {}
 
 
 def _processes(plan: _Plan, workers: int | None) -> int:
+    if plan.renderer == "mitsuba":
+        return 1
     if plan.kind in ("scenes", "tasks"):
         import jax
 
@@ -199,11 +212,9 @@ def _drawn(shard: _Shard) -> Iterator[Example]:
     for start in range(span.start, span.stop, chunk):
         numbers = np.arange(start, start + chunk)  # always a full chunk: one shape, one compilation
         name = plan.kind if shard.split == "train" else f"{plan.kind}@{shard.split}"
-        drawn = draw(name, numbers, plan.seed, plan.size, with_labels=True)
-        for number, (picture, caption, labels) in zip(numbers, drawn, strict=True):
-            if number < span.stop:
-                image = png(Image.fromarray(picture))
-                yield {"image": image, "caption": caption, "labels": json.dumps(labels)}
+        drawn = draw(name, numbers, plan.seed, plan.size, with_labels=True, renderer=plan.renderer)
+        for _, (picture, caption, labels) in zip(range(start, span.stop), drawn, strict=False):
+            yield {"image": png(Image.fromarray(picture)), "caption": caption, "labels": json.dumps(labels)}
 
 
 def _features(plan: _Plan) -> Any:
@@ -270,6 +281,15 @@ def _check(name: str, out: Path, source: str | Path | None, count: int, size: in
         raise FileExistsError(f"{str(out)!r} exists: choose another --out, or replace it with --overwrite")
     if not (out / BUILD_FILE).is_file():
         raise FileExistsError(f"{str(out)!r} is not a data set written here and is kept: choose another --out")
+
+
+def _check_renderer(name: str, renderer: str) -> None:
+    if renderer not in RENDERERS:
+        raise ValueError(f"renderer {renderer!r} is unknown: choose {' or '.join(RENDERERS)}")
+    if renderer == "mitsuba":
+        if name not in ("scenes", "tasks"):
+            raise ValueError(f"renderer mitsuba with data set {name!r}: only scenes and tasks are drawn here")
+        check_mitsuba()
 
 
 def png(picture: Image.Image) -> bytes:

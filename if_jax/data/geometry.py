@@ -28,6 +28,7 @@ _SIN, _COS = math.sin(_PITCH), math.cos(_PITCH)
 _DISTANCE = 9.0
 _TARGET = (0.0, 0.10, 0.42)
 EYE = (0.0, _TARGET[1] - _DISTANCE * _COS, _TARGET[2] + _DISTANCE * _SIN)
+AXIS, UP = (0.0, _COS, -_SIN), (0.0, _SIN, _COS)  # of the camera, whose right is +x
 HALF_VIEW = 2.4 / _DISTANCE
 _FAR = 1e9
 
@@ -35,7 +36,7 @@ _FAR = 1e9
 # its edges and its letters' height are whole pixels of a 64 px picture, where legibility is scarcest.
 SIGN_DEPTH = 10.9  # along the view axis
 SIGN_PIXEL = 2 * HALF_VIEW * SIGN_DEPTH / 64
-_SIGN_MIDDLE = 22.5 * SIGN_PIXEL  # above the view axis
+SIGN_MIDDLE = 22.5 * SIGN_PIXEL  # above the view axis
 BOARD_HALF = 7.5 * SIGN_PIXEL
 LETTER_HEIGHT = 9 * SIGN_PIXEL
 
@@ -126,10 +127,20 @@ def find_board(scene: Scene, ray: Ray) -> Board:
     advance = jnp.asarray(glyphs.atlas(1)[1])  # the same at every resolution
     ends = jnp.cumsum(jnp.where(used, advance[jnp.maximum(scene.letters, 0)], 0.0)) * LETTER_HEIGHT  # (5,)
     # The sign stands upright to the camera's axis: its plane is simply t = depth.
-    x = SIGN_DEPTH * ray[0] - SIGN_PIXEL * jnp.round(scene.sign_x / SIGN_PIXEL)
-    up = SIGN_DEPTH * (_SIN * ray[1] + _COS * ray[2]) - _SIGN_MIDDLE
+    x = SIGN_DEPTH * ray[0] - board_middle(scene)
+    up = SIGN_DEPTH * (_SIN * ray[1] + _COS * ray[2]) - SIGN_MIDDLE
     half = SIGN_PIXEL * jnp.round(0.5 * ends[-1] / SIGN_PIXEL + 2.0)
     return Board(x, up, half, ends, (jnp.abs(x) < half) & (jnp.abs(up) < BOARD_HALF) & used[0])
+
+
+def board_middle(scene: Scene) -> jax.Array:
+    """How far to the right of the view axis the middle of the sign is."""
+    return SIGN_PIXEL * jnp.round(scene.sign_x / SIGN_PIXEL)
+
+
+def post_middle(half: jax.Array) -> jax.Array:
+    """How far from the middle of a board, half so wide, its two posts stand; they are one `SIGN_PIXEL` thick."""
+    return SIGN_PIXEL * (jnp.round(0.6 * half / SIGN_PIXEL) + 0.5)
 
 
 def _meet_sphere(o: Solid, dx: jax.Array, dy: jax.Array, dz: jax.Array) -> tuple[jax.Array, ...]:

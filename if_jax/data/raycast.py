@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from if_jax.data import geometry, glyphs
-from if_jax.data.geometry import CUBE_HALF, CYLINDER_HEIGHT, CYLINDER_RADIUS, EYE, Hit, Ray, Solid
+from if_jax.data.geometry import CUBE_HALF, CYLINDER_HEIGHT, CYLINDER_RADIUS, EYE, Board, Hit, Ray, Solid
 
 if TYPE_CHECKING:
     from if_jax.data.scenes import Scene
@@ -27,7 +27,8 @@ PALETTE = np.asarray(
     np.float32,
 )  # red orange yellow green cyan blue purple pink
 
-_LIGHT = tuple(np.asarray([-0.50, -0.42, 0.90]) / np.linalg.norm([-0.50, -0.42, 0.90]))
+POST_GREY = 0.35  # of the sign's posts
+LIGHT = tuple(np.asarray([-0.50, -0.42, 0.90]) / np.linalg.norm([-0.50, -0.42, 0.90]))
 
 
 def render(scene: Scene, size: int) -> jax.Array:
@@ -46,6 +47,30 @@ def render(scene: Scene, size: int) -> jax.Array:
     return jnp.stack(colour, axis=-1) * 2.0 - 1.0
 
 
+def board_face(scene: Scene, board: Board, cell: int) -> jax.Array:
+    """How bright the board's face is, in display space: its rim and the word, from the atlas of `cell` px.
+
+    Args:
+      board: the places asked for are the products of its x (1, columns) and up (rows, 1).
+
+    Returns:
+      (rows, columns) float32 in [0, 1].
+    """
+    coverage, _ = glyphs.atlas(cell)
+    x, up, ends = board.x, board.up, board.ends
+    rim = (jnp.abs(x) > board.half - geometry.SIGN_PIXEL) | (jnp.abs(up) > geometry.BOARD_HALF - geometry.SIGN_PIXEL)
+    width = ends[-1]
+    along = x + 0.5 * width  # from the word's left edge
+    which = jnp.clip((along[..., None] >= ends).sum(-1), 0, ends.shape[0] - 1)
+    starts = jnp.concatenate([jnp.zeros(1), ends[:-1]])
+    middle = _look_up(0.5 * (starts + ends), which)
+    column = ((along - middle) / geometry.LETTER_HEIGHT + 0.5) * cell - 0.5
+    row = (0.5 - up / geometry.LETTER_HEIGHT) * cell - 0.5
+    ink = _bilinear(jnp.asarray(coverage)[jnp.maximum(scene.letters, 0)], which, row, column)
+    ink = jnp.where((along >= 0) & (along < width), ink, 0.0)
+    return jnp.where(rim, 0.25, 1.0 - 0.95 * ink)
+
+
 def _shade_by(scene: Scene, solids: Solid, i: jax.Array, p: tuple, hit: Hit, light: tuple) -> tuple:
     """Take from each surface point the light that object i blocks: the lamp's (soft shadow) and the room's."""
     o = Solid(*(field[i] for field in solids))
@@ -62,14 +87,14 @@ def _shade_by(scene: Scene, solids: Solid, i: jax.Array, p: tuple, hit: Hit, lig
 
 def _sphere_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
     wx, wy, wz = o.x - px, o.y - py, o.r - pz
-    along = wx * _LIGHT[0] + wy * _LIGHT[1] + wz * _LIGHT[2]
+    along = wx * LIGHT[0] + wy * LIGHT[1] + wz * LIGHT[2]
     miss = jnp.sqrt(jnp.maximum(wx * wx + wy * wy + wz * wz - along * along, 0.0)) - o.r
     return jnp.where(along > 0, _inside(miss), 0.0)
 
 
 def _cube_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
     half = CUBE_HALF * o.r
-    lx, ly = _LIGHT[0] / _LIGHT[2], _LIGHT[1] / _LIGHT[2]  # sideways per unit of height
+    lx, ly = LIGHT[0] / LIGHT[2], LIGHT[1] / LIGHT[2]  # sideways per unit of height
     slope_x, slope_y = geometry.not_zero(o.cos * lx + o.sin * ly), geometry.not_zero(o.cos * ly - o.sin * lx)
     qx, qy = px - o.x, py - o.y
     qx, qy = o.cos * qx + o.sin * qy, o.cos * qy - o.sin * qx
@@ -82,7 +107,7 @@ def _cube_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.A
 
 
 def _cylinder_shadow(o: Solid, px: jax.Array, py: jax.Array, pz: jax.Array) -> jax.Array:
-    lx, ly = _LIGHT[0] / _LIGHT[2], _LIGHT[1] / _LIGHT[2]
+    lx, ly = LIGHT[0] / LIGHT[2], LIGHT[1] / LIGHT[2]
     qx, qy, above = px - o.x, py - o.y, CYLINDER_HEIGHT * o.r - pz
     rise = jnp.clip(-(qx * lx + qy * ly) / (lx * lx + ly * ly), 0.0, jnp.maximum(above, 0.0))
     ax, ay = qx + lx * rise, qy + ly * rise
@@ -110,10 +135,10 @@ def _surface(
     vx, vy, vz = ray[0] * inv, ray[1] * inv, ray[2] * inv
     twice = 2.0 * (vx * nx + vy * ny + vz * nz)
     rx, ry, rz = vx - twice * nx, vy - twice * ny, vz - twice * nz  # mirrored view
-    gloss = jnp.maximum(rx * _LIGHT[0] + ry * _LIGHT[1] + rz * _LIGHT[2], 0.0)
+    gloss = jnp.maximum(rx * LIGHT[0] + ry * LIGHT[1] + rz * LIGHT[2], 0.0)
     gloss = gloss * gloss
     g8 = (gloss * gloss) * (gloss * gloss)  # the eighth power of the cosine
-    diffuse = jnp.maximum(nx * _LIGHT[0] + ny * _LIGHT[1] + nz * _LIGHT[2], 0.0) * lit
+    diffuse = jnp.maximum(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0.0) * lit
 
     # Floor: light grey, fading into a paler wall far behind.
     fade = jnp.clip((p[1] - 1.5) / 7.0, 0.0, 1.0)
@@ -156,28 +181,14 @@ def _look_up(values: jax.Array, slot: jax.Array) -> jax.Array:
 
 def _with_sign(scene: Scene, colour: list, hit: Hit, ray: Ray, n: int) -> list[jax.Array]:
     """Put the sign (board, posts, word) behind whatever stands in front of it."""
-    coverage, _ = glyphs.atlas(_cell(n))
-    cell = coverage.shape[-1]
-    x, up, half, ends, board = geometry.find_board(scene, ray)
-    leg = geometry.SIGN_PIXEL * jnp.round(0.6 * half / geometry.SIGN_PIXEL)
-    rim = (jnp.abs(x) > half - geometry.SIGN_PIXEL) | (jnp.abs(up) > geometry.BOARD_HALF - geometry.SIGN_PIXEL)
+    board = geometry.find_board(scene, ray)
+    post = jnp.abs(jnp.abs(board.x) - geometry.post_middle(board.half)) < 0.5 * geometry.SIGN_PIXEL
     above = EYE[2] + geometry.SIGN_DEPTH * ray[2] > 0.0
-    post = (jnp.abs(x) > leg) & (jnp.abs(x) < leg + geometry.SIGN_PIXEL) & (up <= -geometry.BOARD_HALF) & above
-
-    width = ends[-1]
-    along = x + 0.5 * width  # from the word's left edge
-    which = jnp.clip((along[..., None] >= ends).sum(-1), 0, ends.shape[0] - 1)
-    starts = jnp.concatenate([jnp.zeros(1), ends[:-1]])
-    middle = _look_up(0.5 * (starts + ends), which)
-    column = ((along - middle) / geometry.LETTER_HEIGHT + 0.5) * cell - 0.5
-    row = (0.5 - up / geometry.LETTER_HEIGHT) * cell - 0.5
-    ink = _bilinear(jnp.asarray(coverage)[jnp.maximum(scene.letters, 0)], which, row, column)
-    ink = jnp.where((along >= 0) & (along < width), ink, 0.0)
-    face = jnp.where(rim, 0.25, 1.0 - 0.95 * ink)
-
+    post = post & (board.up <= -geometry.BOARD_HALF) & above
+    face = board_face(scene, board, _cell(n))
     in_front = hit.t > geometry.SIGN_DEPTH
-    painted = [jnp.where(in_front & post, 0.35, c) for c in colour]
-    return [jnp.where(in_front & board, face, c) for c in painted]
+    painted = [jnp.where(in_front & post, POST_GREY, c) for c in colour]
+    return [jnp.where(in_front & board.met, face, c) for c in painted]
 
 
 def _cell(n: int) -> int:

@@ -180,12 +180,16 @@ class Cascade:
         return self._draw_all(plan, prompt, **options)
 
     def embed(self, captions: Sequence[str], clean_caption: bool = True) -> np.ndarray:
-        """Text states (B, 77, D) of captions, float32: what `prompt_embeds` takes."""
-        base = self.stages[0]
+        """Text states (B, 77, D) of captions, float32: what `prompt_embeds` takes.
+
+        They are lower-cased, as IF's are, unless the cascade was trained on captions whose case was preserved.
+        """
+        base, case = self.stages[0], self.defaults[0].preserve_case
         apply = partial(_encode_text, config=base.text_config, dtype=jnp.dtype(self.placement.dtype))
         params = loading.place_text(base, self.placement) if self.placement.low_memory else base.text_params
         # Two rows, prompt and empty caption, are the commonest case; equal captions are encoded once.
-        return np.asarray(encode(apply, params, base.tokenizer, captions, clean=clean_caption, batch_size=2))
+        how = {"clean": clean_caption, "preserve_case": case, "batch_size": 2}
+        return np.asarray(encode(apply, params, base.tokenizer, captions, **how))
 
     def stage(self, name: str = "I") -> OpenStage:
         """One stage for research: its network, its denoiser, gradients through it."""

@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
     if_I_kwargs, …: how each stage draws, see `settings.stage_settings`.
     negative_prompt: what to draw away from, where guidance_scale is not 1. style_prompt: IF's; see above.
     prompt_embeds, negative_prompt_embeds (B, 77, D), empty_embeds (77, D): text states (of `embed`) in place of texts.
-    clean_caption: clean prompts by IF's rules first (default True).
+    clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade says otherwise.
     batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled up, so
     that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
     return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.

@@ -25,6 +25,7 @@ def encode(
     captions: Sequence[str],
     *,
     clean: bool = False,
+    preserve_case: bool = False,
     length: int = TEXT_LENGTH,
     batch_size: int = 1,
 ) -> jax.Array:
@@ -36,7 +37,7 @@ def encode(
     """
     if not captions:
         raise ValueError("captions is empty: give at least one (the empty string is one)")
-    prepared = prepare_captions(captions, clean)
+    prepared = prepare_captions(captions, clean, preserve_case)
     distinct = list(dict.fromkeys(prepared))
     ids, mask = tokenizer(distinct, length, always_warn=True)  # (U, length)
     fill = -len(distinct) % batch_size

@@ -44,6 +44,12 @@ image = stage_{name}("a prompt", image=image, output_type="pt", guidance_scale={
 """
 
 
+_CASE_KEPT = """Prompts keep their case, as the captions of training did. `diffusers` lower-cases every prompt: give it
+`prompt_embeds` (of `Cascade.embed`) where case matters.
+
+"""
+
+
 def model_card(
     title: str,
     stages: Sequence[Stage],
@@ -63,7 +69,7 @@ def model_card(
     text += _USE.format(last=STAGE_NAMES[len(stages) - 1], guidance=defaults[0].guidance_scale)
     for name, default in zip(STAGE_NAMES[1 : len(stages)], defaults[1:], strict=True):
         text += _USE_NEXT.format(name=name, guidance=default.guidance_scale)
-    text += "```\n\n## Scores\n\n" + _score_table(scores or {})
+    text += "```\n\n" + (_CASE_KEPT if defaults[0].preserve_case else "") + "## Scores\n\n" + _score_table(scores or {})
     for name, recipe in zip(STAGE_NAMES, recipes, strict=False):
         text += f"\n## Recipe of stage {name}\n\n```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```\n"
     return text

@@ -56,10 +56,11 @@ def publish(
         trained.append(step)
         default = stage_defaults(recipe)
         defaults.append(
-            release.StageDefaults(
-                stage_steps or default.sample_timestep_respacing,
-                default.guidance_scale if stage_guidance is None else stage_guidance,
-                default.noise_level if stage_level is None else stage_level,
+            dataclasses.replace(
+                default,
+                sample_timestep_respacing=stage_steps or default.sample_timestep_respacing,
+                guidance_scale=default.guidance_scale if stage_guidance is None else stage_guidance,
+                noise_level=default.noise_level if stage_level is None else stage_level,
             )
         )
     if len(stages) == 1 and stages[0].kind != "base":
@@ -82,7 +83,8 @@ def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> 
 def stage_defaults(recipe: Recipe) -> release.StageDefaults:
     """How a stage draws unless told otherwise: as its recipe samples."""
     level = recipe.sample.aug_level if recipe.stage == "super-resolution" else None
-    return release.StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level)
+    case = recipe.data.preparation.preserve_case
+    return release.StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case)
 
 
 def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> release.Stage:

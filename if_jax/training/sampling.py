@@ -19,6 +19,7 @@ from if_jax.diffusion import augment
 from if_jax.inference.drawing import draw_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
+from if_jax.text.captions import prepare_captions
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
 from if_jax.training.publish import make_stage, stage_defaults
@@ -45,7 +46,8 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     prompts = list(recipe.sample.prompts)
 
     def sheet(params: Any) -> Sheet:
-        drawn = [to_pil(image) for image in draw(params, prompts, None)]
+        told = prepare_captions(prompts, preserve_case=recipe.data.preparation.preserve_case)
+        drawn = [to_pil(image) for image in draw(params, told, None)]
         return grid(drawn), dict(zip(prompts, drawn, strict=True))
 
     if recipe.stage == "base":

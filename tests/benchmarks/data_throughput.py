@@ -1,10 +1,10 @@
-"""How fast stored pictures reach training, beside what Pillow alone can do on the same bytes.
+"""How fast stored pictures reach training, beside Pillow alone on the same bytes, and how fast scenes are drawn.
 
     python tests/benchmarks/data_throughput.py [--source PATH] [--sizes 64 256] [--seconds 5]
 
 Without --source it writes 300 JPEGs of 512 x 400 px into a tar and reads those. Prints, for one core: Pillow decoding
 each file (the ceiling), decoding, cutting and scaling it, and whole batches from `pipeline.batches`, with the share of
-the ceiling that is left.
+the ceiling that is left. Last, scenes and tasks drawn by the ray caster, by one core too or by an accelerator.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
-from if_jax.data import pipeline, sources
+from if_jax.data import pipeline, scenes, sources, tasks
 from if_jax.data.prepare import fit, read_picture
 from if_jax.text.tokens import load_tokenizer
 
@@ -50,6 +51,8 @@ def main() -> None:
             shares = {"prepare_share": round(alone / ceiling, 3), "batches_share": round(whole / ceiling, 3)}
             rates = {"prepare_per_second": round(alone, 1), "batches_per_second": round(whole, 1)}
             print(json.dumps({"size": size, **rates, **shares}))
+    for name, size in itertools.product(("scenes", "tasks"), args.sizes):
+        print(json.dumps({"drawn": name, "size": size, "per_second": round(drawing_rate(name, size, args.seconds), 1)}))
 
 
 def batches(source: str, size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -57,21 +60,36 @@ def batches(source: str, size: int) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.batches(source, size=size, batch_size=BATCH, seed=0, tokenize=tokenize, threads=1)
 
 
+def drawing_rate(name: str, size: int, seconds: float) -> float:
+    """Pictures a second without captions, on the device that JAX finds."""
+    on_cpu = jax.default_backend() == "cpu"
+    chunk = max(1, (2**18 if on_cpu else 2**24) // size**2)
+    clock = time.process_time if on_cpu else time.perf_counter
+
+    def pictures() -> Iterator[jax.Array]:
+        for first in itertools.count(0, chunk):
+            numbers = np.arange(first, first + chunk)
+            batch = scenes.sample_scenes(numbers, 0) if name == "scenes" else tasks.sample_tasks(numbers, 0)[0]
+            yield scenes.render_scenes(batch, size).block_until_ready()
+
+    return chunk * rate(pictures, seconds, clock)
+
+
 def decode(file: bytes) -> Image.Image:
     with Image.open(io.BytesIO(file)) as stored:
         return stored.convert("RGB")
 
 
-def rate(make: Callable[[], Iterator], seconds: float) -> float:
+def rate(make: Callable[[], Iterator], seconds: float, clock: Callable[[], float] = time.process_time) -> float:
     """Items a second, the first few not counted."""
     items = iter(make())
     for _ in range(2):
         next(items)
-    began, count = time.process_time(), 0
-    while time.process_time() - began < seconds:  # of this process alone: other programs may share the core
+    began, count = clock(), 0  # time of this process alone where one can: other programs may share the core
+    while clock() - began < seconds:
         next(items)
         count += 1
-    return count / (time.process_time() - began)
+    return count / (clock() - began)
 
 
 def write_tar(path: Path) -> Path:

@@ -71,7 +71,8 @@ def odd(request, tmp_path_factory):
     """A cascade of unusual nets, in every precision."""
     folder = tmp_path_factory.mktemp("odd") / request.param
     stages = odd_stages(recipe='{"batch_size": 8}', step="7")
-    release.write_cascade(folder, stages, tiny.DEFAULTS, storage=Storage(request.param), card="# odd\n")
+    defaults = [replace(default, preserve_case=True) for default in tiny.DEFAULTS]
+    release.write_cascade(folder, stages, defaults, storage=Storage(request.param), card="# odd\n")
     return folder
 
 

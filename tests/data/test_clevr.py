@@ -18,7 +18,7 @@ from PIL import Image
 
 from if_jax.data import clevr, geometry, grammar, scenes, sources
 
-_NUMBERS = ("a", "two", "three", "four", "five", "six")
+_NUMBERS = ("a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _RELATION = re.compile(" (left of|right of|in front of|behind) ")
 _THING = re.compile(
     rf"(?P<number>an|{'|'.join(_NUMBERS)})(?: (?P<size>{'|'.join(clevr.SIZES)}))?"
@@ -44,7 +44,7 @@ def drawn() -> dict[bytes, dict[str, Any]]:
 def test_our_scenes_in_clevrs_layout_get_captions_that_agree_with_their_labels(
     drawn: dict[bytes, dict[str, Any]], tmp_path: Path
 ) -> None:
-    _prepare(drawn, tmp_path)
+    _prepare([_example(f"CLEVR_train_{i:06d}.png", *each) for i, each in enumerate(drawn.items())], tmp_path)
     opened = sources.open_stored(str(tmp_path / "clevr"))
     assert len(opened) == len(drawn) == 16 and not opened.left_out
     relations, counts = set(), set()
@@ -58,16 +58,81 @@ def test_our_scenes_in_clevrs_layout_get_captions_that_agree_with_their_labels(
                 assert len(a) == len(b) == 1, caption
                 assert [a[0]["group"], related[1], b[0]["group"]] in labels["relations"], caption
                 relations.add(related[1])
-            elif things:  # a list of all there is
-                parts = re.split(", | and ", caption.removeprefix("a scene with "))
-                assert sum(len(_matching(part, things)) for part in parts) == len(things), caption
+            elif things:
+                _check_list(caption, things)
             else:
                 assert caption == "an empty scene"
     assert relations == set(grammar.RELATIONS) and len(counts) > 3
 
 
-def _prepare(drawn: dict[bytes, dict[str, Any]], folder: Path) -> None:
-    """Write scenes with TensorFlow Datasets' own writer and its own builder of CLEVR, which needs the examples only."""
+def test_mock_data_with_consistent_fields_gets_captions_that_are_exactly_true(tmp_path: Path) -> None:
+    """`mock_data` needs no TensorFlow but draws each field alone, even its length, and writes no records: what it gives
+    is cut to one length, given places, and written by the real builder's own writer.
+    """
+    rng = np.random.default_rng(5)
+    with tfds.testing.mock_data(num_examples=33):
+        mocked = tfds.data_source("clevr", split="train")
+        examples = [_made_consistent(mocked[i], most=i % 11, rng=rng) for i in range(33)]
+        features = tfds.builder("clevr").info.features
+    _prepare(examples, tmp_path)
+    things_of = {example["image"].getvalue(): _in_words(example["objects"], features) for example in examples}
+    opened = sources.open_stored(str(tmp_path / "clevr"))
+    assert len(opened) == len(examples) and not opened.left_out
+    relations, counts = set(), set()
+    for record in opened:
+        things, told = things_of[record.picture], list(record.captions)
+        counts.add(len(things))
+        number = ("an empty scene", "an object", *(f"{number} objects" for number in _NUMBERS[1:]))[len(things)]
+        assert told.pop(0).removeprefix("a scene with ") == number
+        for caption in told:
+            related = _RELATION.search(caption)
+            if not related:
+                _check_list(caption, things)
+                continue
+            (a,), (b,) = (_matching(part, things) for part in (caption[: related.start()], caption[related.end() :]))
+            (across, _, depth), relation = np.subtract(a["pixel_coords"], b["pixel_coords"]), related[1]
+            gap = {"left of": -across, "right of": across, "in front of": -depth, "behind": depth}[relation]
+            assert gap > 0, caption
+            relations.add(relation)
+            # Of two things alike one cannot say which; `_matching` has found each to be the only one of its kind.
+        listed = "\n".join(caption for caption in told if not _RELATION.search(caption))
+        for field in ("shape", "colour", "material") if things else ():
+            assert {thing[field] for thing in things} == set(_words_of(field, listed))  # nothing is missing
+    assert relations == set(grammar.RELATIONS) and counts >= set(range(8))
+
+
+def _made_consistent(example: dict[str, Any], most: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A mocked example whose `objects` are of one number, each with a place in a picture of 480 x 320 px."""
+    fields = ("color", "material", "shape", "size", "rotation")
+    rows = zip(*(example["objects"][field][:most] for field in fields), strict=False)  # as many as the shortest has
+    objects = [
+        dict(zip(fields, row, strict=True))
+        | {"3d_coords": [0, 0, 0], "pixel_coords": rng.uniform((20, 20, 8), (460, 300, 14)).tolist()}
+        for row in rows
+    ]
+    picture = io.BytesIO(shelves.encoded(Image.fromarray(example["image"])))
+    return {"image": picture, "file_name": example["file_name"], "objects": objects, "question_answer": []}
+
+
+def _in_words(objects: list[dict[str, Any]], features: tfds.features.FeaturesDict) -> list[dict[str, Any]]:
+    names = _names(features)
+    told = [{field: names[field][thing[field]] for field in names} for thing in objects]
+    return [{**a, "colour": a["color"], "pixel_coords": b["pixel_coords"]} for a, b in zip(told, objects, strict=True)]
+
+
+def _words_of(field: str, text: str) -> list[str]:
+    known = {"shape": clevr.SHAPES, "colour": clevr.COLOURS, "material": clevr.MATERIALS}[field]
+    return [word for word in known if re.search(rf"\b{word}s?\b", text)]
+
+
+def _check_list(caption: str, things: list[dict[str, Any]]) -> None:
+    """A list must be true part by part, and of all there is."""
+    parts = re.split(", | and ", caption.removeprefix("a scene with "))
+    assert sum(len(_matching(part, things)) for part in parts) == len(things), caption
+
+
+def _prepare(examples: list[dict[str, Any]], folder: Path) -> None:
+    """Write examples with TensorFlow Datasets' own writer and its own builder of CLEVR, which needs them alone."""
 
     class Drawn(tfds.builder_cls("clevr"), skip_registration=True):
         name = "clevr"
@@ -76,8 +141,7 @@ def _prepare(drawn: dict[bytes, dict[str, Any]], folder: Path) -> None:
             return {"train": self._generate_examples()}
 
         def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-            for i, (png, labels) in enumerate(drawn.items()):
-                yield str(i), _example(f"CLEVR_train_{i:06d}.png", png, labels)
+            yield from ((str(i), example) for i, example in enumerate(examples))
 
     Drawn(data_dir=str(folder), file_format="array_record").download_and_prepare()
 

@@ -14,9 +14,12 @@ import tiny
 from PIL import Image
 
 from if_jax.checkpoints import release
+from if_jax.config import DataConfig, Recipe
+from if_jax.data.prepare import Preparation
 from if_jax.inference import drawing, running
 from if_jax.inference.cascade import Cascade
 from if_jax.inference.settings import stage_settings
+from if_jax.training.publish import stage_defaults
 
 PROMPTS = ["a red cube", "two blue spheres", "a sign"]
 
@@ -245,6 +248,24 @@ def test_prompts_are_cleaned_as_if_cleans_them(cascade):
     assert np.array_equal(cleaned[0], cleaned[1])
     raw = cascade.embed(["A Red  Cube", "a red cube"], clean_caption=False)
     assert not np.array_equal(raw[0], raw[1])
+
+
+def test_prompts_keep_their_case_where_the_captions_of_training_did(cascade, tmp_path):
+    """From recipe to release to text states; IF's own rule, lower case, needs no word in the release."""
+    recipe = Recipe(data=DataConfig(preparation=Preparation(preserve_case=True)))
+    assert stage_defaults(recipe).preserve_case and not stage_defaults(Recipe()).preserve_case
+    told = [replace(default, preserve_case=True) for default in tiny.DEFAULTS]
+    release.write_cascade(tmp_path / "kept", cascade.stages, told)
+    assert '"preserve_case": true' in (tmp_path / "kept" / "cascade.json").read_text()
+    kept = Cascade.load(tmp_path / "kept")
+    assert kept.defaults == tuple(told)
+    texts = ["A red Cube", "a red cube"]
+    for clean in (True, False):
+        upper, lower = kept.embed(texts, clean_caption=clean)
+        assert not np.array_equal(upper, lower)
+        assert np.array_equal(cascade.embed(texts, clean_caption=clean), np.stack([lower, lower]))
+    with pytest.raises(ValueError, match="stage II was trained on captions in lower case, stage I on captions with"):
+        Cascade.of(cascade.stages, [told[0], tiny.DEFAULTS[1]])
 
 
 def test_without_guidance_the_other_half_is_not_computed(cascade, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import tiny
 
@@ -22,6 +23,12 @@ def test_the_card_names_stages_recipes_and_steps():
     assert "500 steps of 32 from `scenes`" in text and "70 steps of 64" in text
     assert "steps 2, guidance 3, noise level 200" in text and "None measured yet" in text
     assert '"learning_rate": 0.0001' in text
+
+
+def test_the_card_says_where_prompts_keep_their_case():
+    kept = [replace(default, preserve_case=True) for default in tiny.DEFAULTS]
+    text = model_card("my_cascade", tiny.stages(), kept, RECIPES, [500, 70])
+    assert "diffusers` lower-cases every prompt" in text and "lower-cases" not in card()
 
 
 def test_scores_become_a_table():
