@@ -45,6 +45,9 @@ TORCH = [
     "accelerate>=1.0",
 ]
 
+# Colab brings them.
+NOTEBOOK = ["ipykernel>=6.17", "matplotlib>=3.8"]
+
 EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]", "gcsfs"],
     "cuda": ["jax[cuda12]"],
@@ -54,10 +57,13 @@ EXTRAS_REQUIRE = {
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
     "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
     "wandb": ["wandb>=0.18"],
+    "notebook": NOTEBOOK,
     "test": [
         *TORCH,
+        *NOTEBOOK,
         "wandb>=0.18",
         "hypothesis>=6.100",
+        "nbclient>=0.10",  # runs the notebooks
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff==0.17.6",
