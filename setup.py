@@ -45,6 +45,9 @@ TORCH = [
     "accelerate>=1.0",
 ]
 
+# Colab brings them.
+NOTEBOOK = ["ipykernel>=6.17", "matplotlib>=3.8"]
+
 EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]", "gcsfs"],
     "cuda": ["jax[cuda12]"],
@@ -55,12 +58,15 @@ EXTRAS_REQUIRE = {
     "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
+    "notebook": NOTEBOOK,
     "test": [
         *TORCH,
+        *NOTEBOOK,
         "gcsfs",  # runs at gs:// paths, against a bucket on localhost
         "wandb>=0.18",
         "hypothesis>=6.100",
         "mitsuba>=3.5",
+        "nbclient>=0.10",  # runs the notebooks
         "pytest>=8",
         "pytest-xdist>=3.7",
         "ruff==0.17.6",

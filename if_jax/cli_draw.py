@@ -132,6 +132,7 @@ COMMANDS = (dream, style_transfer, super_resolution, inpaint)
 
 def _draw(mode: str, names: list[str], request: dict[str, Any], given: dict[str, Any]) -> None:
     """Load, draw, save, log. names: the prompts, for files and tables; request: what this mode alone takes."""
+    from if_jax.inference.options import Bars
     from if_jax.inference.pictures import save_pictures
 
     out = Path(given["out"])
@@ -146,7 +147,7 @@ def _draw(mode: str, names: list[str], request: dict[str, Any], given: dict[str,
         options["first_picture"] = given["first_picture"]
     pictures = {word: request[word] for word in ("image", "mask_image") if word in request}
     texts = None if "prompt_embeds" in request else names
-    with _Bars() as bars:
+    with Bars() as bars:
         drawn = getattr(cascade, mode)(prompt=texts, **pictures, **options, progress=bars.show)
     notes = _notes(mode, names, request, options, given)
     mark = given["watermark"]
@@ -291,26 +292,3 @@ def _check_files(out: Path, watermark: str | None) -> None:
     above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise PermissionError(f"{out}: cannot write there; give another folder with --out")
-
-
-class _Bars:
-    """One progress bar for each stage, in steps, with the time left."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.stage = ""
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if stage != self.stage:
-            self.__exit__()
-            self.stage, self.bar = stage, tqdm(total=total, unit="step", desc=f"stage {stage}")
-        self.bar.update(done - self.bar.n)

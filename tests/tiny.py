@@ -10,10 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
-from if_jax.checkpoints.release import Stage, StageDefaults
+from if_jax.checkpoints.release import Stage, StageDefaults, write_cascade
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.weights import abstract_params
+from if_jax.inference import cascade
+from if_jax.models import presets
 from if_jax.models.presets import SCALE
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
@@ -74,6 +77,19 @@ def stages() -> tuple[Stage, Stage]:
     tokenizer = load_tokenizer("bytes")
     base = Stage("base", BASE, random_params(BASE), SchedulerConfig(1.5), TEXT, random_params(TEXT), tokenizer)
     return base, Stage("super-resolution", SUPER_RESOLUTION, random_params(SUPER_RESOLUTION), SchedulerConfig(1.0))
+
+
+def shrink_demo(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Puts these stages, on one level, in the place of the demo's: its presets, and its release, written to `folder`.
+
+    For commands, examples and notebooks as they stand: the same code, in seconds.
+    """
+    small = [on_one_level(stage) for stage in stages()]
+    write_cascade(folder, small, DEFAULTS, overwrite=True)
+    patch.setattr(cascade, "DEMO", folder)
+    for name, stage in zip(("demo-I", "demo-II"), small, strict=True):
+        patch.setitem(presets.UNETS, name, stage.unet_config)
+    patch.setitem(presets.T5_ENCODERS, "demo", TEXT)
 
 
 def open_in_diffusers(folder: Path, dtype: str = "float32", **parts: Any) -> Any:

@@ -99,6 +99,23 @@ def devices(seconds: float = 60.0) -> tuple[Finding, list[Any] | None]:
     return _judge(got["devices"]), got["devices"]
 
 
+def show_devices() -> list[Any]:
+    """For the first cell of a notebook: prints devices and memory in one line, and one more where all will be slow.
+
+    Raises RuntimeError, in one line, where JAX finds no device or another process holds it.
+    """
+    finding, found = devices()
+    if found is None:
+        raise RuntimeError(finding.line())
+    print(finding.line())
+    if found[0].platform == "cpu":
+        print(
+            "no accelerator: all of this runs on the CPU, slowly. In Colab: Runtime → Change runtime type → v5e-1 TPU, "
+            "then run all cells again"
+        )
+    return found
+
+
 def memory_per_device() -> tuple[int, bool]:
     """Bytes that a local device has, and whether they are its own rather than a share of the system's."""
     import jax

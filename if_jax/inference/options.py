@@ -1,4 +1,4 @@
-"""What all four modes take, and what a step callback is told."""
+"""What all four modes take, what a step callback is told, and how progress is shown."""
 
 from __future__ import annotations
 
@@ -58,6 +58,29 @@ class Options(TypedDict, total=False):
     noise: Mapping[str, StageNoise] | None
     progress: Progress | None
     callback: Callable[[Moment], None] | None
+
+
+class Bars:
+    """One progress bar for each stage, in steps, with the time left: `with Bars() as bars: … progress=bars.show`."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self.stage:
+            self.__exit__()
+            self.stage, self.bar = stage, tqdm(total=total, unit="step", desc=f"stage {stage}")
+        self.bar.update(done - self.bar.n)
 
 
 def checked_numbers(options: Mapping[str, Any]) -> tuple[int, int]:

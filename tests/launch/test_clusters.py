@@ -196,11 +196,3 @@ def test_the_table_of_meshes_is_that_of_the_recipes():
             assert [cell.strip() for cell in shown.split("|")] == [f"{mesh}: {each:g}" for mesh, each in pairs]
             assert said == batch
     assert not told
-
-
-def test_shell_blocks_of_the_readme_name_what_there_is():
-    """Their scripts exist, and so do the recipes and the options that a dry run can read."""
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "launch/README.md").read_text(), re.DOTALL):
-        assert subprocess.run(["bash", "-n", "-c", block], capture_output=True).returncode == 0
-        for path in re.findall(r"\b(?:tests/)?(?:launch|configs)/[\w/.]+\.(?:sh|py)", block):
-            assert path == "launch/tpu_vm/settings.sh" or (ROOT / path).is_file(), path

@@ -1,0 +1,97 @@
+"""Every shell block of launch/README.md, line by line as it stands, against the stand-ins for gcloud, xpk and Slurm."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import test_clusters as clusters
+import test_tpu_vm as tpu_vm
+from blocks import blocks, commands
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = {block.heading: block.text for block in blocks(ROOT / "launch/README.md")}
+origin, cloud, home = tpu_vm.origin, tpu_vm.cloud, clusters.home
+
+# Accepts the options of the block, runs the script as a batch job of one node, as Slurm 22.05 and later would.
+SBATCH = """#!/bin/bash
+while [[ $1 == --* ]]; do
+  case $1 in
+    --nodes | --ntasks-per-node | --gpus-per-node | --cpus-per-task | --time) shift 2 ;;
+    *) echo "sbatch: unrecognized option '$1'" >&2; exit 1 ;;
+  esac
+done
+export SLURM_JOB_ID=7 SLURM_CPUS_PER_TASK=8 SLURM_GPUS_ON_NODE=4
+exec bash "$@"
+"""
+# `xpk cluster …` of 1.16; `xpk workload …` is that of test_clusters.
+XPK = """#!/bin/bash
+[[ $1 == cluster ]] || exec "$HOME/bin/xpk-workload" "$@"
+case $2 in
+  create) known=" --cluster --tpu-type --num-slices --zone --project " ;;
+  delete) known=" --cluster --zone --project " ;;
+  *) exit 2 ;;
+esac
+shift 2
+while (($#)); do
+  [[ $1 == --spot ]] && { shift; continue; }
+  [[ $known == *" $1 "* ]] || { echo "unrecognized arguments: $1" >&2; exit 2; }
+  shift 2 || exit 2
+done
+"""
+
+
+def test_there_is_a_test_for_every_block():
+    assert BLOCKS.keys() == {"A TPU slice", "GKE", "Slurm"}
+
+
+def test_a_tpu_slice(cloud, tmp_path):
+    """In a checkout of its own; after the first line settings.sh is edited, as it says."""
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "-q", cloud.repo, checkout], check=True)
+    shutil.copytree(ROOT / "configs", checkout / "configs")
+    copied, *lines = (" ".join(words) for words in commands(BLOCKS["A TPU slice"]))
+    subprocess.run(copied, shell=True, cwd=checkout, check=True)
+    settings = checkout / "launch/tpu_vm/settings.sh"
+    text = settings.read_text().replace("gs://BUCKET/", "gs://bucket/")
+    settings.write_text(f"{text}\nREPO={cloud.repo}\nREV={cloud.commits[0]}\nPOLL_SECONDS=0.02\n")
+    for line in lines:
+        typed, terminal = pty.openpty()  # delete.sh asks whoever sits there
+        os.write(typed, b"y\n")
+        done = subprocess.run(
+            line,
+            shell=True,
+            cwd=checkout,
+            env=cloud.environment(),
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        os.close(typed)
+        os.close(terminal)
+        assert done.returncode == 0, (line, done.stderr)
+    assert (checkout / "fetched/if-base/worker-3.log").is_file() and cloud.state() == {}
+
+
+@pytest.mark.parametrize("heading", ["GKE", "Slurm"])
+def test_a_cluster(heading, home):
+    programs = home / "bin"
+    (programs / "xpk").rename(programs / "xpk-workload")
+    for name, text in (("xpk", XPK), ("sbatch", SBATCH), ("pip", clusters.NOTE)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (home / "venv/bin").mkdir(parents=True)
+    (home / "venv/bin/activate").write_text("echo activated\n")
+    environment = {"HOME": str(home), "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin"}
+    command = ["bash", "-euo", "pipefail", "-c", BLOCKS[heading]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if heading == "GKE":
+        assert (home / "called").read_text().startswith("pip\ninstall\nxpk\nkubectl\nlogs\n")
+    else:
+        assert done.stdout.startswith("activated\n") and "\ntrain\n--config\nconfigs/demo_base.py\n" in done.stdout
