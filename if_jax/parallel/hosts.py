@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -162,8 +163,11 @@ def termination() -> Iterator[Callable[[int], bool]]:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Callable[[], None]]:
-    """Yields `moved()`; where it is not called for `seconds`, this process leaves with code 76. 0 = never."""
-    last = [time.monotonic()]
+    """Yields `moved()`; once called, and then not again for `seconds`, this process leaves with code 76. 0 = never.
+
+    So the time before, in which programs are compiled for minutes, is not counted.
+    """
+    last = [math.inf]
     done = threading.Event()
 
     def watch() -> None:

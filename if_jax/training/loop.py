@@ -156,6 +156,7 @@ def _loop(s: Session, state: TrainState) -> None:
     recipe, start = s.recipe, int(state.step)
     average = ema_name(recipe.ema_decays[0])
     pending: tuple[int, dict] | None = None
+    s.moved()
     bar = tqdm(total=recipe.steps, initial=start, unit="step", disable=jax.process_index() != 0, mininterval=2.0)
     with bar:
         for step in range(start + 1, recipe.steps + 1):

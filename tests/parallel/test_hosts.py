@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,14 @@ def test_half_an_address_is_refused(given, message):
 
 def test_the_code_hash_is_of_the_source():
     assert hosts.code_hash() == hosts.code_hash() and len(hosts.code_hash()) == 16
+
+
+def test_the_deadline_counts_from_the_first_step(monkeypatch):
+    left = []
+    monkeypatch.setattr(hosts, "leave", lambda why, code: left.append(code))
+    with hosts.deadline(0.1) as moved:
+        time.sleep(0.4)  # compiling
+        assert not left
+        moved()
+        time.sleep(0.4)
+    assert left and set(left) == {hosts.STUCK}
