@@ -1,0 +1,171 @@
+"""Every block of README.md as it stands: shell commands through the real command line, Python executed.
+
+The demo is that of tests/tiny.py, and what a reader brings (photos, tars, checkpoints) is made beforehand, as small.
+What a command is given besides (`LESS`) makes it short; nothing is taken away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import shelves
+import tiny
+from blocks import Block, blocks, commands
+from click.testing import CliRunner
+from PIL import Image
+
+from if_jax import Cascade
+from if_jax.checkpoints.release import Stage, write_cascade
+from if_jax.cli import main
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = blocks(ROOT / "README.md")
+SHORT = "".join(
+    f"--config.{key} "
+    for key in (
+        "steps=2",
+        "log_every=1",
+        "checkpoint_every=2",
+        "sample.every=0",
+        "validation.every=0",
+        "batch_size=8",
+        "data.threads=1",
+    )
+)
+LESS = {  # by what is named in the command
+    "data build": "--count 4 --size 16 --workers 1",
+    "configs/demo_base.py": SHORT + "--config.data.size=8",
+    "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",
+    "configs/if_I_M.py": SHORT + "--config.data.size=8 --config.unet=demo-I --config.mesh.fsdp=2",
+}
+# Read, not run, and why.
+PARSED = {
+    "pip": "would build and install into the environment of the tests, from the network",
+    "python -m pytest": "would run these tests in these tests",
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A folder with what the blocks speak of; the demo shrunk."""
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.shrink_demo(folder / "demo", patch)
+        write_cascade(folder / "my_cascade", [plain(stage) for stage in tiny.stages()], tiny.DEFAULTS)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(Image.Image, "show", lambda picture: picture.load())
+        for name, side in (("photo.jpg", 30), ("small.png", 8), ("room.png", 24)):
+            Image.effect_noise((side, side), 80).convert("RGB").save(folder / name)
+        mask = Image.new("L", (24, 24))
+        mask.paste(255, (0, 0, 12, 24))
+        mask.save(folder / "mask.png")
+        shelves.write_tars(folder / "my_tars", 12, 6)
+        t5 = folder / "t5-v1_1-xxl"
+        shutil.copytree(folder / "my_cascade/stage_I/text_encoder", t5)
+        shutil.copytree(folder / "my_cascade/stage_I/tokenizer", t5, dirs_exist_ok=True)
+        shutil.copytree(t5, folder / "t5-v1_1-base")
+        call("convert", str(folder / "my_cascade/stage_I"), str(folder / "converted"), "--to", "deepfloyd")
+        (folder / "IF-I-M-v1.0").mkdir()
+        for name in ("config.yml", "pytorch_model.bin"):  # what DeepFloyd's own folders hold
+            shutil.move(folder / "converted" / name, folder / "IF-I-M-v1.0")
+        shutil.copytree(ROOT / "configs", folder / "configs")
+        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: a fifth less time to compile
+        yield folder
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def plain(stage: Stage) -> Stage:
+    """A net of one level that DeepFloyd's layout can express."""
+    config = replace(
+        tiny.one_level(stage.unet_config),
+        block_out_channels=(32,),
+        time_embedding_dim=32,
+        cross_attention_dim=64,
+        addition_embed_type_num_heads=4,
+        norm_num_groups=32,
+    )
+    return replace(stage, unet_config=config, unet_params=tiny.random_params(config))
+
+
+def call(*words: str) -> str:
+    """`if-jax WORDS`; what it prints."""
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, (words, done.output, done.exception)
+    return done.output
+
+
+def test_every_block_is_run():
+    assert {block.language for block in BLOCKS} == {"bash", "python"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # diffusers
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.heading}-{block.language}")
+def test_block(block, material, tmp_path, monkeypatch):
+    for path in material.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["if-jax"])
+    {"bash": run_shell, "python": run_python}[block.language](block)
+
+
+def run_shell(block: Block) -> None:
+    assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True).returncode == 0
+    for words in commands(block.text):
+        if words[0] == "if-jax":
+            call(*words[1:], *less(words[1:]))
+        else:
+            assert any(" ".join(words).startswith(f"{known} ") for known in PARSED), f"neither run nor known: {words}"
+            check(words)
+
+
+def less(words: list[str]) -> list[str]:
+    """What a command is given besides, so that it is short."""
+    found = [options for known, options in LESS.items() if known in " ".join(words)]
+    assert found or "--config" not in words, f"no short form of {words}"
+    return " ".join(found).split()
+
+
+def check(words: list[str]) -> None:
+    """Of what is not run: its options are known here, what it names is there."""
+    *verb, last = words
+    if words[0] == "pip":
+        extras = re.findall(r'^    "(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE)
+        assert verb in (["pip", "install"], ["pip", "install", "-e"])
+        assert last == "." or last[1:].strip("[]") in extras
+    else:
+        assert verb == ["python", "-m", "pytest", "-q"] and (ROOT / last).is_dir()
+
+
+def run_python(block: Block) -> None:
+    exec(compile(block.text, block.heading, "exec"), surroundings() if "stage.predict" in block.text else {})
+
+
+def surroundings() -> dict:
+    """What the block for research takes as given."""
+    cascade, prompts = Cascade.load("demo"), ["two red spheres"]
+    text = cascade.embed([*prompts, ""])
+    x_t = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    return {"cascade": cascade, "prompts": prompts, "text": text[:1], "uncond": text[1:], "x_t": x_t, "t": 500}
+
+
+def test_a_mistake_in_a_block_is_found(material, tmp_path, monkeypatch):
+    """What these tests are for: an option, a word or a program that is not there."""
+    monkeypatch.chdir(tmp_path)
+    for language, text in (
+        ("bash", 'if-jax dream "a" --guidence 2'),
+        ("bash", "if-jax train --config configs/demo_base.py"),
+        ("bash", "pip install -e '.[tests]'"),
+        ("bash", "wget https://example.org"),
+        ("python", "from if_jax import Cascades"),
+    ):
+        with pytest.raises((AssertionError, ImportError)), contextlib.redirect_stdout(None):
+            {"bash": run_shell, "python": run_python}[language](Block("", language, text))
