@@ -27,6 +27,8 @@ from if_jax import Cascade
 from if_jax.checkpoints.release import Stage, write_cascade
 from if_jax.cli import main
 
+pytestmark = pytest.mark.documents
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = blocks(ROOT / "README.md")
 SHORT = "".join(

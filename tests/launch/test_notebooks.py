@@ -20,6 +20,8 @@ import shelves
 from nbclient import NotebookClient
 from PIL import Image
 
+pytestmark = pytest.mark.documents
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "launch/colab").glob("*.ipynb"))}
 FIELD = re.compile(r"^(\w+) = (.+?)  # @param .*$", re.MULTILINE)
