@@ -188,18 +188,19 @@ def convert(
 @click.option("--tolerance", default=1e-5, show_default=True, help="Largest relative difference that passes.")
 @click.option("--pictures", type=click.Path(file_okay=False), help="Draw with both; folder for the picture.")
 @click.option("--torch", is_flag=True, help="Outputs of A's blocks from stock PyTorch diffusers and transformers.")
+@click.option("--text-encoder", help="T5 folder or release whose encoder goes with A, a base stage that has none.")
 @_plain_errors
-def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool) -> None:
+def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool, text_encoder: str | None) -> None:
     """Compare the models in A and B (any layout): every tensor, every block's output, how they draw.
 
     Exits with 1 where they differ by more than the tolerance, naming the tensors.
 
     \b
-    Example:  if-jax verify IF-I-M-v1.0 if_m
+    Example:  if-jax verify my_cascade for_deepfloyd
     """
     from if_jax.inference.verify import verify as compare
 
-    report = compare(a, b, tolerance, pictures, torch, say=click.echo)
+    report = compare(a, b, tolerance, pictures, torch, text_encoder, say=click.echo)
     if report.failures:
         raise click.ClickException(f"{a} and {b} are not the same model: {len(report.failures)} difference(s)")
     click.echo(f"the same model, to {tolerance:g}")

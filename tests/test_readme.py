@@ -156,7 +156,14 @@ def surroundings() -> dict:
     cascade, prompts = Cascade.load("demo"), ["two red spheres"]
     text = cascade.embed([*prompts, ""])
     x_t = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
-    return {"cascade": cascade, "prompts": prompts, "text": text[:1], "uncond": text[1:], "x_t": x_t, "t": 500}
+    return {
+        "cascade": cascade,
+        "prompts": prompts,
+        "text": text[:1],
+        "uncond": text[1:],
+        "x_t": x_t,
+        "t": np.array([500]),
+    }
 
 
 def test_a_mistake_in_a_block_is_found(material, tmp_path, monkeypatch):
