@@ -57,8 +57,8 @@ def verify(
 
     tolerance: largest relative difference of a tensor or of a block's output that passes.
     pictures: folder for both models' pictures side by side, where both can draw. torch: the outputs of A's blocks come
-    from stock diffusers and transformers, which must be able to open A. text_encoder: as in `open_model`, for A. say: is
-    told each line as it is known.
+    from stock diffusers and transformers, which must be able to open A. text_encoder: as in `open_model`, for A. say:
+    is told each line as it is known.
     Raises ValueError where a folder is damaged or the two hold different kinds of model.
     """
     first, second = open_model(a, text_encoder), open_model(b)
