@@ -161,7 +161,7 @@ def _objects(middle: np.ndarray, offset: np.ndarray, fields: dict[str, np.ndarra
         [padded[r : r + CELLS, c : c + CELLS] for r in range(3) for c in range(3) if (r, c) != (1, 1)], axis=0
     )
     seen = []
-    for row, column in np.argwhere((middle > _MIDDLE) & (middle > around)):
+    for row, column in np.argwhere((middle > _MIDDLE) & (middle > around)).tolist():
         chances = {name: field[row, column] for name, field in fields.items()}
         best = {name: NAMES[name][int(c.argmax())] if c.max() > _SURE else None for name, c in chances.items()}
         at = (column + float(offset[row, column, 0])) / CELLS, (row + float(offset[row, column, 1])) / CELLS
