@@ -55,7 +55,8 @@ EXTRAS_REQUIRE = {
     "tf": [
         "tensorflow>=2.18"
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
-    "eval": TORCH,  # side-by-side comparisons with the PyTorch pipelines
+    # reads the words on signs (its opencv wants the system's libGL); side-by-side comparisons with PyTorch's pipelines
+    "eval": ["rapidocr-onnxruntime>=1.4.4", *TORCH],
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
     "notebook": NOTEBOOK,
@@ -84,7 +85,7 @@ setup(
     license_expression="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["if_jax", "if_jax.*"]),
-    package_data={"if_jax": ["demo/**/*"]},
+    package_data={"if_jax": ["demo/**/*", "evaluation/*.safetensors"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["if-jax = if_jax.cli:main"]},

@@ -13,6 +13,7 @@ import click
 from if_jax.cli_draw import COMMANDS
 from if_jax.cli_errors import cache_compilations
 from if_jax.cli_errors import plain_errors as _plain_errors
+from if_jax.cli_evaluate import evaluate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,7 +26,7 @@ def main() -> None:
     """
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, evaluate):
     main.add_command(_command)
 
 

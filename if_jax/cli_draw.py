@@ -137,7 +137,7 @@ def _draw(mode: str, names: list[str], request: dict[str, Any], given: dict[str,
 
     out = Path(given["out"])
     _check_files(out, given["watermark"])
-    words = _stage_words(given)
+    words = stage_words(given)
     cascade = _load(given)
     _check_counts(given, len(cascade.stages))
     options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
@@ -183,7 +183,7 @@ def _load(given: dict[str, Any]) -> Any:
     )
 
 
-def _stage_words(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def stage_words(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the options say of each stage, in the words of `if_I_kwargs`."""
     words: dict[str, dict[str, Any]] = {"I": {}, "II": {}, "III": {}}
     named = {"guidance_scale": "guidance", "sample_timestep_respacing": "steps", "sample_loop": "sampler"}

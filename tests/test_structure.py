@@ -17,10 +17,11 @@ LAYERS = [
     {"checkpoints", "data", "tracking"},
     {"config"},
     {"recipes", "inference"},
-    {"training"},
+    {"training", "evaluation"},
     {"doctor"},
     {"cli_errors"},
     {"cli_draw"},
+    {"cli_evaluate"},
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -91,6 +91,16 @@ def to_pixels(point: tuple[jax.Array, jax.Array], size: int) -> tuple[jax.Array,
     return size / 2 + point[0] * scale, size / 2 - point[1] * scale
 
 
+def unproject(at: tuple[float, float], size: int) -> tuple[float, float]:
+    """Where an object of size index `size` stands whose middle is seen at (column, row), shares of the picture.
+
+    Returns how far to the right it is seen and its distance along the floor, as `grammar.Group` has them.
+    """
+    right, up = ((at[0] - 0.5) * 2 * HALF_VIEW * _DISTANCE, (0.5 - at[1]) * 2 * HALF_VIEW * _DISTANCE)
+    dz = middle_height(size) - EYE[2]
+    return right, EYE[1] + dz * (_DISTANCE * _COS + up * _SIN) / (up * _COS - _DISTANCE * _SIN)
+
+
 def rays(n: int) -> Ray:
     """The rays through the middles of n x n pixels, EYE + t (dx, dy, dz), each of length 1 along the camera's axis."""
     centres = (jnp.arange(n, dtype=jnp.float32) + 0.5) * (2.0 / n) - 1.0

@@ -1,0 +1,100 @@
+"""The pictures an evaluation is about, drawn in tiles into a folder, so that one that was interrupted goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from if_jax.checkpoints.files import read_json, sha256_of
+from if_jax.inference.cascade import Cascade
+
+TILE = 8  # pictures of stage I in one program
+_LARGE_TILE = 4  # … of stage II
+Progress = Callable[[str, int, int], None]  # what, pictures done, of how many
+
+
+def prepare(folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Make FOLDER ready for the pictures of one evaluation; those that lie there already are of the same one.
+
+    identity: all that the pictures depend on. Raises ValueError where the folder is of another evaluation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
+    if path.exists() and read_json(path) != json.loads(text):
+        if not overwrite:
+            raise ValueError(
+                f"{folder} holds pictures of another cascade, seed or setting: give another --out, or --overwrite"
+            )
+        path.unlink()
+    if not path.exists():
+        for old in folder.glob("[0-9]*-*.png"):
+            old.unlink()
+        path.write_text(text + "\n")
+
+
+def cascade_sha256(folder: Path) -> str:
+    """Identity of a release: SHA-256 over the names and contents of its files, but for texts about it."""
+    names = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors"))
+    lines = "".join(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n" for path in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def stage_one(
+    cascade: Cascade, captions: Sequence[str], folder: Path, options: Mapping[str, Any], progress: Progress
+) -> list[Image.Image]:
+    """Stage I's pictures of all captions; picture k of the seed is caption k's."""
+
+    def draw(rows: Sequence[int]) -> list[Image.Image]:
+        texts = [captions[row] for row in rows]
+        return cascade.dream(texts, **options, first_picture=rows[0], stages=1, batch_size=TILE)["I"]
+
+    return _in_tiles("I", range(len(captions)), TILE, draw, folder, progress)
+
+
+def stage_two(
+    cascade: Cascade,
+    captions: Mapping[int, str],
+    low: Sequence[Image.Image],
+    folder: Path,
+    options: Mapping[str, Any],
+    progress: Progress,
+    name: str = "II",
+) -> list[Image.Image]:
+    """Stage II's pictures of some captions, by number, from low-resolution ones in the same order."""
+    numbers, places = list(captions), {number: place for place, number in enumerate(captions)}
+    options = {word: value for word, value in options.items() if word != "if_I_kwargs"}
+
+    def draw(rows: Sequence[int]) -> list[Image.Image]:
+        texts, pictures = [captions[row] for row in rows], [low[places[row]] for row in rows]
+        how = {"first_picture": rows[0], "stages": 2, "batch_size": _LARGE_TILE}
+        return cascade.super_resolution(pictures, texts, **options, **how)["II"]
+
+    return _in_tiles(name, numbers, _LARGE_TILE, draw, folder, progress)
+
+
+def _in_tiles(
+    name: str,
+    numbers: Sequence[int],
+    size: int,
+    draw: Callable[[Sequence[int]], list[Image.Image]],
+    folder: Path,
+    progress: Progress,
+) -> list[Image.Image]:
+    """Draw what FOLDER does not hold yet as FOLDER/0000-NAME.png; all pictures in order."""
+    paths = [folder / f"{number:04d}-{name}.png" for number in numbers]
+    for start in range(0, len(paths), size):
+        progress(f"stage {name}", start, len(paths))
+        tile = paths[start : start + size]
+        if all(path.exists() for path in tile):
+            continue
+        for path, picture in zip(tile, draw(numbers[start : start + size]), strict=True):
+            beside = path.with_suffix(".partial")
+            picture.save(beside, format="PNG")
+            beside.replace(path)
+    progress(f"stage {name}", len(paths), len(paths))
+    return [Image.open(path).convert("RGB") for path in paths]

@@ -1,0 +1,67 @@
+"""Pictures made worse in the ways that drawn ones are: soft, noisy, blotched, tinted, compressed."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.jit
+def spoil(key: jax.Array, pictures: jax.Array) -> jax.Array:
+    """Each of the pictures (B, S, S, 3) in [-1, 1] spoilt by chance, a quarter of them hardly; S a multiple of 8."""
+    batch, side = pictures.shape[0], pictures.shape[1]
+    keys = jax.random.split(key, 8)
+    strength = jax.random.uniform(keys[0], (batch, 1, 1, 1), minval=-0.33).clip(0.0)
+    u = jax.random.uniform(keys[1], (6, batch, 1, 1, 1))
+    x = _each_axis(_blur(1.6 * (strength * u[0])[:, 0, 0, 0], side), pictures)
+    coarse = _each_axis(_resizes(side)[jax.random.randint(keys[2], (batch,), 0, 3)], x)
+    x = jnp.where(u[1] < 0.4 * strength, coarse, x)
+    x = x * (1 + 0.25 * strength * (u[2] - 0.5)) + 0.2 * strength * (u[3] - 0.5)
+    x = x + 0.1 * strength * (jax.random.uniform(keys[3], (batch, 1, 1, 3)) - 0.5)
+    blotches = _each_axis(_stretch(side // 8, side)[None], jax.random.normal(keys[4], (batch, side // 8, side // 8, 3)))
+    x = x + 0.16 * strength * u[4] * blotches
+    x = x + 0.2 * strength * u[5] * jax.random.normal(keys[5], x.shape)
+    rounded = _compress(x, 0.02 + 0.1 * strength)
+    return jnp.where(jax.random.uniform(keys[6], (batch, 1, 1, 1)) < strength, rounded, x).clip(-1.0, 1.0)
+
+
+def blurred(pictures: jax.Array, sigma: float) -> jax.Array:
+    """Gaussian blur of pictures (B, S, S, 3); sigma in pixels."""
+    return _each_axis(_blur(jnp.full((1,), sigma), pictures.shape[1]), pictures)
+
+
+def _each_axis(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """Apply matrices (B or 1, N, S) to rows and to columns of (B, S, S, 3)."""
+    matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape[1:]))
+    return jnp.einsum("bij,bjkc,blk->bilc", matrix, x, matrix)
+
+
+def _blur(sigma: jax.Array, side: int) -> jax.Array:
+    """Gaussian weights (B, S, S), each row's sum 1."""
+    apart = jnp.arange(side)[:, None] - jnp.arange(side)[None]
+    weights = jnp.exp(-0.5 * jnp.square(apart[None] / jnp.maximum(sigma, 0.05)[:, None, None]))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _stretch(small: int, large: int) -> jax.Array:
+    """Linear interpolation as a matrix (large, small)."""
+    return jax.image.resize(jnp.eye(small), (large, small), "linear")
+
+
+def _resizes(side: int) -> jax.Array:
+    """Three matrices (3, S, S): down to fewer pixels and up again."""
+    down = [jax.image.resize(jnp.eye(side), (side * part // 8, side), "linear") for part in (4, 5, 6)]
+    return jnp.stack([jax.image.resize(matrix, (side, side), "cubic") for matrix in down])
+
+
+def _compress(x: jax.Array, step: jax.Array) -> jax.Array:
+    """Round the cosine transform of 8 x 8 blocks as JPEG does, high frequencies more coarsely. step (B, 1, 1, 1)."""
+    n = np.arange(8)
+    table = np.cos(np.pi * (2 * n[None] + 1) * n[:, None] / 16) * np.sqrt(np.where(n == 0, 1, 2) / 8)[:, None]
+    b, h, w, c = x.shape
+    blocks = x.reshape(b, h // 8, 8, w // 8, 8, c)
+    waves = jnp.einsum("ui,bhiwjc,vj->bhuwvc", table, blocks, table)
+    steps = (step * 8)[..., None, None] * (0.3 + (n[:, None, None, None] + n[:, None]) / 14)
+    waves = jnp.round(waves / steps) * steps
+    return jnp.einsum("ui,bhuwvc,vj->bhiwjc", table, waves, table).reshape(b, h, w, c)

@@ -1,0 +1,118 @@
+"""The rules, on readings made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from if_jax.evaluation import scoring, words
+from if_jax.evaluation.asking import ask
+from if_jax.evaluation.reading import Seen
+
+
+def seen(shape, colour="red", right=0.0, away=0.0, size="small", material="rubber") -> Seen:
+    return Seen(shape, colour, size, material, right, away, (0.5, 0.5), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("caption", "objects", "strict", "loose"),
+    [
+        ("a cube", [seen("cube", "blue")], True, True),
+        ("a cube", [seen("sphere")], False, False),
+        ("a cube", [seen(None)], False, False),  # the reader is not sure
+        ("a cube", [], False, False),
+        ("a cube", [seen("cube"), seen("sphere")], False, True),
+        ("a red cube and a blue sphere", [seen("cube"), seen("sphere", "blue")], True, True),
+        ("a red cube and a blue sphere", [seen("cube", "blue"), seen("sphere")], False, False),
+        ("three red cubes", [seen("cube")] * 3, True, True),
+        ("three red cubes", [seen("cube")] * 4, False, False),
+        ("three red cubes", [seen("cube")] * 2 + [seen("cube", "pink")], False, False),
+        ("a small metal cube", [seen("cube", material="metal")], True, True),
+        ("a large metal cube", [seen("cube", material="metal")], False, False),
+    ],
+)
+def test_a_picture_is_right_where_it_shows_what_is_asked(caption, objects, strict, loose):
+    one = ask(caption, "count" if "three" in caption else "single")
+    assert scoring.right(one, objects) == strict
+    assert scoring.right(one, objects, loose=True) == loose
+
+
+@pytest.mark.parametrize(
+    ("relation", "a", "b"),
+    [
+        ("left of", (-1.0, 0.0), (1.0, 0.0)),
+        ("right of", (1.0, 0.0), (-1.0, 0.0)),
+        ("in front of", (0.0, -1.0), (0.0, 1.0)),
+        ("behind", (0.0, 1.0), (0.0, -1.0)),
+    ],
+)
+def test_relations_hold_one_way_and_by_a_margin(relation, a, b):
+    one = ask(f"a cube {relation} a sphere", "position")
+    assert scoring.right(one, [seen("cube", right=a[0], away=a[1]), seen("sphere", right=b[0], away=b[1])])
+    assert not scoring.right(one, [seen("cube", right=b[0], away=b[1]), seen("sphere", right=a[0], away=a[1])])
+    hardly = scoring.MARGIN / 3
+    near = [
+        seen("cube", right=hardly * a[0], away=hardly * a[1]),
+        seen("sphere", right=hardly * b[0], away=hardly * b[1]),
+    ]
+    assert not scoring.right(one, near)
+
+
+def test_wilson_interval_is_that_of_the_books():
+    assert scoring.wilson(8, 10) == pytest.approx([0.4902, 0.9433], abs=1e-4)  # as in Newcombe 1998's method 3
+    assert scoring.wilson(0, 20)[0] == 0.0 and scoring.wilson(20, 20)[1] == 1.0
+    assert scoring.wilson(0, 0) is None
+
+
+def test_overall_is_the_mean_of_the_six_tasks():
+    asks = [ask("a cube", skill) for skill in ("single", "two", "count", "colour", "position", "binding", "words")]
+    scores = scoring.skill_scores(asks, [True, True, True, False, False, False, True])
+    assert scores["overall"] == 0.5 and scores["single"] == 1.0 and scores["colour"] == 0.0
+    assert scores["overall_ci"] == scoring.wilson(3, 6)
+
+
+def test_the_gap_compares_prompts_that_name_colours():
+    asks = [ask("a red cube", "colour"), ask("a cyan sphere", "colour", True), ask("two cubes", "count")]
+    assert scoring.unseen_gap(asks, [True, False, False]) == 1.0
+    assert scoring.unseen_gap(asks[:1], [True]) is None
+
+
+def test_words_are_exact_caseless_or_so_many_letters_off():
+    scores = scoring.word_scores(["moon", "stop", "hi"], ["MOON", "stop", "HL"])
+    assert scores["exact"] == pytest.approx(1 / 3, abs=1e-4) and scores["caseless"] == pytest.approx(2 / 3, abs=1e-4)
+    assert scores["cer"] == 0.1
+    assert scoring.word_scores(["moon"], [""])["cer"] == 1.0
+
+
+def test_kernel_distance_is_nought_of_equals_and_grows():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 400, 8))
+    assert abs(scoring.kernel_distance(a, b)) < 0.1
+    assert scoring.kernel_distance(a + 1.0, b) > scoring.kernel_distance(a + 0.5, b) > 0.1
+
+
+def test_psnr_of_a_known_error():
+    truth = np.zeros((2, 2, 3))
+    assert scoring.psnr(truth + 0.2, truth) == pytest.approx(20.0)
+
+
+def test_small_pictures_are_enlarged_and_spaces_dropped():
+    sizes = []
+
+    def reader(picture):
+        sizes.append(picture.size)
+        return " MO ON.\n"
+
+    assert words.read_words(reader, [Image.new("RGB", (64, 64)), Image.new("RGB", (512, 512))]) == ["MOON", "MOON"]
+    assert sizes == [(256, 256), (512, 512)]
+
+
+def test_the_sides_of_a_sign_are_no_letters():
+    picture = np.full((64, 64, 3), 255, np.uint8)
+    picture[2:17, 10:12] = picture[2:17, 50:52] = 64  # the board's sides
+    picture[5:14, 30] = 13  # a letter
+    line = np.asarray(words.sign_of(Image.fromarray(picture)))
+    assert line.shape == (96, 512)
+    columns = np.flatnonzero(line.min(axis=0) < 128) / 8
+    assert columns.min() > 29 and columns.max() < 32
