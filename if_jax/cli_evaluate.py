@@ -44,13 +44,14 @@ def evaluate(
     """
     from if_jax.checkpoints.files import write_json
     from if_jax.evaluation import suite as suites
+    from if_jax.inference.options import Bars
 
     if json_path and not Path(json_path).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json {json_path}: its folder does not exist; make it first")
     options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in stage_words(given).items() if kwargs}
     out = out or f"out/{suite}"
     cache_compilations()
-    with _Bars() as bars:
+    with Bars("picture") as bars:
         result = suites.evaluate(
             cascade,
             suite,
@@ -67,26 +68,3 @@ def evaluate(
     for line in suites.summary(result):
         click.echo(line)
     click.echo(f"{out}/report.html and report.json written")
-
-
-class _Bars:
-    """One progress bar after the other, each with the time left."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.name = ""
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def show(self, name: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if name != self.name:
-            self.__exit__()
-            self.name, self.bar = name, tqdm(total=total, unit="picture", desc=name)
-        self.bar.update(done - self.bar.n)

@@ -44,6 +44,7 @@ SHORT = "".join(
     )
 )
 LESS = {  # by what is named in the command
+    "evaluate": "--prompts 21 --steps 2 --steps 1",
     "data build": "--count 4 --size 16 --workers 1",
     "configs/demo_base.py": SHORT + "--config.data.size=8",
     "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",

@@ -61,11 +61,14 @@ class Options(TypedDict, total=False):
 
 
 class Bars:
-    """One progress bar for each stage, in steps, with the time left: `with Bars() as bars: … progress=bars.show`."""
+    """One progress bar after the other, with the time left: `with Bars() as bars: … progress=bars.show`.
 
-    def __init__(self) -> None:
+    unit: of what is counted, the steps of a stage unless told otherwise.
+    """
+
+    def __init__(self, unit: str = "step") -> None:
+        self.unit, self.name = unit, ""
         self.bar: Any = None
-        self.stage = ""
 
     def __enter__(self) -> Bars:
         return self
@@ -74,12 +77,13 @@ class Bars:
         if self.bar is not None:
             self.bar.close()
 
-    def show(self, stage: str, done: int, total: int) -> None:
+    def show(self, name: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
-        if stage != self.stage:
+        if name != self.name:
             self.__exit__()
-            self.stage, self.bar = stage, tqdm(total=total, unit="step", desc=f"stage {stage}")
+            title = f"stage {name}" if self.unit == "step" else name
+            self.name, self.bar = name, tqdm(total=total, unit=self.unit, desc=title)
         self.bar.update(done - self.bar.n)
 
 
