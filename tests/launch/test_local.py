@@ -28,8 +28,8 @@ def _trained(workdir, processes, fault=None):
     ("processes", "fault"), [(2, faults.killed), (2, faults.stopped), (2, faults.told_to_end), (4, faults.killed)]
 )
 def test_a_run_survives_a_process(tmp_path, processes, fault):
-    undisturbed = tmp_path.parent / f"undisturbed-{processes}"
+    undisturbed = tmp_path.parent / f"undisturbed-{processes}"  # beside each other: they share what is compiled
     calm = Run(undisturbed, CONFIG, {}) if undisturbed.exists() else _trained(undisturbed, processes)
-    disturbed = _trained(tmp_path / "run", processes, fault)
+    disturbed = _trained(tmp_path.parent / f"{fault.__name__}-{processes}", processes, fault)
     assert "starting again" in disturbed.log.read_text()
     assert disturbed.rows() == calm.rows()
