@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 import shelves
 import tiny
 from click.testing import CliRunner
+from etils.epath import backend
 
 from if_jax.checkpoints import run
 from if_jax.checkpoints.release import write_stage
@@ -222,6 +224,9 @@ def test_a_run_folder_of_another_recipe(monkeypatch, no_tracing):
 def test_a_bucket_without_its_library(monkeypatch, no_tracing):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
+    for protocol in ("gs", "gcs"):  # where another test has opened a bucket
+        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, protocol, raising=False)
+    backend.fsspec_backend._get_filesystem.cache_clear()
     code, found = _doctor("--workdir", "gs://no-such-bucket-of-ours/run")
     assert code == 1 and found["run folder"]["remedy"] == "pip install gcsfs"
 

@@ -46,7 +46,16 @@ done
 
 
 def test_there_is_a_test_for_every_block():
-    assert BLOCKS.keys() == {"A TPU slice", "GKE", "Slurm"}
+    assert BLOCKS.keys() == {"A TPU slice", "GKE", "Slurm", "A Slurm of one node"}
+
+
+def test_a_slurm_of_one_node_is_that_of_the_slow_test():
+    """Read, not run: it installs packages and starts daemons. tests/launch/test_slurm_real.py does what it says."""
+    text = BLOCKS["A Slurm of one node"]
+    assert subprocess.run(["bash", "-n", "-c", text], capture_output=True).returncode == 0
+    words = [word for command in commands(text) for word in command]
+    for path in ("tests/launch/slurm_node.sh", "launch/slurm.sh"):
+        assert path in words and (ROOT / path).is_file()
 
 
 def test_a_tpu_slice(cloud, tmp_path):
