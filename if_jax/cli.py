@@ -81,7 +81,7 @@ def train(
 def goodput(workdir: str, fault_hours: float, as_json: bool) -> None:
     """Print where the time of the run in WORKDIR went: the share that made progress, and what the rest was lost to.
 
-    
+    \b
     Example:  if-jax goodput runs/I
     """
     from if_jax.tracking import goodput as times

@@ -19,6 +19,7 @@ import jax
 import pytest
 import shelves
 import tiny
+import tiny_recipe
 from click.testing import CliRunner
 from etils.epath import backend
 
@@ -33,21 +34,7 @@ from if_jax.models import presets
 from if_jax.parallel import meeting
 
 TESTS = Path(__file__).parent
-CONFIG = """
-import tiny
-from if_jax.models import presets
-from if_jax.recipes import default_recipe
-
-presets.UNETS["tiny-I"] = tiny.one_level(tiny.BASE)
-presets.T5_ENCODERS["tiny"] = tiny.TEXT
-
-
-def get_config():
-    config = default_recipe()
-    config.unet, config.text_encoder = "tiny-I", "tiny"
-    config.batch_size, config.data.size = 8, 8
-    return config
-"""
+RECIPE = tiny_recipe.arguments({})
 KINDS = ("parameters", "EMA", "moments", "gradients", "activations")
 Usage = namedtuple("Usage", "total used free")
 
@@ -60,11 +47,10 @@ def no_tracing(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A folder to work in, with a recipe, a stage with a text encoder, and pictures."""
-    (tmp_path / "recipe.py").write_text(CONFIG)
+    """A folder to work in, with pictures; the names of the tiny nets are those of the test alone."""
     shelves.write_folder(tmp_path / "pictures", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))  # as the recipe does; undone afterwards
+    monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))  # undone afterwards
     monkeypatch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
     monkeypatch.setattr(machine, "TPU_LOCK", tmp_path / "lock")
     monkeypatch.chdir(tmp_path)
@@ -72,7 +58,7 @@ def place(tmp_path, monkeypatch):
 
 
 def _doctor(*more):
-    result = CliRunner().invoke(main, ["doctor", "--config", "recipe.py", "--json", *map(str, more)])
+    result = CliRunner().invoke(main, ["doctor", *RECIPE, "--json", *map(str, more)])
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result.exit_code, {row["check"]: row for row in json.loads(result.stdout)}
 
@@ -94,7 +80,7 @@ def test_a_healthy_set_up_passes_and_nothing_is_left(place):
 
 
 def test_the_report_is_one_line_a_check(no_tracing):
-    result = CliRunner().invoke(main, ["doctor", "--config", "recipe.py", "--config.mesh.data=3"])
+    result = CliRunner().invoke(main, ["doctor", *RECIPE, "--config.mesh.data=3"])
     lines = result.output.splitlines()
     assert result.exit_code == 1 and [line[:4] for line in lines].count("fail") == 1
     (line,) = (line for line in lines if line.startswith("fail"))
@@ -348,8 +334,7 @@ def test_two_processes_whose_data_differ(place):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     shelves.write_folder(place / "other" / "pictures", 4)
-    shutil.copy("recipe.py", "other")
-    command = [sys.executable, "-m", "if_jax", "doctor", "--config", "recipe.py", "--json"]
+    command = [sys.executable, "-m", "if_jax", "doctor", *RECIPE, "--json"]
     command += ["--workdir", str(place / "run"), "--config.data.source=pictures", "--coordinator", address]
     command += ["--processes", "2", "--process"]
     started = [

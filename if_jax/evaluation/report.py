@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from if_jax.evaluation import scoring
-from if_jax.evaluation.asking import SKILLS, Ask
+from if_jax.evaluation.asking import OBJECT_SKILLS, SKILLS, Ask
 from if_jax.evaluation.reading import Seen
 from if_jax.inference.pictures import grid
 
@@ -76,7 +76,7 @@ def _page(
     yield "<p>A picture is right (green) where the objects read in it (dots) are those asked for and no others."
     yield "</p><table><tr><th>task<th>score<th>95 %<th>unseen<th>loose rule<th>true renders<th>blurred<th>shuffled"
     unseen, loose, known = result["unseen"], result["loose"], result["calibration"]
-    for name in ("overall", *list(SKILLS)[:6]):
+    for name in ("overall", *OBJECT_SKILLS):
         row = [result[name], result[f"{name}_ci"], unseen[name], loose[name]]
         row += [known[kind][name] for kind in ("true", "blurred", "shuffled")]
         yield f"<tr><td>{name}" + "".join(f"<td>{html.escape(str(value))}" for value in row)

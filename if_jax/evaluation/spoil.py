@@ -26,11 +26,6 @@ def spoil(key: jax.Array, pictures: jax.Array) -> jax.Array:
     return jnp.where(jax.random.uniform(keys[6], (batch, 1, 1, 1)) < strength, rounded, x).clip(-1.0, 1.0)
 
 
-def blurred(pictures: jax.Array, sigma: float) -> jax.Array:
-    """Gaussian blur of pictures (B, S, S, 3); sigma in pixels."""
-    return _each_axis(_blur(jnp.full((1,), sigma), pictures.shape[1]), pictures)
-
-
 def _each_axis(matrix: jax.Array, x: jax.Array) -> jax.Array:
     """Apply matrices (B or 1, N, S) to rows and to columns of (B, S, S, 3)."""
     matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape[1:]))

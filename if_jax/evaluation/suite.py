@@ -258,13 +258,10 @@ def _words(
 def _losses(cascade: Cascade, asks: Sequence[Ask], truth: Truth, progress: Progress) -> dict[str, Any]:
     """The fixed-timestep loss of each stage on true renders, spread over the tasks."""
     figures = {}
-    for name, count in _LOSS_PICTURES.items():
-        index = list(_LOSS_PICTURES).index(name)
-        if index >= len(cascade.stages):
-            continue
+    for stage, (name, count) in zip(cascade.stages, _LOSS_PICTURES.items(), strict=False):
         progress(f"loss of stage {name}", 0, 1)
         rows = np.unique(np.linspace(0, len(asks) - 1, count).astype(int))
-        true = render(truth.scenes, cascade.stages[index].unet_config.sample_size, rows)
+        true = render(truth.scenes, stage.unet_config.sample_size, rows)
         figures[name] = denoising.losses(cascade, name, true, [asks[i].caption for i in rows])
         progress(f"loss of stage {name}", 1, 1)
     return figures

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 NODE = ["bash", str(ROOT / "tests/launch/slurm_node.sh")]
 PATH = os.environ["PATH"] + ":/usr/sbin"
+RECIPE = tiny_recipe.arguments({"steps": 60, "checkpoint_every": 20, "validation.every": 0})
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=PATH)]
 
 pytestmark = [
@@ -25,31 +27,11 @@ pytestmark = [
     ),
 ]
 
-CONFIG = """
-import tiny
-from if_jax.models import presets
-from if_jax.recipes import default_recipe
-
-presets.UNETS["tiny-I"] = tiny.one_level(tiny.BASE)
-presets.T5_ENCODERS["tiny"] = tiny.TEXT
-
-
-def get_config():
-    config = default_recipe()
-    config.unet, config.text_encoder = "tiny-I", "tiny"
-    config.batch_size, config.steps, config.log_every, config.checkpoint_every = 8, 60, 1, 20
-    config.data.size, config.data.threads = 8, 1
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 3e-3, 2
-    config.sample.every, config.validation.every = 0, 0
-    return config
-"""
-
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """Calls a command of a running Slurm in its folder; (exit code, what it printed)."""
     folder = tmp_path_factory.mktemp("slurm")
-    (folder / "recipe.py").write_text(CONFIG)
     (folder / "bin").mkdir()
     command = folder / "bin" / "if-jax"  # of this checkout, whether it is installed or not
     command.write_text(f'#!/bin/bash\nexec {sys.executable} -m if_jax "$@"\n')
@@ -74,7 +56,7 @@ def slurm(tmp_path_factory):
 
 
 def test_a_job_saves_resumes_and_ends_with_the_losses_of_one_process(slurm):
-    train = ["--config", "recipe.py", "--workdir"]
+    train = [*RECIPE, "--workdir"]
     code, told = slurm("if-jax", "train", *train, "alone", JAX_NUM_CPU_DEVICES="2")
     assert code == 0, told
     code, told = slurm("sbatch", "--parsable", "--ntasks", "2", str(ROOT / "launch/slurm.sh"), *train, "job")
@@ -94,9 +76,9 @@ def test_a_job_saves_resumes_and_ends_with_the_losses_of_one_process(slurm):
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        (["--config", "recipe.py"], {}, "error: --workdir is missing"),
-        (["--config", "recipe.py", "--workdir", "r"], {"IF_JAX_MODULES": "no/1"}, 'error: IF_JAX_MODULES is "no/1"'),
-        (["--config", "recipe.py", "--workdir", "r"], {"IF_JAX_VENV": "/nowhere"}, "error: IF_JAX_VENV is /nowhere"),
+        (RECIPE, {}, "error: --workdir is missing"),
+        ([*RECIPE, "--workdir", "r"], {"IF_JAX_MODULES": "no/1"}, 'error: IF_JAX_MODULES is "no/1"'),
+        ([*RECIPE, "--workdir", "r"], {"IF_JAX_VENV": "/nowhere"}, "error: IF_JAX_VENV is /nowhere"),
     ],
 )
 def test_a_mistake_fails_the_job_with_one_line(slurm, arguments, variables, message):

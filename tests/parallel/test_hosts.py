@@ -12,37 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_recipe
 
 from if_jax.parallel import hosts, meeting
 
 TESTS = Path(__file__).parent.parent
-CONFIG = """
-import tiny
-from if_jax.models import presets
-from if_jax.recipes import default_recipe
-
-presets.UNETS["tiny-I"] = tiny.one_level(tiny.BASE)
-presets.T5_ENCODERS["tiny"] = tiny.TEXT
+KEYS = {"steps": 4, "checkpoint_every": 2, "mesh.data": 1, "mesh.fsdp": 2, "mesh.rules": "fsdp"}
+KEYS |= {"sample.every": 4, "sample.steps": 2, "hosts.start_seconds": 120}
+KEYS |= {"validation.every": 4, "validation.samples": 8, "validation.batch_size": 8}
+RECIPE = tiny_recipe.arguments(KEYS)
 
 
-def get_config():
-    config = default_recipe()
-    config.unet, config.text_encoder = "tiny-I", "tiny"
-    config.batch_size, config.steps, config.log_every, config.checkpoint_every = 8, 4, 1, 2
-    config.data.size, config.data.threads = 8, 1
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 3e-3, 2
-    config.mesh.data, config.mesh.fsdp, config.mesh.rules = 1, 2, "fsdp"
-    config.sample.every, config.sample.steps = 4, "2"
-    config.validation.every, config.validation.samples, config.validation.batch_size = 4, 8, 8
-    config.hosts.start_seconds = 120
-    return config
-"""
-
-
-def _start(folder, workdir, devices, *more):
-    config = folder / "tiny_recipe.py"
-    config.write_text(CONFIG)
-    command = [sys.executable, "-m", "if_jax", "train", "--config", str(config), "--workdir", str(workdir), *more]
+def _start(workdir, devices, *more):
+    command = [sys.executable, "-m", "if_jax", "train", *RECIPE, "--workdir", str(workdir), *more]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -54,10 +36,10 @@ def _free_place():
         return f"localhost:{free.getsockname()[1]}"
 
 
-def _pair(folder, workdir, *differing):
+def _pair(workdir, *differing):
     """Two processes of one device each, the second one's arguments with `differing`; their exit codes and output."""
     joined = ["--coordinator", _free_place(), "--processes", "2", "--process"]
-    started = [_start(folder, workdir, 1, *joined, str(i), *(differing if i else ())) for i in range(2)]
+    started = [_start(workdir, 1, *joined, str(i), *(differing if i else ())) for i in range(2)]
     told = [_output(process) for process in started]
     return [process.returncode for process in started], told
 
@@ -77,10 +59,10 @@ def _rows(workdir):
 
 @pytest.mark.slow  # now and then gloo takes one collective of a CPU program for another, and the pair aborts
 def test_two_processes_give_the_losses_of_one(tmp_path):
-    alone = _start(tmp_path, tmp_path / "one", 2)
+    alone = _start(tmp_path / "one", 2)
     told = _output(alone)
     assert alone.returncode == 0, told
-    codes, told = _pair(tmp_path, tmp_path / "two")
+    codes, told = _pair(tmp_path / "two")
     assert codes == [0, 0], told
     assert len(_rows(tmp_path / "one")) == 5  # four steps and a validation
     assert _rows(tmp_path / "two") == _rows(tmp_path / "one")
@@ -88,7 +70,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
 
 
 def test_processes_that_differ_do_not_start(tmp_path):
-    codes, told = _pair(tmp_path, tmp_path / "run", "--config.seed=7")
+    codes, told = _pair(tmp_path / "run", "--config.seed=7")
     assert codes == [1, 1], told
     for output in told:
         errors = [line for line in output.splitlines() if line.startswith("Error: ")]
@@ -100,8 +82,8 @@ def test_processes_that_differ_do_not_start(tmp_path):
 def test_processes_that_wait_in_vain_name_the_missing_one(tmp_path):
     """Real processes, each the only one to come: which is not there in one line, and an exit code of its own."""
     waits = ["--config.hosts.start_seconds=1", "--processes", "2"]
-    first = _start(tmp_path, tmp_path / "run", 1, *waits, "--coordinator", _free_place(), "--process", "0")
-    second = _start(tmp_path, tmp_path / "run", 1, *waits, "--coordinator", place := _free_place(), "--process", "1")
+    first = _start(tmp_path / "run", 1, *waits, "--coordinator", _free_place(), "--process", "0")
+    second = _start(tmp_path / "run", 1, *waits, "--coordinator", place := _free_place(), "--process", "1")
     host = socket.gethostname()
     for process, message in (
         (first, f"process 1 of 2 is not there after 1 s ({host} came to localhost:"),

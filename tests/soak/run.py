@@ -56,7 +56,7 @@ def main() -> None:
     given = parser.parse_args()
     work = given.workdir or Path(tempfile.mkdtemp(prefix="soak-"))
     steps = given.steps or (24 if given.slice else 600)
-    config = Path(__file__).with_name("slice.py") if given.slice else ROOT / "configs/demo_base.py"
+    config = ROOT / "tests/tiny_recipe.py" if given.slice else ROOT / "configs/demo_base.py"
     keys = KEYS | {"steps": steps, "checkpoint_every": max(2, steps // 24)}
     keys |= {"data.size": 8} if given.slice else {}
     calm, hurt = (Run(work / name, str(config), keys) for name in ("undisturbed", "disturbed"))

@@ -11,38 +11,21 @@ from pathlib import Path
 
 import bucket
 import pytest
+import tiny_recipe
 
 TESTS = Path(__file__).parent.parent
-CONFIG = """
-import tiny
-from if_jax.models import presets
-from if_jax.recipes import default_recipe
-
-presets.UNETS["tiny-I"] = tiny.one_level(tiny.BASE)
-presets.T5_ENCODERS["tiny"] = tiny.TEXT
-
-
-def get_config():
-    config = default_recipe()
-    config.unet, config.text_encoder = "tiny-I", "tiny"
-    config.batch_size, config.steps, config.log_every, config.checkpoint_every = 8, 60, 1, 20
-    config.data.size, config.data.threads = 8, 1
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 3e-3, 2
-    config.sample.every, config.sample.steps = 60, "2"
-    return config
-"""
+KEYS = {"steps": 60, "checkpoint_every": 20, "sample.every": 60, "sample.steps": 2}
 
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path):
     pytest.importorskip("gcsfs", reason="gs:// paths need gcsfs: pip install gcsfs")
-    (tmp_path / "recipe.py").write_text(CONFIG)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment |= {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiling is what takes long
 
     def start(workdir):
-        command = [sys.executable, "-m", "if_jax", "train", "--config", "recipe.py", "--workdir", workdir]
+        command = [sys.executable, "-m", "if_jax", "train", *tiny_recipe.arguments(KEYS), "--workdir", workdir]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
 
