@@ -3,62 +3,79 @@
     python docs/reader_agreement.py
 
 docs/hand_labelled.webp holds 100 pictures that stage I of a demo cascade drew, ten in a row; docs/hand_labelled.json
-says for each what a person saw, without knowing what the reader had: colour and shape of every object, null where it
-could not be told. The last line is JSON: the share of pictures read alike in everything, and in the number of objects,
-their colours and their shapes alone, with 95 % intervals.
+says for each what a person saw, without knowing the caption or what the reader had: colour and shape of every object,
+null where it could not be told. The last line is JSON, shares with 95 % intervals:
+
+    agreement     pictures with as many objects, read as labelled wherever the person was sure
+    number        pictures with as many objects
+    strict        pictures read as labelled in everything: unsure where the person was, too
+    colour, shape of the attributes the person was sure of in those pictures, the share that is read alike
+    unsure        of the shapes the person could not tell, the share that the reader could not tell either
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from if_jax.evaluation import reading
-from if_jax.evaluation.reading import Seen
 from if_jax.evaluation.scoring import share_of
 
 FOLDER = Path(__file__).parent
-Label = Sequence[Sequence[str | None]]  # (colour, shape) of each object
+Label = tuple[str | None, str | None]  # colour and shape of an object
+Pair = tuple[Label, Label]  # as labelled, as read
 
 
 def main() -> None:
-    """Prints every picture that is read otherwise than labelled, then the shares."""
+    """Prints every picture that is not read as labelled, then the shares."""
     labels, seen = load()
-    rows = {name: [] for name in ("everything", "number", "colours", "shapes")}
-    for i, (label, objects) in enumerate(zip(labels, seen, strict=True)):
-        same = agreement(label, objects)
-        for name, hit in same.items():
-            rows[name].append(hit)
-        if not same["everything"]:
-            print(f"{i:3}  labelled {_told(label)}; read {_told([(one.colour, one.shape) for one in objects])}")
+    rows: dict[str, list[bool]] = {name: [] for name in ("agreement", "number", "strict", "colour", "shape", "unsure")}
+    for i, (label, read) in enumerate(zip(labels, seen, strict=True)):
+        found = compare(label, read)
+        for name, hits in found.items():
+            rows[name] += hits
+        if not found["agreement"][0]:
+            print(f"{i:3}  labelled {_told(label)}; read {_told(read)}")
     print(
         json.dumps({"pictures": len(labels)} | {k: v for name in rows for k, v in share_of(rows[name], name).items()})
     )
 
 
-def load() -> tuple[list[Label], list[list[Seen]]]:
-    """The labels, and what the reader sees."""
-    known = json.loads((FOLDER / "hand_labelled.json").read_text())
+def load() -> tuple[list[list[Label]], list[list[Label]]]:
+    """What a person saw in each of the pictures, and what the reader sees."""
+    known = json.loads((FOLDER / "hand_labelled.json").read_text())["pictures"]
     sheet = np.asarray(Image.open(FOLDER / "hand_labelled.webp").convert("RGB"))
     size = reading.PIXELS
     tiles = sheet.reshape(sheet.shape[0] // size, size, -1, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
-    return known["pictures"], reading.read(tiles[: len(known["pictures"])].astype(np.float32) / 127.5 - 1)
+    seen = reading.read(tiles[: len(known)].astype(np.float32) / 127.5 - 1)
+    return [[tuple(o) for o in one["objects"]] for one in known], [[(o.colour, o.shape) for o in one] for one in seen]
 
 
-def agreement(label: Label, seen: Sequence[Seen]) -> dict[str, bool]:
-    """Whether a reading is the label: in everything, and in each thing alone."""
-    told, read = [tuple(one) for one in label], [(one.colour, one.shape) for one in seen]
-    parts = {"colours": 0, "shapes": 1}
-    apart = {name: Counter(one[k] for one in told) == Counter(one[k] for one in read) for name, k in parts.items()}
-    return {"everything": Counter(told) == Counter(read), "number": len(told) == len(read)} | apart
+def compare(label: list[Label], read: list[Label]) -> dict[str, list[bool]]:
+    """What one picture adds to each share."""
+    if len(label) != len(read):
+        return {"agreement": [False], "number": [False], "strict": [False]}
+    pairs = max((list(zip(label, order, strict=True)) for order in permutations(read)), key=_alike)
+    sure = {name: [a[k] == b[k] for a, b in pairs if a[k]] for k, name in enumerate(("colour", "shape"))}
+    return sure | {
+        "agreement": [all(sure["colour"] + sure["shape"])],
+        "number": [True],
+        "strict": [all(a == b for a, b in pairs)],
+        "unsure": [b[1] is None for a, b in pairs if a[1] is None],
+    }
 
 
-def _told(objects: Label) -> str:
+def _alike(pairs: list[Pair]) -> tuple[int, int]:
+    """How well a pairing fits: in what the person was sure of first, then in everything."""
+    parts = [(a[k], b[k]) for a, b in pairs for k in (0, 1)]
+    return sum(a == b for a, b in parts if a), sum(a == b for a, b in parts)
+
+
+def _told(objects: list[Label]) -> str:
     return ", ".join(f"{colour or 'unsure'} {shape or 'unsure'}" for colour, shape in objects) or "nothing"
 
 

@@ -1,10 +1,11 @@
-"""Pictures made worse in the ways that drawn ones are: soft, noisy, blotched, tinted, compressed."""
+"""Pictures made worse in the ways that drawn ones are: bent, soft, noisy, blotched, tinted, compressed."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 
 @jax.jit
@@ -14,7 +15,8 @@ def spoil(key: jax.Array, pictures: jax.Array) -> jax.Array:
     keys = jax.random.split(key, 8)
     strength = jax.random.uniform(keys[0], (batch, 1, 1, 1), minval=-0.33).clip(0.0)
     u = jax.random.uniform(keys[1], (6, batch, 1, 1, 1))
-    x = _each_axis(_blur(1.6 * (strength * u[0])[:, 0, 0, 0], side), pictures)
+    x = _bend(keys[7], pictures, strength)
+    x = _each_axis(_blur(1.6 * (strength * u[0])[:, 0, 0, 0], side), x)
     coarse = _each_axis(_resizes(side)[jax.random.randint(keys[2], (batch,), 0, 3)], x)
     x = jnp.where(u[1] < 0.4 * strength, coarse, x)
     x = x * (1 + 0.25 * strength * (u[2] - 0.5)) + 0.2 * strength * (u[3] - 0.5)
@@ -24,6 +26,27 @@ def spoil(key: jax.Array, pictures: jax.Array) -> jax.Array:
     x = x + 0.2 * strength * u[5] * jax.random.normal(keys[5], x.shape)
     rounded = _compress(x, 0.02 + 0.1 * strength)
     return jnp.where(jax.random.uniform(keys[6], (batch, 1, 1, 1)) < strength, rounded, x).clip(-1.0, 1.0)
+
+
+def _bend(key: jax.Array, x: jax.Array, strength: jax.Array) -> jax.Array:
+    """Pictures seen through uneven glass: edges wave by some 2 % of the side, as those of solids half learnt do.
+
+    strength (B, 1, 1, 1). The waves are 1/8 and 1/16 of the side long.
+    """
+    batch, side = x.shape[0], x.shape[1]
+    amount, *fields = jax.random.split(key, 3)
+    shift = jnp.zeros((batch, side, side, 2))
+    for part, share, field in zip((8, 16), (1.0, 0.6), fields, strict=True):
+        stretch = _stretch(part, side)[None]
+        shift += share * _each_axis(stretch, jax.random.normal(field, (batch, part, part, 2)))
+    shift *= 0.028 * side * strength * jax.random.uniform(amount, (batch, 1, 1, 1))
+    rows = jnp.arange(side, dtype=jnp.float32)
+    at = jnp.stack(jnp.meshgrid(rows, rows, indexing="ij"), -1) + shift
+
+    def bent(picture: jax.Array, places: jax.Array) -> jax.Array:
+        return map_coordinates(picture, [places[..., 0], places[..., 1]], order=1, mode="nearest")
+
+    return jax.vmap(jax.vmap(bent, in_axes=(-1, None), out_axes=-1))(x, at)
 
 
 def _each_axis(matrix: jax.Array, x: jax.Array) -> jax.Array:

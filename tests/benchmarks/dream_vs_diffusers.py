@@ -9,8 +9,8 @@ mode with scaled-dot-product attention, on all cores, in whichever memory format
 is timed apart. Start-up is timed in processes of their own, one picture from nothing: if_jax with an empty compilation
 cache (cold) and with a filled one (warm), diffusers eager, with each process's peak memory.
 
---full adds torch.compile on the other side, and a base stage of IF-I-M's shape with random weights and text states
-(minutes to hours, 12 GB). The last line is one JSON object; a ratio above 1 means that if_jax is faster.
+--full adds torch.compile on the other side, and one picture by a base stage of IF-I-M's shape with random weights and
+text states (minutes, 12 GB). The last line is one JSON object; a ratio above 1 means that if_jax is faster.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main() -> None:
         rows.append(row)
     if given.full:
         with tempfile.TemporaryDirectory() as scratch:
-            case = random_case("IF-I-M", Path(scratch), given.batch, given.steps or "5")
+            case = random_case("IF-I-M", Path(scratch), 1, given.steps or "5")
             rows.append(compare_stage(case, (None, None), given.rounds, peak, True)[0])
     print(json.dumps(summary(rows, peak, given.batch, starts)))
 

@@ -88,11 +88,11 @@ def fill(notebook: nbformat.NotebookNode, values: dict) -> None:
     assert not left, f"no form has {sorted(left)}"
 
 
-def run(name: str, folder: Path, devices: int, shrunk: bool = True, **values) -> dict[str, nbformat.NotebookNode]:
-    """Runs a notebook in `folder`: its code cells by id, with their outputs. Raises where a cell does."""
+def run(name: str, place: Path, devices: int, shrunk: bool = True, **values) -> dict[str, nbformat.NotebookNode]:
+    """Runs a notebook in the folder `place`: its code cells by id, with their outputs. Raises where a cell does."""
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
-    demo = folder / "demo" if shrunk else ROOT / "if_jax/demo"
-    places = {"DEMO": str(demo), "PICTURES": str(folder / "pictures")}
+    demo = place / "demo" if shrunk else ROOT / "if_jax/demo"
+    places = {"DEMO": str(demo), "PICTURES": str(place / "pictures")}
     filled = {
         field: re.sub("DEMO|PICTURES", lambda match: places[match[0]], value) if isinstance(value, str) else value
         for field, value in (FORMS[name] | values).items()
@@ -101,7 +101,7 @@ def run(name: str, folder: Path, devices: int, shrunk: bool = True, **values) ->
     start = f"import os\nos.environ['JAX_NUM_CPU_DEVICES'] = '{devices}'\n"
     start += SHRINK.format(tests=str(ROOT / "tests")) if shrunk else ""
     notebook.cells.insert(0, nbformat.v4.new_code_cell(start, id="before"))
-    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": place}})
     client.execute()
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
