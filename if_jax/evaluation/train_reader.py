@@ -24,7 +24,7 @@ from if_jax.data import geometry, scenes, tasks
 from if_jax.data.grammar import COLOURS, SHAPES
 from if_jax.data.scenes import Scene
 from if_jax.evaluation import reading
-from if_jax.evaluation.spoil import spoil
+from if_jax.evaluation.spoil import spoil, stretch
 from if_jax.models.reader import CELLS, FIELDS, PIXELS, Grid, Reader
 
 SEED = 2_000_003  # of the training scenes; `measure` and the prompts use others
@@ -89,7 +89,10 @@ def train(workdir: Path, steps: int, renders: dict[str, np.ndarray], save_every:
         for step in range(first, steps):
             rows = np.random.default_rng((SEED, step)).choice(len(renders["valid"]), BATCH, replace=False)
             batch = {name: value[rows] for name, value in renders.items()}
-            pictures = spoil(jax.random.key(SEED + step), batch.pop("pictures").astype(np.float32) / 127.5 - 1)
+            keys = jax.random.split(jax.random.key(SEED + step))
+            pictures = batch.pop("pictures").astype(np.float32) / 127.5 - 1
+            pictures, batch["place"] = stretch(keys[0], pictures, batch["place"], CELLS)
+            pictures = spoil(keys[1], pictures)
             state, loss = _train_step(state, pictures, batch, optimizer=optimizer)
             bar.update()
             if step % 20 == 19:

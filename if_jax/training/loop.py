@@ -176,7 +176,7 @@ def _loop(s: Session, state: TrainState) -> None:
                     s.saved.save(step, state, {"window": list(s.window.rows)})
                     if told:
                         s.saved.finish()
-            if told:
+            if told and step < recipe.steps:  # after the last one a run would be found finished, without its pictures
                 raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             if _due(recipe.validation.every, step, recipe.steps):
                 with s.recorder.during("watched"):

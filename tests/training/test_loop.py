@@ -118,7 +118,7 @@ def test_a_run_that_is_interrupted_resumes_to_the_same_bits(finished, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         _train_until(monkeypatch, tmp_path, 4, lambda: _raise(KeyboardInterrupt))
     assert _metrics(tmp_path)[-1]["step"] < 6
-    loop.train(RECIPE, str(tmp_path))
+    _train_until(monkeypatch, tmp_path, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))  # the last step: it ends whole
     assert _metrics(tmp_path) == _metrics(finished)
     found = goodput.account(goodput.read_events(str(tmp_path)))
     assert (found.sessions, found.disruptions, found.step) == (3, 2, 6) and found.restart > 0

@@ -1,0 +1,72 @@
+"""What is said about the demo: the reader agrees with a person, and stock diffusers scores as we do."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from if_jax import Cascade
+from if_jax.diffusion.schedule import parse_steps
+from if_jax.evaluation import asking, drawn, reading
+from if_jax.evaluation.suite import score_objects
+from if_jax.inference.cascade import DEMO
+from if_jax.inference.pictures import to_pil
+
+DOCS = Path(__file__).parents[2] / "docs"
+PROMPTS, SEED = 60, 11
+
+
+def test_the_reader_sees_in_generated_pictures_what_a_person_sees():
+    script = runpy.run_path(str(DOCS / "reader_agreement.py"))
+    labels, seen = script["load"]()
+    found = [script["compare"](label, read) for label, read in zip(labels, seen, strict=True)]
+    assert len(labels) == 100
+    assert np.mean([one["number"][0] for one in found]) >= 0.95
+    assert np.mean([hit for one in found for hit in one.get("colour", [])]) >= 0.95
+    assert np.mean([hit for one in found for hit in one.get("shape", [])]) >= 0.75
+
+
+def test_a_pairing_takes_the_reading_that_fits_best():
+    compare = runpy.run_path(str(DOCS / "reader_agreement.py"))["compare"]
+    label = [("red", "cube"), ("blue", None)]
+    assert compare(label, [("blue", "sphere"), ("red", "cube")]) == {
+        "colour": [True, True],
+        "shape": [True],
+        "agreement": [True],
+        "number": [True],
+        "strict": [False],
+        "unsure": [False],
+    }
+    assert compare(label, [("red", "cube")])["agreement"] == [False]
+    assert compare(label, [("red", "sphere"), ("blue", None)])["agreement"] == [False]
+
+
+@pytest.mark.slow  # three minutes
+def test_stock_diffusers_scores_within_the_interval_of_ours(tmp_path):
+    """Other noise, the same weights, steps and guidance."""
+    import torch
+
+    asks = [one for one in asking.prompts(PROMPTS, SEED)[0] if one.skill != "words"]
+    captions = [one.caption for one in asks]
+    cascade = Cascade.load("demo")
+    default = cascade.defaults[0]
+    pictures = drawn.stage_one(cascade, captions, tmp_path, {"seed": SEED}, lambda *_: None)
+    pipeline = tiny.open_in_diffusers(DEMO / "stage_I")
+    steps = parse_steps(default.sample_timestep_respacing)[::-1].tolist()
+    how = {"timesteps": steps, "guidance_scale": default.guidance_scale, "output_type": "pt"}
+    theirs = []
+    for start in range(0, len(captions), 8):
+        made = pipeline(captions[start : start + 8], generator=torch.Generator().manual_seed(start), **how).images
+        theirs += [to_pil(picture) for picture in made.permute(0, 2, 3, 1).numpy()]
+    scores = [score_objects([one._replace(unseen=False) for one in asks], read_all(p)) for p in (pictures, theirs)]
+    print(json.dumps([{name: one[name] for name in ("overall", "overall_ci")} for one in scores]))
+    assert scores[0]["overall_ci"][0] <= scores[1]["overall"] <= scores[0]["overall_ci"][1]
+
+
+def read_all(pictures):
+    return reading.read(reading.to_array(pictures))
