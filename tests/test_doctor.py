@@ -204,7 +204,7 @@ def test_a_run_folder_of_another_recipe(monkeypatch, no_tracing):
     monkeypatch.setattr(run, "read_latest", lambda workdir: (7, {"recipe": recipe}))
     code, found = _doctor("--workdir", "run")
     assert code == 1 and found["run"]["status"] == "fail" and "holds a run of another recipe" in found["run"]["told"]
-    assert "prediction was 'x0', is 'eps'" in found["run"]["told"]
+    assert "prediction was 'x0', is 'v'" in found["run"]["told"]
 
 
 def test_a_bucket_without_its_library(monkeypatch, no_tracing):

@@ -11,13 +11,15 @@ import hashlib
 import os
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
 from absl import logging
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from if_jax.parallel import hosts
@@ -41,10 +43,27 @@ def compiled(lower: Callable[[], jax.stages.Lowered], mesh: Mesh, *follows_from:
             return serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
         except Exception as error:  # whatever is wrong with it, compiling is right
             logging.info("%s cannot be used (%s: %s): compiling anew", path, type(error).__name__, error)
-    program = lower().compile()
-    if path is not None:
-        _keep(program, path)
+    if path is None:
+        return lower().compile()
+    with _really_compiled(devices[0].platform):
+        program = lower().compile()
+    _keep(program, path)
     return program
+
+
+@contextmanager
+def _really_compiled(platform: str) -> Iterator[None]:
+    """On CPUs without JAX's cache: a program that came out of it runs, but what is written of it lacks functions."""
+    if platform != "cpu" or not jax.config.jax_enable_compilation_cache:
+        yield
+        return
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once whether there is one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def _path(devices: list[jax.Device], follows_from: tuple[object, ...]) -> Path | None:

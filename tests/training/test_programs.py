@@ -76,3 +76,24 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(traced, tmp_path):
     (tmp_path / "cache").write_text("a file")
     assert _run(lower, 2, "recipe") == [0, 2, 4]
     assert times == [2]
+
+
+@pytest.mark.usefixtures("traced")
+def test_what_the_cache_of_jax_gave_is_not_kept():
+    """On a CPU such a program, written and read, fails at its first call: a function is not found."""
+
+    def lower_loop():
+        def loop(tree):
+            x = jax.lax.fori_loop(0, 3, lambda _, x: x * jnp.sin(x), jnp.sort(tree["x"]))
+            return {"y": x + tree["x"].sum()}
+
+        return jax.jit(loop).lower({"x": _on_the_mesh(jnp.zeros(8))})
+
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    given = {"x": _on_the_mesh(jnp.arange(8.0))}
+    first = lower_loop().compile()(given)["y"].tolist()  # now JAX's cache has it
+    for _ in range(2):  # compiled and kept, then read
+        assert programs.compiled(lower_loop, MESH, "recipe")(given)["y"].tolist() == first
+    assert jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
