@@ -3,6 +3,16 @@
     if-jax train --config configs/demo_sr.py --workdir runs/demo_II --config.text_encoder_from=CASCADE/stage_I
 
 The text encoder is stage I's, frozen; the run remembers its hash, and a cascade refuses a stage trained with another.
+
+Crops alone leave blotches in whole pictures, whose norms find other statistics. The weights in the package went on with
+whole pictures, at half the size first, then as they are drawn:
+
+    if-jax train --config configs/demo_sr.py --workdir runs/half --config.data.crop=0 \\
+        --config.init_from=CASCADE/stage_II --config.data.size=128 --config.data.low_size=32 --config.batch_size=4 \\
+        --config.steps=400
+    if-jax export runs/half half/stage_II
+    if-jax train --config configs/demo_sr.py --workdir runs/whole --config.data.crop=0 \\
+        --config.init_from=half/stage_II --config.batch_size=2 --config.steps=330 --config.optimizer.learning_rate=4e-4
 """
 
 import ml_collections
