@@ -9,7 +9,7 @@ whole pictures, at half the size first, then as they are drawn:
 
     if-jax train --config configs/demo_sr.py --workdir runs/half --config.data.crop=0 \\
         --config.init_from=CASCADE/stage_II --config.data.size=128 --config.data.low_size=32 --config.batch_size=4 \\
-        --config.steps=400
+        --config.steps=400 --config.optimizer.learning_rate=7e-4
     if-jax export runs/half half/stage_II
     if-jax train --config configs/demo_sr.py --workdir runs/whole --config.data.crop=0 \\
         --config.init_from=half/stage_II --config.batch_size=2 --config.steps=330 --config.optimizer.learning_rate=4e-4
