@@ -331,7 +331,7 @@ def test_processes_that_were_started_wrongly(other, message):
 def test_two_processes_whose_data_differ(place):
     """Real processes: they meet, join, see each other's devices, and each names what differs."""
     address = f"localhost:{_free_port()}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     shelves.write_folder(place / "other" / "pictures", 4)
     command = [sys.executable, "-m", "if_jax", "doctor", *RECIPE, "--json"]

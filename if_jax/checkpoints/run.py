@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from if_jax.checkpoints.seal import METADATA, damage, seal
 
+_MIN_SLICE = 1 << 20  # bytes of an array that devices holding it alike share to write; below, slicing costs more
 FORMAT = 1  # of what a checkpoint holds; one with a higher number is refused, never set aside
 
 
@@ -92,7 +93,10 @@ def open_checkpoints(
     """
     policies, preservation = ocp.training.save_decision_policies, ocp.training.preservation_policies
     kept = [preservation.LatestN(keep), *([preservation.EveryNSteps(keep_every)] if keep_every else [])]
+    context = ocp.Context()
+    context.array_options.saving.min_slice_bytes_for_replica_parallel = _MIN_SLICE
     with (
+        context,
         ThreadPoolExecutor(1) as sealer,
         ocp.training.Checkpointer(
             _folder(workdir),

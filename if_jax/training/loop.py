@@ -105,7 +105,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         recorder.note("prepared")
         # A finished program: it cannot be compiled a second time, other shapes are an error.
         lower = partial(lower_step, recipe, networks, tx, abstract, frozen, mesh, placed)
-        step_fn = programs.compiled(lower, mesh, recipe, networks)
+        step_fn = programs.compiled(lower, mesh, _of_the_step(recipe), networks)
         if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
             hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
         recorder.note("compiled")
@@ -246,7 +246,13 @@ def _log_parameters(abstract: TrainState) -> None:
 def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract: TrainState) -> TrainState:
     """Step 0, made in place on the mesh: random weights, or those of the release `init_from`."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(lambda key: nn.meta.unbox(_init(recipe, networks, tx, key)), out_shardings=places)
+    # It runs once: on a CPU optimising its machine code takes longer than all else about it.
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    make = jax.jit(
+        lambda key: nn.meta.unbox(_init(recipe, networks, tx, key)),
+        out_shardings=places,
+        compiler_options=quick if jax.default_backend() == "cpu" else None,
+    )
     key = jax.random.key(recipe.seed)
     if not recipe.init_from:
         return make(key)
@@ -258,6 +264,16 @@ def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract
 def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
     params = objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH)
     return init_state(params, tx, recipe.ema_decays)
+
+
+def _of_the_step(recipe: Recipe) -> Recipe:
+    """The recipe with the defaults for all that the step does not follow from: other pictures compile nothing anew."""
+    plain = Recipe()
+    outside = ("validation", "sample", "hosts", "wandb", "log_every", "checkpoint_every", "keep_checkpoints")
+    outside += ("keep_every", "init_from", "init_only")
+    source = ("source", "seed", "caption_dropout", "threads", "workers", "preparation", "keep")
+    data = dataclasses.replace(recipe.data, **{name: getattr(plain.data, name) for name in source})
+    return dataclasses.replace(recipe, data=data, **{name: getattr(plain, name) for name in outside})
 
 
 def lower_step(

@@ -25,7 +25,7 @@ RECIPE = tiny_recipe.arguments(KEYS)
 
 def _start(workdir, devices, *more):
     command = [sys.executable, "-m", "if_jax", "train", *RECIPE, "--workdir", str(workdir), *more]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
