@@ -9,14 +9,16 @@ such scenes, so that the truth is known.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from if_jax import Cascade
-from if_jax.data import grammar, scenes
+from if_jax.data import drawn
 from if_jax.diffusion import augment
 from if_jax.inference.drawing import draw_stage
 from if_jax.inference.pictures import grid, to_pil
@@ -33,20 +35,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
     cascade = Cascade.load(given.cascade)
-    drawn = scenes.sample_scenes(np.arange(COUNT), given.seed)
-    captions = [grammar.caption(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes.as_numpy(drawn))]
+    size = cascade.stages[1].unet_config.sample_size
+    scenes = [(picture, caption) for picture, caption, _ in drawn.draw("tasks", range(COUNT), given.seed, size)]
+    captions = [caption for _, caption in scenes]
     (given.out / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
     for stage, pictures in cascade.dream(captions, seed=given.seed, batch_size=8).items():
         grid(pictures, columns=8).save(given.out / f"prompts-{stage}.webp", quality=80)
-    rows = scenes.Scene(*(field[:ROWS] for field in drawn))
-    super_resolution_sheet(cascade, rows, captions[:ROWS]).save(given.out / "super-resolution.webp", quality=90)
+    sheet = super_resolution_sheet(cascade, *zip(*scenes[:ROWS], strict=True))
+    sheet.save(given.out / "super-resolution.webp", quality=90)
 
 
-def super_resolution_sheet(cascade: Cascade, rows: scenes.Scene, captions: list[str]):
+def super_resolution_sheet(cascade: Cascade, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
     """Columns: the 64 px picture, bicubic, stage II, truth. Prints the mean error of both enlargements."""
     stage, default = cascade.stages[1], cascade.defaults[1]
     size = stage.unet_config.sample_size
-    truth = np.asarray(scenes.render_scenes(rows, size), np.float32) / 127.5 - 1
+    truth = np.stack(pictures).astype(np.float32) / 127.5 - 1
     low = augment.downsample(jnp.asarray(truth), cascade.stages[0].unet_config.sample_size)
     states = cascade.embed([*captions, ""])
     ours = draw_stage(

@@ -83,10 +83,10 @@ def measure(
     tiles = [b - a for a, b in pairwise(times) if b - a > 0.01]  # others lie there from an interrupted call
     known = folder / "seconds.json"
     if not known.exists():
-        write_json(known, statistics.median(tiles) / drawn.TILE)
+        write_json(known, {"seconds": round(statistics.median(tiles) / drawn.TILE, 3)})
     scores = score_objects([one._replace(unseen=False) for one in asks], reading.read(reading.to_array(pictures)))
     names = ("overall", "overall_ci", *asking.OBJECT_SKILLS)
-    return pictures, {name: scores[name] for name in names} | {"seconds": round(read_json(known), 3)}
+    return pictures, {name: scores[name] for name in names} | read_json(known)
 
 
 def plot(rows: dict[str, dict[str, Any]], default: str, path: Path) -> None:
