@@ -17,6 +17,8 @@ legs, at first at 32 px, which is four times less work per step:
     if-jax train --config configs/demo_base.py --workdir runs/64 --config.text_encoder_from=encoders/demo \\
         --config.data.source=tasks --config.noise_size=512 --config.init_from=cascades/32/stage_I
 
+and the last two once more, each from what the one before has published.
+
 A small picture shows its composition through far more noise than a large one: with the plain cosine schedule the last
 few per cent of the timesteps decide it. `noise_size` gives it the noise of a picture of that size, and colours and
 counts begin to follow the caption.
