@@ -100,9 +100,19 @@ def _stage_table(
 def _score_table(scores: Mapping[str, Any]) -> str:
     if not scores:
         return "None measured yet.\n"
-    rows = ["| measure | value |", "| --- | --- |"]
-    for name, value in scores.items():
-        for part, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-            label = f"{name}: {part}" if part else name
-            rows.append(f"| {label} | {f'{number:.4g}' if isinstance(number, float) else number} |")
+    rows = ["| measure | value |", "| --- | --- |", *_score_rows(scores, "")]
+    for name, group in scores.items():
+        if isinstance(group, Mapping):
+            rows += _score_rows(group, f"{name}: ")
     return "\n".join(rows) + "\n"
+
+
+def _score_rows(group: Mapping[str, Any], prefix: str) -> list[str]:
+    """The numbers of a group, each with the interval that stands beside it; hashes and deeper groups are left out."""
+    rows = []
+    for name, value in group.items():
+        if isinstance(value, int | float):
+            low_high = group.get(f"{name}_ci")
+            told = " ({:.3f} … {:.3f})".format(*low_high) if low_high else ""
+            rows.append(f"| {prefix}{name} | {f'{value:.4g}' if isinstance(value, float) else value}{told} |")
+    return rows

@@ -32,8 +32,8 @@ def test_the_card_says_where_prompts_keep_their_case():
 
 
 def test_scores_become_a_table():
-    text = card(scores={"pictures": 64, "accuracy": {"colour": 0.91234, "count": 0.5}})
-    assert "| pictures | 64 |" in text and "| accuracy: colour | 0.9123 |" in text
+    text = card(scores={"pictures": 64, "sha256": "0f", "accuracy": {"colour": 0.91234, "colour_ci": [0.9, 0.95]}})
+    assert "| pictures | 64 |" in text and "| accuracy: colour | 0.9123 (0.900 … 0.950) |" in text and "0f" not in text
 
 
 def test_its_examples_are_python():
