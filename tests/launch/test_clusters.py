@@ -157,7 +157,7 @@ def test_slurm_does_not_requeue(home, variables, message):
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        (SLURM, {}, "this is no Slurm job: sbatch launch/slurm.sh"),
+        (SLURM, {}, "sbatch launch/slurm.sh --config"),  # where there is no sbatch, it says so before
         (SLURM[2:], JOB, "--config is missing"),
         (SLURM[:2], JOB, "--workdir is missing"),
         (SLURM, {"IF_JAX_MODULES": "cuda/12", **JOB}, "there is no module command"),
