@@ -4,7 +4,8 @@
 
 Writes OUT/nearest.webp: in each row a picture of stage I for an unseen prompt, the prompts being the first of
 `draw_evidence.py`, then the five nearest pictures, with their captions, of all that the last leg of its training saw.
-Those are not stored anywhere: the recipe in the weight file names source, seed and count, and they are drawn again.
+Those are not stored anywhere: the recipe in the weight file names source, seed and count, and training's own pipeline
+makes them again.
 Near is the root-mean-square difference of pixels on [-1, 1]. Printed beside the mean distance of the drawn pictures is
 that of true renders of the same prompts, which no training picture can have been copied to.
 """
@@ -20,7 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from if_jax import Cascade
-from if_jax.data import drawn
+from if_jax.config import to_recipe
+from if_jax.data import drawn, pipeline
 from if_jax.data.inspect import contact_sheet
 
 COUNT, ROWS, NEAREST, CHUNK = 64, 6, 5, 480
@@ -35,17 +37,14 @@ def main() -> None:
     given = parser.parse_args()
     cascade = Cascade.load(given.cascade)
     stage = cascade.stages[0]
-    recipe, seen = json.loads(stage.notes["recipe"]), int(stage.notes["step"])
-    data, count = recipe["data"], seen * recipe["batch_size"] * recipe["accumulate"]
-    if data["source"] not in drawn.NAMES:
-        raise SystemExit(
-            f"{given.cascade} was trained on {data['source']}: only {', '.join(drawn.NAMES)} can be redrawn"
-        )
-    scenes = list(drawn.draw("tasks", range(COUNT), given.seed, data["size"]))
+    recipe, seen = to_recipe(json.loads(stage.notes["recipe"])), int(stage.notes["step"])
+    data, count = recipe.data, seen * recipe.batch_size
+    scenes = list(drawn.draw("tasks", range(COUNT), given.seed, data.size))
     captions = [caption for _, caption, _ in scenes]
     ours = cascade.dream(captions, seed=given.seed, batch_size=8, stages=1)["I"]
     asked = np.concatenate([flat([np.asarray(image) for image in ours]), flat([picture for picture, _, _ in scenes])])
-    distances, kept = nearest(asked, data["source"], data["seed"], data["size"], count)
+    source = pipeline.open_source(data.source, data.size, data.seed, data.preparation, data.keep)
+    distances, kept = nearest(asked, source, count)
     cells = []
     for row in range(ROWS):
         cells.append((ours[row], captions[row]))
@@ -60,20 +59,22 @@ def main() -> None:
 
 
 def nearest(
-    asked: np.ndarray, source: str, seed: int, size: int, count: int
+    asked: np.ndarray, source: pipeline.Source, count: int
 ) -> tuple[list[float], list[list[tuple[float, np.ndarray, str]]]]:
-    """For each row of `asked` (N, pixels) the least distance, and the nearest (distance, picture, caption) first."""
+    """What of the first `count` pictures of `source` is nearest to each row of `asked` (N, pixels).
+
+    Returns the least distances, and for each row the nearest as (distance, picture, caption), nearest first.
+    """
     kept: list[list[tuple[float, np.ndarray, str]]] = [[] for _ in asked]
     norms = np.sum(asked**2, axis=1)
     for start in tqdm(range(0, count, CHUNK), desc="training pictures", unit="chunk"):
-        chunk = list(drawn.draw(source, range(start, min(start + CHUNK, count)), seed, size))
-        theirs = flat([picture for picture, _, _ in chunk])
+        chunk = source.read(range(start, min(start + CHUNK, count)))
+        theirs = flat([sample.image for sample in chunk])
         squares = norms[:, None] + np.sum(theirs**2, axis=1) - 2 * asked @ theirs.T
         far = np.sqrt(np.maximum(squares, 0) / asked.shape[1])
         for row, line in enumerate(far):
             for place in np.argsort(line)[:NEAREST]:
-                picture, caption, _ = chunk[place]
-                kept[row].append((float(line[place]), picture, caption))
+                kept[row].append((float(line[place]), chunk[place].image, chunk[place].caption))
             kept[row] = sorted(kept[row], key=lambda found: found[0])[:NEAREST]
     return [found[0][0] for found in kept], kept
 

@@ -138,6 +138,7 @@ class Recipe:
     init_only: str = ""  # only weights whose name holds this pattern (regular expression), the others at random
     prediction: str = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
     loss_weight: str = "none"  # of the squared error by timestep: none (IF), min-snr or sigmoid
+    pooled_dropout: float = 0.0  # share of pictures whose step embedding is not told the text: attention must read it
     noise_size: int = 64  # the cosine schedule, shifted to be as noisy for pictures of this side as 64 px are (IF: 64)
     sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
     batch_size: int = 64  # pictures per update
@@ -259,6 +260,8 @@ def _check(recipe: Recipe) -> None:
     for key, value in (*decays, ("data.caption_dropout", recipe.data.caption_dropout)):
         if not 0 <= value < 1:
             raise ValueError(f"recipe key {key} is {value}: it must lie in [0, 1)")
+    if not 0 <= recipe.pooled_dropout <= 1:
+        raise ValueError(f"recipe key pooled_dropout is {recipe.pooled_dropout}: it must lie in [0, 1]")
     _check_validation(recipe.validation)
     if recipe.guard.max_in_a_row < 1 or recipe.guard.spike_factor < 0:
         raise ValueError(f"recipe section guard: {recipe.guard}: max_in_a_row is at least 1, spike_factor at least 0")

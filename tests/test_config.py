@@ -42,6 +42,7 @@ def test_every_recipe_file_is_valid(path):
         ({"text_encoder": "t5-v1_1-small"}, r"of width 512, but 'demo-I' reads states of width 128"),
         ({"data": {"size": 60}}, r"side 60 cannot be halved 3 times: use a multiple of 8"),
         ({"ema_decays": [1.0]}, r"ema_decays\[0\] is 1.0"),
+        ({"pooled_dropout": 1.5}, r"pooled_dropout is 1.5: it must lie in \[0, 1\]"),
         ({"mesh": {"rules": "zero"}}, r"mesh.rules is 'zero': it must be one of dp"),
         ({"checkpoint_every": 75}, r"checkpoint_every is 75: it must be a multiple of log_every 50"),
         ({"data": {"embeddings": "cache"}}, r"data.embeddings is 'cache' without text_encoder_from"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from if_jax.data import grammar, pathtrace, scenes, tasks
 
-NAMES = ("scenes", "tasks", f"tasks@{tasks.HELD_OUT}")
+NAMES = ("scenes", "pairs", "tasks", f"tasks@{tasks.HELD_OUT}")
 RENDERERS = ("raycast", "mitsuba")
 
 
@@ -18,8 +18,11 @@ def draw(
     """Picture (size, size, 3) uint8, caption and, where asked for, labels of scenes `numbers` of a source."""
     indices = np.asarray(numbers, np.int64)
     kinds: Sequence[int | None] = [None] * len(indices)
+    describe = grammar.caption
     if name == "scenes":
         batch = scenes.sample_scenes(indices, seed)
+    elif name == "pairs":
+        batch, describe = tasks.sample_pairs(indices, seed), tasks.pair_caption
     else:
         batch, drawn = tasks.sample_tasks(indices, seed, held_out=name.endswith(tasks.HELD_OUT))
         kinds = np.asarray(drawn).tolist()
@@ -29,7 +32,7 @@ def draw(
     told = []
     for number, scene, kind in zip(indices.tolist(), host, kinds, strict=True):
         rng = np.random.default_rng((seed, number))
-        text = grammar.caption(scene, rng) if kind is None else tasks.caption(scene, kind, rng)
+        text = describe(scene, rng) if kind is None else tasks.caption(scene, kind, rng)
         known = None
         if with_labels:
             known = grammar.labels(scene) if kind is None else tasks.labels(scene, kind)

@@ -6,6 +6,10 @@ shows at least `MIN_VISIBLE` of itself and the sign all but a little, so a capti
 
 The training split never shows a held-out combination (a kind such as "cyan sphere", a count of a shape, a word);
 every scene of the held-out split shows one. The endless source "scenes" knows no such split.
+
+Beside them `pairs`: two groups that differ in shape and colour, one to three objects each, all named in full. Nothing
+but the pairing of words then tells which blob is which, in every picture and in each of its objects: a net that only
+knows which words occur learns from these which belong together.
 """
 
 from __future__ import annotations
@@ -56,24 +60,23 @@ def sample_task(key: jax.Array, held_out: bool | jax.Array = False) -> tuple[Sce
     kinds = _draw_kinds(u[1 : 1 + _NOVEL_KIND.size], u[30], held_out, task)  # (2,)
     counts = _draw_counts(u[31:35], task, kinds % len(SHAPES), held_out)  # (2,)
     word = _draw_word(u[35], held_out)
-    total = counts.sum()
-    slots = jnp.arange(MAX_OBJECTS)
-    group = jnp.minimum((slots >= counts[0]).astype(jnp.int32), 1)
-    size = (u[36:38] < jnp.where(total <= 2, 0.5, jnp.where(total == 3, 0.35, 0.0))).astype(jnp.int32)[group]
-    scene = Scene(
-        valid=slots < total,
-        group=group,
-        shape=(kinds % len(SHAPES))[group],
-        colour=(kinds // len(SHAPES))[group],
-        size=size,
-        material=(u[38:40] < 0.5).astype(jnp.int32)[group],
-        position=jnp.zeros((MAX_OBJECTS, 2)),
-        yaw=(u[40 : 40 + MAX_OBJECTS] - 0.5) * (jnp.pi / 2),
-        letters=jnp.where(is_text, jnp.asarray(scenes.WORD_LETTERS)[word], -1),
-        sign_x=(u[46] - 0.5) * 0.8,
-        tone=0.96 + 0.08 * u[47],
-    )
-    return _place_in_sight(scene, place_key, total, is_text), task
+    letters = jnp.where(is_text, jnp.asarray(scenes.WORD_LETTERS)[word], -1)
+    return _compose(place_key, u[36:48], kinds, counts, letters, is_text), task
+
+
+@jax.jit
+def sample_pairs(indices: jax.Array, seed: int) -> Scene:
+    """Pairs number `indices` (B,) of a seed; no held-out combination."""
+    base = jax.random.fold_in(jax.random.key(seed), 9)  # other scenes than those of the tasks
+    return jax.vmap(lambda index: _pair(jax.random.fold_in(base, index)))(jnp.asarray(indices, jnp.uint32))
+
+
+def _pair(key: jax.Array) -> Scene:
+    content_key, place_key = jax.random.split(key)
+    u = jax.random.uniform(content_key, (44,))
+    kinds = _draw_kinds(u[: _NOVEL_KIND.size], jnp.zeros(()), False, TASKS.index("two"))
+    counts = 1 + (u[30:32] * 3).astype(jnp.int32)
+    return _compose(place_key, u[32:44], kinds, counts, jnp.full((scenes.MAX_LETTERS,), -1), False)
 
 
 def novelties(scene: Scene) -> list[str]:
@@ -109,6 +112,15 @@ def caption(scene: Scene, task: int, rng: np.random.Generator) -> str:
         body = f"{sign} and {body}" if body else sign
     start = ("a photo of ", "a picture of ")[int(rng.integers(2))] if rng.random() < 0.25 else ""
     return start + body if len(start + body) <= grammar.MAX_BYTES else body
+
+
+def pair_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Both groups by number, colour and shape; one in four by size or material too, one in three by relation."""
+    found = grammar.groups(scene)
+    rng.shuffle(found)
+    fields = {"colour"} | ({("size", "material")[int(rng.integers(2))]} if rng.random() < 0.25 else set())
+    related = grammar.relation(*found) if len(found) == 2 and rng.random() < 1 / 3 else None
+    return f" {related or 'and'} ".join(_phrase(group, fields) for group in found)
 
 
 def _phrase(group: grammar.Group, fields: set[str]) -> str:
@@ -147,6 +159,30 @@ def _draw_word(u: jax.Array, held_out: bool | jax.Array) -> jax.Array:
     """A word's number. Where objects may be missing it is the word that is held out."""
     novel, known = (jnp.asarray(np.flatnonzero(which)) for which in (_NOVEL_WORD, ~_NOVEL_WORD))
     return jnp.where(held_out, *(words[(u * len(words)).astype(jnp.int32)] for words in (novel, known)))
+
+
+def _compose(
+    key: jax.Array, u: jax.Array, kinds: jax.Array, counts: jax.Array, letters: jax.Array, has_sign: bool | jax.Array
+) -> Scene:
+    """A scene of two groups (the second may be empty): the rest of their looks from 12 chances, and places in sight."""
+    total = counts.sum()
+    slots = jnp.arange(MAX_OBJECTS)
+    group = jnp.minimum((slots >= counts[0]).astype(jnp.int32), 1)
+    size = (u[:2] < jnp.where(total <= 2, 0.5, jnp.where(total == 3, 0.35, 0.0))).astype(jnp.int32)[group]
+    scene = Scene(
+        valid=slots < total,
+        group=group,
+        shape=(kinds % len(SHAPES))[group],
+        colour=(kinds // len(SHAPES))[group],
+        size=size,
+        material=(u[2:4] < 0.5).astype(jnp.int32)[group],
+        position=jnp.zeros((MAX_OBJECTS, 2)),
+        yaw=(u[4 : 4 + MAX_OBJECTS] - 0.5) * (jnp.pi / 2),
+        letters=letters,
+        sign_x=(u[10] - 0.5) * 0.8,
+        tone=0.96 + 0.08 * u[11],
+    )
+    return _place_in_sight(scene, key, total, has_sign)
 
 
 def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: jax.Array) -> Scene:

@@ -89,13 +89,26 @@ def make_loss(
         x_t = process.add_noise(schedule, x0, t, eps)
         net_input = x_t if extra is None else jnp.concatenate([x_t, extra], -1)
         unet_params = rules.gather_convolutions(params["unet"], placed)
-        output = networks.unet.apply({"params": unet_params}, net_input, t, states, aug_level)
+        pooled = _pooled(states, recipe.pooled_dropout, jax.random.fold_in(key, 1))
+        output = networks.unet.apply({"params": unet_params}, net_input, t, states, aug_level, pooled)
         how = {"prediction": recipe.prediction, "weight": recipe.loss_weight}
         parts = losses.hybrid_loss(schedule, output, x0, x_t, eps, t, **how)
         metrics = {name: jnp.mean(value) for name, value in parts.items()}
         return metrics["loss"], metrics | _by_timestep(parts["mse"], t)
 
     return loss
+
+
+def _pooled(states: jax.Array, dropout: float, key: jax.Array) -> jax.Array | None:
+    """The text states (B, L, D) that the step embedding pools: none of them (zeros) in a share of the pictures.
+
+    Pooled text tells all of a picture alike which words occur. A net that draws well enough by that may never learn to
+    read at each place what is said of it: all that tells a red cube and a blue sphere from a blue cube and a red one.
+    """
+    if not dropout:
+        return None
+    kept = jax.random.bernoulli(key, 1 - dropout, (len(states), 1, 1))
+    return jnp.where(kept, states, 0)
 
 
 def training_schedule(recipe: Recipe) -> Schedule:

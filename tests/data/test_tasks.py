@@ -48,29 +48,51 @@ def test_captions_name_exactly_what_is_there(split: tuple[bool, Sampled]) -> Non
     _, rows = split
     for scene, kind, caption in rows:
         assert 0 < len(caption) <= 76 and caption == caption.lower()
-        sign = re.search(r"a sign that says ([a-z]+)", caption)
-        assert (sign[1] if sign else "") == grammar.word(scene)
-        assert (tasks.TASKS[kind] == "text") == bool(sign)
-        rest = re.sub(r"a sign that says [a-z]+", "", caption)
-        found = [match.groups() for match in _THING.finditer(rest)]
-        groups = grammar.groups(scene)
-        assert len(found) == len(groups), caption
-        for number, size, colour, material, shape, plural in found:
-            fits = [
-                group
-                for group in groups
-                if group.shape == shape
-                and colour in (None, group.colour)
-                and size in (None, group.size)
-                and material in (None, group.material)
-            ]
-            assert len(fits) == 1 and len(fits[0].slots) == _NUMBER[number], caption
-            assert bool(plural) == (_NUMBER[number] > 1), caption
-        if relation := re.search(r"left of|right of|in front of|behind", caption):
-            first, second = (next(g for g in groups if g.shape == f[4] and f[2] in (None, g.colour)) for f in found)
-            assert grammar.relation(first, second) == relation[0]
+        assert (tasks.TASKS[kind] == "text") == bool(grammar.word(scene))
+        assert_names_exactly(scene, caption)
     for caption in {caption for *_, caption in rows[:150]}:
         assert clean_caption(caption) == caption
+
+
+def assert_names_exactly(scene: scenes.Scene, caption: str) -> None:
+    """The caption names every group once, with its number, nothing else, and no relation that does not hold."""
+    sign = re.search(r"a sign that says ([a-z]+)", caption)
+    assert (sign[1] if sign else "") == grammar.word(scene)
+    rest = re.sub(r"a sign that says [a-z]+", "", caption)
+    found = [match.groups() for match in _THING.finditer(rest)]
+    groups = grammar.groups(scene)
+    assert len(found) == len(groups), caption
+    for number, size, colour, material, shape, plural in found:
+        fits = [
+            group
+            for group in groups
+            if group.shape == shape
+            and colour in (None, group.colour)
+            and size in (None, group.size)
+            and material in (None, group.material)
+        ]
+        assert len(fits) == 1 and len(fits[0].slots) == _NUMBER[number], caption
+        assert bool(plural) == (_NUMBER[number] > 1), caption
+    if relation := re.search(r"left of|right of|in front of|behind", caption):
+        first, second = (next(g for g in groups if g.shape == f[4] and f[2] in (None, g.colour)) for f in found)
+        assert grammar.relation(first, second) == relation[0]
+
+
+def test_pairs_differ_in_shape_and_colour_and_are_named_in_full() -> None:
+    """Which words belong together is then all that tells one blob from another."""
+    seen = set()
+    for chunk in np.arange(160).reshape(-1, CHUNK):
+        for number, scene in zip(chunk, scenes.as_numpy(tasks.sample_pairs(chunk, 3)), strict=True):
+            caption = tasks.pair_caption(scene, np.random.default_rng(number))
+            assert_names_exactly(scene, caption)
+            assert len(caption) <= grammar.MAX_BYTES and clean_caption(caption) == caption
+            assert not tasks.novelties(scene)
+            groups = grammar.groups(scene)
+            assert all(group.colour in caption for group in groups)
+            if len(groups) == 2:
+                assert groups[0].shape != groups[1].shape and groups[0].colour != groups[1].colour
+                seen.add(tuple(len(group.slots) for group in groups))
+    assert len(seen) == 9  # one to three of each, and seldom one group alone, where two found no place
 
 
 def test_every_task_comes_up_and_counts_go_to_six(split: tuple[bool, Sampled]) -> None:

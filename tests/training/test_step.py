@@ -227,6 +227,24 @@ def test_errors_by_timestep_add_up():
     np.testing.assert_array_equal(parts["mse_sum_by_t"], [1, 5, 9, 13])
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_without_pooled_text_only_attention_reads_the_caption(share):
+    """In a net whose attention hands nothing on, no gradient then reaches the text encoder."""
+    loss_fn = objective.make_loss(_networks("base"), dataclasses.replace(BASE, pooled_dropout=share))
+    grad_fn = jax.jit(jax.grad(loss_fn, has_aux=True), compiler_options=QUICK)
+    params = _random_params("base")
+    deaf = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * 0 if "to_out_0" in jax.tree_util.keystr(path) else leaf, params
+    )
+
+    def reached(params: Any) -> bool:
+        grads, _ = grad_fn(params, {}, _batch(BASE), jax.random.key(0))
+        return any(leaf.any() for leaf in jax.tree.leaves(grads["text_encoder"]))
+
+    assert reached(params)
+    assert reached(deaf) == (share == 0.0)
+
+
 def test_crops_of_both_pictures_come_from_one_place():
     full = jnp.arange(32 * 32, dtype=jnp.float32).reshape(1, 32, 32, 1).repeat(5, 0)
     high, low = objective._random_crop(jax.random.key(3), (full, full + 0.5), 16, 4)
