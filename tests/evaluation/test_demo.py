@@ -51,6 +51,13 @@ def test_a_pairing_takes_the_reading_that_fits_best():
     assert compare(label, [("red", "sphere"), ("blue", None)])["agreement"] == [False]
 
 
+def test_colours_change_places_and_articles_follow():
+    swapped = runpy.run_path(str(DOCS / "told_apart.py"))["swapped"]
+    assert swapped("a red cube and an orange sphere") == "an orange cube and a red sphere"
+    assert swapped("two small pink cubes behind a blue cylinder") == "two small blue cubes behind a pink cylinder"
+    assert swapped(swapped("an orange metal cube and three cyan metal spheres")).startswith("an orange metal cube and")
+
+
 @pytest.mark.slow  # a minute
 def test_the_pictures_of_the_readme_are_drawn_again(tmp_path):
     """By the printed command, but for what WebP loses; another seed draws others."""
