@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, nargs="+", default=[100, 250, 400, 800])
     given = parser.parse_args()
     cascade = Cascade.load(given.cascade)
-    size, found = cascade.stages[0].unet_config.sample_size, {}
-    for name, (pictures, captions) in _pictures(given.count, size).items():
+    stage, found = cascade.stage("I"), {}
+    for name, (pictures, captions) in _pictures(given.count, stage.release.unet_config.sample_size).items():
         states = cascade.embed(captions), cascade.embed([swapped(caption) for caption in captions])
-        found[name] = {t: compare(cascade.stage("I"), pictures, *states, t) for t in given.timesteps}
+        found[name] = {t: compare(stage, pictures, *states, t) for t in given.timesteps}
         told = ", ".join(f"t {t}: {share:.2f} ({gain:+.1%})" for t, (share, gain) in found[name].items())
         print(f"{name} ({len(captions)} pictures): {told}", flush=True)
     print(json.dumps({name: {t: share for t, (share, _) in rows.items()} for name, rows in found.items()}))
@@ -50,7 +50,7 @@ def swapped(caption: str) -> str:
     """The caption with its two colours at each other's place, articles mended."""
     first, second = _COLOUR.findall(caption)
     text = _COLOUR.sub(lambda match: second if match[0] == first else first, caption)
-    return re.sub(r"\ban?\b(?= (\w))", lambda match: "an" if text[match.end() + 1] in "aeiou" else "a", text)
+    return re.sub(r"\ban?\b(?= (\w))", lambda match: "an" if match[1] in "aeiou" else "a", text)
 
 
 def compare(stage: OpenStage, x0: np.ndarray, true: jax.Array, wrong: jax.Array, t: int) -> tuple[float, float]:
