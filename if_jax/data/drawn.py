@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from if_jax.data import grammar, pathtrace, scenes, tasks
+from if_jax.data.scenes import Scene
 
-NAMES = ("scenes", "pairs", "tasks", f"tasks@{tasks.HELD_OUT}")
+
+class _Source(NamedTuple):
+    """How scenes are sampled, each with its task, and what is said of one."""
+
+    sample: Callable[[np.ndarray, int], tuple[Scene, jax.Array | np.ndarray]]  # indices, seed
+    caption: Callable[[Scene, int, np.random.Generator], str]
+    labels: Callable[[Scene, int], dict]
+
+
+def _without_tasks(
+    sample: Callable[[np.ndarray, int], Scene], caption: Callable[[Scene, np.random.Generator], str]
+) -> _Source:
+    return _Source(
+        lambda indices, seed: (sample(indices, seed), np.zeros(len(indices), np.int32)),
+        lambda scene, _, rng: caption(scene, rng),
+        lambda scene, _: grammar.labels(scene),
+    )
+
+
+def _of_tasks(held_out: bool) -> _Source:
+    return _Source(functools.partial(tasks.sample_tasks, held_out=held_out), tasks.caption, tasks.labels)
+
+
+_SOURCES = {
+    "scenes": _without_tasks(scenes.sample_scenes, grammar.caption),
+    "pairs": _without_tasks(tasks.sample_pairs, tasks.pair_caption),
+    "tasks": _of_tasks(held_out=False),
+    f"tasks@{tasks.HELD_OUT}": _of_tasks(held_out=True),
+}
+NAMES = tuple(_SOURCES)
 RENDERERS = ("raycast", "mitsuba")
 
 
@@ -17,26 +50,15 @@ def draw(
 ) -> Iterator[tuple[np.ndarray, str, dict | None]]:
     """Picture (size, size, 3) uint8, caption and, where asked for, labels of scenes `numbers` of a source."""
     indices = np.asarray(numbers, np.int64)
-    kinds: Sequence[int | None] = [None] * len(indices)
-    describe = grammar.caption
-    if name == "scenes":
-        batch = scenes.sample_scenes(indices, seed)
-    elif name == "pairs":
-        batch, describe = tasks.sample_pairs(indices, seed), tasks.pair_caption
-    else:
-        batch, drawn = tasks.sample_tasks(indices, seed, held_out=name.endswith(tasks.HELD_OUT))
-        kinds = np.asarray(drawn).tolist()
+    source = _SOURCES[name]
+    batch, kinds = source.sample(indices, seed)
     host = scenes.as_numpy(batch)
     if renderer == "raycast":
         pictures = scenes.render_scenes(batch, size)  # runs while the captions are written
     told = []
-    for number, scene, kind in zip(indices.tolist(), host, kinds, strict=True):
-        rng = np.random.default_rng((seed, number))
-        text = describe(scene, rng) if kind is None else tasks.caption(scene, kind, rng)
-        known = None
-        if with_labels:
-            known = grammar.labels(scene) if kind is None else tasks.labels(scene, kind)
-        told.append((text, known))
+    for number, scene, kind in zip(indices.tolist(), host, np.asarray(kinds).tolist(), strict=True):
+        text = source.caption(scene, kind, np.random.default_rng((seed, number)))
+        told.append((text, source.labels(scene, kind) if with_labels else None))
     if renderer == "raycast":
         drawn = iter(np.asarray(pictures))
     else:  # seconds a picture: each when it is asked for
