@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import pickle
 import re
 import shutil
-import tracemalloc
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-import yaml
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import load_file, save_file
+from damage import (
+    INDEX,
+    KERNEL,
+    TEXT,
+    UNET,
+    UNET_BIN,
+    cascade_json,
+    edit,
+    gone,
+    header,
+    index_lists,
+    lost_shard,
+    nothing,
+    offsets,
+    old_format,
+    overlapping,
+    params,
+    put,
+    renamed,
+    replaced,
+    shard,
+    short_table,
+    state,
+    tensor_in_two_shards,
+    told,
+    torch_state,
+    unlisted_tensor,
+    value,
+    weights_of_another_day,
+    wider_text,
+)
+from safetensors.numpy import load_file
 
 from if_jax.checkpoints import release, tensors
 from if_jax.checkpoints.convert import open_model, write_model
 from if_jax.checkpoints.release import Stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
-from if_jax.checkpoints.tensors import Storage, read_tensors
+from if_jax.checkpoints.tensors import Storage
 from if_jax.cli import main
 from if_jax.models.presets import SCALE
-from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 from if_jax.text.tokens import load_tokenizer
 
@@ -57,12 +81,6 @@ LATER = UNetConfig(
     mid_block_scale_factor=SCALE,
     **WIDTHS,
 )
-UNET = "unet/diffusion_pytorch_model.safetensors"
-TEXT = "text_encoder/model.safetensors"
-UNET_BIN = "unet/diffusion_pytorch_model.bin"
-INDEX = f"{UNET}.index.json"
-KERNEL = "conv_in.weight"  # (32, 3, 3, 3)
-WIDER_TEXT = T5Config(vocab_size=384, d_model=48, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
 
 
 @pytest.fixture(scope="module")
@@ -112,175 +130,8 @@ def assert_one_clear_line(result, message):
     assert re.search(message, lines[0]), lines[0]
 
 
-# What is done to a copy of a folder.
-
-
-def put(file, content):
-    def damage(folder):
-        (folder / file).write_bytes(content(folder) if callable(content) else content)
-
-    return damage
-
-
-def edit(file, change):
-    """Change the bytes of a file."""
-
-    def damage(folder):
-        path = folder / file
-        path.write_bytes(change(path.read_bytes()))
-
-    return damage
-
-
-def told(file, **values):
-    """Change keys of a JSON file; `...` removes one."""
-
-    def change(content):
-        merged = json.loads(content) | values
-        return json.dumps({key: value for key, value in merged.items() if value is not ...}).encode()
-
-    return edit(file, change)
-
-
-def gone(name):
-    def damage(folder):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return damage
-
-
-def header(file, change):
-    """Change the header of a safetensors file, whatever comes of it."""
-
-    def rewrite(content):
-        length = int.from_bytes(content[:8], "little")
-        rows = json.loads(content[8 : 8 + length])
-        rows = change(rows) or rows
-        text = json.dumps(rows).encode()
-        return len(text).to_bytes(8, "little") + text + content[8 + length :]
-
-    return edit(file, rewrite)
-
-
-def state(file, change):
-    """Change the tensors of a safetensors file, which stays a valid one."""
-
-    def damage(folder):
-        found = load_file(folder / file)
-        change(found)
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in found.items()}, folder / file)
-
-    return damage
-
-
-def torch_state(file, change):
-    def damage(folder):
-        found = torch.load(folder / file, weights_only=True)
-        made = change(found)
-        torch.save(found if made is None else made, folder / file)
-
-    return damage
-
-
-def old_format(folder):
-    found = torch.load(folder / UNET_BIN, weights_only=True)
-    torch.save(found, folder / UNET_BIN, _use_new_zipfile_serialization=False)
-
-
-def value(name, number):
-    def change(found):
-        found[name] = found[name].copy()
-        found[name].flat[-1] = number
-
-    return change
-
-
-def replaced(name, make):
-    return lambda found: found.update({name: make(found[name])})
-
-
-def renamed(found):
-    found["conv_inn.weight"] = found.pop(KERNEL)
-
-
-def offsets(name, begin, end):
-    return lambda rows: rows[name].update(data_offsets=[begin, end])
-
-
-def overlapping(rows):
-    second = sorted((row["data_offsets"], name) for name, row in rows.items() if name != "__metadata__")[1][1]
-    rows[second]["data_offsets"][0] -= 4
-
-
-def short_table(folder):
-    """A text encoder with fewer rows than the tokenizer has ids, in itself consistent."""
-    told("text_encoder/config.json", vocab_size=300)(folder)
-    state(TEXT, replaced("shared.weight", lambda table: table[:300]))(folder)
-
-
-def wider_text(folder):
-    """A text encoder of another width, in itself consistent."""
-    text = release.TextEncoder(WIDER_TEXT, tiny.random_params(WIDER_TEXT), load_tokenizer("bytes"), "0" * 64)
-    release.write_text_encoder(folder / "text_encoder", text.config, text.params, Storage(None), {})
-
-
-def shard(folder, number):
-    return sorted((folder / "unet").glob("*-of-*.safetensors"))[number]
-
-
-def lost_shard(folder):
-    shard(folder, 1).unlink()
-
-
-def unlisted_tensor(folder):
-    state(shard(folder, 0), lambda found: found.update(surplus=np.zeros(3, np.float32)))(folder)
-
-
-def tensor_in_two_shards(folder):
-    name = next(iter(load_file(shard(folder, 0))))
-    tensor = load_file(shard(folder, 0))[name]
-    state(shard(folder, 1), lambda found: found.update({name: tensor}))(folder)
-
-
-def index_lists(changes):
-    def change(content):
-        index = json.loads(content)
-        index["weight_map"] |= {name: next(iter(index["weight_map"].values())) for name in changes}
-        return json.dumps(index).encode()
-
-    return edit(INDEX, change)
-
-
-def cascade_json(change):
-    def rewrite(content):
-        values = json.loads(content)
-        change(values)
-        return json.dumps(values).encode()
-
-    return edit("cascade.json", rewrite)
-
-
-def weights_of_another_day(folder):
-    state(f"stage_II/{UNET}", value(KERNEL, 0.5))(folder)
-
-
-def params(**changes):
-    """Change the settings of a config.yml; `...` removes one."""
-
-    def change(content):
-        merged = yaml.safe_load(content)["params"] | changes
-        return yaml.safe_dump({"params": {key: v for key, v in merged.items() if v is not ...}}).encode()
-
-    return edit("config.yml", change)
-
-
 def case(name, source, damage, message, *args):
     return pytest.param(source, damage, message, args, id=name.replace(" ", "-"))
-
-
-def nothing(folder):
-    pass
 
 
 WEIGHT_FILE = r"unet/diffusion_pytorch_model\.safetensors: not a whole safetensors file \(.+\); copy or export it again"
@@ -623,95 +474,3 @@ def test_too_small_a_disk_is_found_out_before_writing(healthy, destination, monk
     result = convert(healthy / "base", destination, "--overwrite", "--to", "deepfloyd")
     assert_one_clear_line(result, rf"no space left, .*{destination}$")
     assert everything_in(destination.parent) == before
-
-
-# Whatever the bytes: the tensors that safetensors itself finds in them, or one line.
-
-VALID = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float16), "c": np.float32(7).reshape(())}
-
-
-def valid_file():
-    rows, content = {"__metadata__": {"format": "pt"}}, b""
-    for name, tensor in VALID.items():
-        dtype = {"float32": "F32", "float16": "F16"}[tensor.dtype.name]
-        end = len(content) + tensor.nbytes
-        rows[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [len(content), end]}
-        content += tensor.tobytes()
-    return rows, content
-
-
-def joined(rows, content):
-    text = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
-    return len(text).to_bytes(8, "little") + text + content
-
-
-NUMBERS = st.one_of(st.integers(-2, 50), st.sampled_from([2**31, 2**53, 2**63, 2**64 - 1, 2**64, 10**400]))
-LEAVES = st.one_of(NUMBERS, st.none(), st.booleans(), st.floats(), st.text(max_size=5))
-VALUES = st.one_of(
-    LEAVES,
-    st.lists(NUMBERS, max_size=3),
-    st.lists(LEAVES, max_size=3),
-    st.dictionaries(st.text(max_size=3), LEAVES, max_size=2),
-    st.sampled_from(["F16", "F32", "BF16", "F64", "I8", "F8_E4M3", "BOOL"]),
-)
-KEYS = st.sampled_from(["dtype", "shape", "data_offsets", "surplus"])
-
-
-@st.composite
-def damaged_files(draw):
-    rows, content = valid_file()
-    text = json.dumps(rows).encode()
-    kind = draw(st.sampled_from(["bytes", "splice", "length", "field", "row", "name", "content"]))
-    if kind == "bytes":
-        return draw(st.one_of(st.binary(max_size=64), st.binary(max_size=64).map(lambda b: joined(b, content))))
-    if kind == "splice":
-        start, count = draw(st.integers(0, len(text))), draw(st.integers(0, 8))
-        new = draw(
-            st.one_of(st.binary(max_size=6), st.sampled_from([b'"', b"[[", b"}", b",", b"-1", b"1e3", b"\\ud800"]))
-        )
-        return joined(text[:start] + new + text[start + count :], content)
-    if kind == "length":
-        length = draw(st.one_of(st.integers(0, 2 * len(text)), st.integers(0, 2**64 - 1)))
-        return length.to_bytes(8, "little") + text + content
-    if kind == "content":
-        return joined(text, content[: draw(st.integers(0, len(content)))] + draw(st.binary(max_size=3)))
-    name = draw(st.sampled_from([*VALID, "__metadata__"]))
-    if kind == "field":
-        rows[name][draw(KEYS)] = draw(VALUES)
-    elif kind == "row":
-        rows[draw(st.sampled_from([name, "d"]))] = draw(VALUES)
-    else:
-        rows[draw(st.text(max_size=4))] = rows.pop(name)
-    return joined(rows, content)
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    return tmp_path_factory.mktemp("scratch")
-
-
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
-@given(content=damaged_files())
-def test_any_bytes_are_read_as_safetensors_reads_them_or_refused_in_one_line(scratch, content):
-    (scratch / "model.safetensors").write_bytes(content)
-    tracemalloc.start()
-    try:
-        found = {name: np.asarray(tensor) for name, tensor in read_tensors(scratch, "model")[0].items()}
-    except ValueError as error:
-        assert "model.safetensors" in str(error) and "\n" not in str(error)
-        found = None
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 1_000_000
-    try:
-        expected = dict(deserialize(content))
-    except SafetensorError:
-        assert found is None
-        return
-    if found is None:
-        assert {row["dtype"] for row in expected.values()} - {"F32", "F16", "BF16"}
-        return
-    assert found.keys() == expected.keys()
-    for name, row in expected.items():
-        assert found[name].tobytes() == bytes(row["data"]) and list(found[name].shape) == row["shape"]
