@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import test_clusters as clusters
-import test_tpu_vm as tpu_vm
 from blocks import blocks, commands
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = {block.heading: block.text for block in blocks(ROOT / "launch/README.md")}
-origin, cloud, home = tpu_vm.origin, tpu_vm.cloud, clusters.home
+home = clusters.home
 
 # Accepts the options of the block, runs the script as a batch job of one node, as Slurm 22.05 and later would.
 SBATCH = """#!/bin/bash
