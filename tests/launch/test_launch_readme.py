@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import test_clusters as clusters
+import tpu_cloud
 from blocks import blocks, commands
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = {block.heading: block.text for block in blocks(ROOT / "launch/README.md")}
-home = clusters.home
+origin, cloud, home = tpu_cloud.origin, tpu_cloud.cloud, clusters.home
 
 # Accepts the options of the block, runs the script as a batch job of one node, as Slurm 22.05 and later would.
 SBATCH = """#!/bin/bash

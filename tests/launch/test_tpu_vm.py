@@ -11,7 +11,10 @@ import subprocess
 import time
 
 import pytest
+import tpu_cloud
 from tpu_cloud import COSTS, ROOT, SCRIPTS, TRAIN, Cloud, error_of
+
+origin, cloud = tpu_cloud.origin, tpu_cloud.cloud
 
 
 def test_a_run_from_nothing_to_nothing(cloud):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import tpu_cloud
 from tpu_cloud import COSTS, error_of
+
+origin, cloud = tpu_cloud.origin, tpu_cloud.cloud
 
 
 def test_watch_does_everything_and_deletes_at_the_end(cloud):

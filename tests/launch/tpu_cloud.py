@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 STAND_IN = f'import sys; sys.path.insert(0, "{Path(__file__).parent}"); import gcloud_stand_in; gcloud_stand_in.main()'
 SCRIPTS = sorted(path.stem for path in (ROOT / "launch/tpu_vm").glob("*.sh"))
@@ -38,6 +40,22 @@ printf 'step 1\\rstep 2\\n'
 [[ $1 == runs ]] || exit "$1"
 while true; do sleep 0.05; done
 """
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A repository with the worker's script: its address and its commits, oldest first."""
+    folder = tmp_path_factory.mktemp("origin")
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    shutil.copytree(ROOT / "launch/tpu_vm", folder / "launch/tpu_vm", ignore=shutil.ignore_patterns("settings.sh"))
+    shutil.copy(ROOT / "launch/arguments.sh", folder / "launch")
+    for message in ("first", "second"):
+        (folder / "note").write_text(message)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", message], check=True)
+    log = subprocess.run([*git, "log", "--reverse", "--format=%H"], check=True, capture_output=True, text=True)
+    return f"file://{folder}", log.stdout.split()
 
 
 class Cloud:
@@ -125,6 +143,13 @@ class Cloud:
         for path in self.folder.glob("worker-*/group"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(path.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def cloud(tmp_path, origin):
+    cloud = Cloud(tmp_path, origin)
+    yield cloud
+    cloud.end()
 
 
 def error_of(done: subprocess.CompletedProcess) -> str:
