@@ -38,10 +38,12 @@ pictures are cheap and the numbers are learned, then at 64 px:
         --config.data.source="0.5*pairs + 0.2*scenes + 0.3*tasks" --config.pooled_dropout=0.5 \\
         --config.noise_size=512 --config.init_from=cascades/numbers/stage_I
 
-After 48,000 pictures of the first leg, 144,000 of the second and 92,000 of the third (24,000 of them before the
-second) it is 85 of 100. SynthEval's 66 known prompts go from 0.41 to 0.59 for stage I (0.47 to 0.70 by their interval),
-and "two red spheres and a blue cube" is right in 13 of 48 pictures, in 16 at guidance 3, where the package's stage has
-1. After the second leg it was right in 21 of 48 pictures of 32 px: the number of objects is what 64 px still lose.
+So far: 115,600 pictures of scenes, tasks and pairs at 32 px first, from which it learned no pairing, then 48,000 of the
+first leg, 144,000 of the second and 92,000 of the third (24,000 of them before the second, with 0.4 pairs, 0.3 scenes
+and 0.3 tasks), in batches of 16 at 32 px and of 8 at 64. It is then 85 of 100. SynthEval's 66 known prompts go from
+0.41 to 0.59 for stage I (0.47 to 0.70 by their interval), and "two red spheres and a blue cube" is right in 13 of 48
+pictures at guidance 2, where the package's stage has 1, in 16 at guidance 3. After the second leg it was right in 21 of
+48 pictures of 32 px: the number of objects is what 64 px still lose.
 
 A small picture shows its composition through far more noise than a large one: with the plain cosine schedule the last
 few per cent of the timesteps decide it. `noise_size` gives it the noise of a picture of that size, and colours and
