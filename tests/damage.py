@@ -65,6 +65,12 @@ def gone(name):
     return damage
 
 
+def joined(rows, content):
+    """The bytes of a safetensors file: header (bytes, or what JSON says of it) and content."""
+    text = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
+    return len(text).to_bytes(8, "little") + text + content
+
+
 def header(file, change):
     """Change the header of a safetensors file, whatever comes of it."""
 
@@ -72,8 +78,7 @@ def header(file, change):
         length = int.from_bytes(content[:8], "little")
         rows = json.loads(content[8 : 8 + length])
         rows = change(rows) or rows
-        text = json.dumps(rows).encode()
-        return len(text).to_bytes(8, "little") + text + content[8 + length :]
+        return joined(rows, content[8 + length :])
 
     return edit(file, rewrite)
 

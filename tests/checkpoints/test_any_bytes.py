@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from damage import joined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
@@ -24,11 +25,6 @@ def valid_file():
         rows[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [len(content), end]}
         content += tensor.tobytes()
     return rows, content
-
-
-def joined(rows, content):
-    text = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
-    return len(text).to_bytes(8, "little") + text + content
 
 
 NUMBERS = st.one_of(st.integers(-2, 50), st.sampled_from([2**31, 2**53, 2**63, 2**64 - 1, 2**64, 10**400]))
