@@ -85,7 +85,7 @@ setup(
     license_expression="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["if_jax", "if_jax.*"]),
-    package_data={"if_jax": ["demo/**/*", "evaluation/*.safetensors"]},
+    package_data={"if_jax": ["demo/**/*", "evaluation/synth/*.safetensors"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["if-jax = if_jax.cli:main"]},

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from if_jax import Cascade
-from if_jax.data import drawn
 from if_jax.diffusion import augment
-from if_jax.inference.drawing import draw_stage
+from if_jax.inference.denoise_stage import draw_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
+from if_jax.scenes import sources
 
 COUNT, ROWS = 64, 6
 
@@ -36,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     cascade = Cascade.load(given.cascade)
     size = cascade.stages[1].unet_config.sample_size
-    scenes = [(picture, caption) for picture, caption, _ in drawn.draw("tasks", range(COUNT), given.seed, size)]
+    scenes = [(picture, caption) for picture, caption, _ in sources.draw("tasks", range(COUNT), given.seed, size)]
     captions = [caption for _, caption in scenes]
     (given.out / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
     for stage, pictures in cascade.dream(captions, seed=given.seed, batch_size=8).items():

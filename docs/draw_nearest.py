@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from if_jax import Cascade
 from if_jax.config import to_recipe
-from if_jax.data import drawn, pipeline
+from if_jax.data import pipeline
 from if_jax.data.inspect import contact_sheet
+from if_jax.scenes import sources
 
 COUNT, ROWS, NEAREST, CHUNK = 64, 6, 5, 480
 
@@ -39,7 +40,7 @@ def main() -> None:
     stage = cascade.stages[0]
     recipe, seen = to_recipe(json.loads(stage.notes["recipe"])), int(stage.notes["step"])
     data, count = recipe.data, seen * recipe.batch_size
-    scenes = list(drawn.draw("tasks", range(COUNT), given.seed, data.size))
+    scenes = list(sources.draw("tasks", range(COUNT), given.seed, data.size))
     captions = [caption for _, caption, _ in scenes]
     ours = cascade.dream(captions, seed=given.seed, batch_size=8, stages=1)["I"]
     asked = np.concatenate([flat([np.asarray(image) for image in ours]), flat([picture for picture, _, _ in scenes])])

@@ -25,11 +25,13 @@ from PIL import Image
 
 from if_jax import Cascade
 from if_jax.config import to_recipe
-from if_jax.data import builders, grammar, scenes
+from if_jax.data import builders
 from if_jax.inference.cascade import DEMO
-from if_jax.inference.drawing import draw_stage
+from if_jax.inference.denoise_stage import draw_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
+from if_jax.scenes import grammar, raycast, sampling
+from if_jax.scenes.scene import as_numpy
 from if_jax.training.loop import train
 from if_jax.training.publish import publish
 
@@ -48,8 +50,8 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path)
     given = parser.parse_args()
     work = given.workdir or Path(tempfile.mkdtemp(prefix="overfit-"))
-    drawn = scenes.sample_scenes(np.arange(COUNT), SEED)
-    captions = [grammar.caption(s, np.random.default_rng((SEED, i))) for i, s in enumerate(scenes.as_numpy(drawn))]
+    drawn = sampling.sample_scenes(np.arange(COUNT), SEED)
+    captions = [grammar.caption(s, np.random.default_rng((SEED, i))) for i, s in enumerate(as_numpy(drawn))]
     base, sr, cascade = work / "I", work / "II", work / "cascade"
     learn("demo_base", base, 64, given.steps, batch_size=8, init_from=str(DEMO / "stage_I"))
     publish([str(base)], str(cascade), overwrite=True)
@@ -58,7 +60,7 @@ def main() -> None:
     learn("demo_sr", sr, 128, given.frames, batch_size=2, low_size=32, rate=3e-4, **start)
     publish([str(base), str(sr)], str(cascade), overwrite=True)
     opened = Cascade.load(cascade)
-    small, large = (list(np.asarray(scenes.render_scenes(drawn, size))) for size in (64, 128))
+    small, large = (list(np.asarray(raycast.render_scenes(drawn, size))) for size in (64, 128))
     low = [image.resize((32, 32), Image.Resampling.BICUBIC) for image in _pil(large)]  # as in training
     how = {"guidance_scale": 1.0, "sample_timestep_respacing": "smart50"}
     again = opened.dream(captions, stages=1, if_I_kwargs=how)["I"]

@@ -28,8 +28,9 @@ from PIL import Image
 
 from if_jax import Cascade
 from if_jax.checkpoints.files import read_json, write_json
-from if_jax.evaluation import asking, drawn, reading
-from if_jax.evaluation.suite import score_objects
+from if_jax.evaluation import draw_prompts
+from if_jax.evaluation.synth import eval_prompts, reading
+from if_jax.evaluation.synth.suite import score_objects
 from if_jax.inference.cascade import DEMO
 from if_jax.inference.pictures import grid
 
@@ -54,12 +55,12 @@ def main() -> None:
     given = parser.parse_args()
     work = given.workdir or Path(tempfile.mkdtemp(prefix="sweep-"))
     cascade = Cascade.load(given.cascade)
-    asks = [one for one in asking.prompts(given.prompts, given.seed)[0] if one.skill != "words"]
+    asks = [one for one in eval_prompts.prompts(given.prompts, given.seed)[0] if one.skill != "words"]
     default = cascade.defaults[0]
-    identity = drawn.cascade_sha256(DEMO if given.cascade == "demo" else Path(given.cascade))
+    identity = draw_prompts.cascade_sha256(DEMO if given.cascade == "demo" else Path(given.cascade))
     settings = {f"guidance {scale:g}": {"guidance_scale": scale} for scale in GUIDANCE} | STEPS
     rows, sheet, sheet_captions = {}, [], []
-    of_tasks = [next(i for i, one in enumerate(asks) if one.skill == skill) for skill in asking.OBJECT_SKILLS]
+    of_tasks = [next(i for i, one in enumerate(asks) if one.skill == skill) for skill in eval_prompts.OBJECT_SKILLS]
     for name, how in settings.items():
         pictures, rows[name] = measure(cascade, identity, asks, how, work / name.replace(" ", "-"), given.seed)
         print(json.dumps({"setting": name} | rows[name]), flush=True)
@@ -72,20 +73,27 @@ def main() -> None:
 
 
 def measure(
-    cascade: Cascade, cascade_sha256: str, asks: list[asking.Ask], how: dict[str, Any], folder: Path, seed: int
+    cascade: Cascade,
+    cascade_sha256: str,
+    asks: list[eval_prompts.EvalPrompt],
+    how: dict[str, Any],
+    folder: Path,
+    seed: int,
 ) -> tuple[list[Image.Image], dict[str, Any]]:
     """The pictures of one setting, and its scores with the seconds a picture takes once its program is compiled."""
-    drawn.prepare(folder, {"how": how, "asks": asking.sha256(asks), "seed": seed, "cascade": cascade_sha256})
+    draw_prompts.prepare(
+        folder, {"how": how, "asks": eval_prompts.sha256(asks), "seed": seed, "cascade": cascade_sha256}
+    )
     times: list[float] = []
     options = {"seed": seed, "if_I_kwargs": how}
     captions = [one.caption for one in asks]
-    pictures = drawn.stage_one(cascade, captions, folder, options, lambda *_: times.append(time.monotonic()))
+    pictures = draw_prompts.stage_one(cascade, captions, folder, options, lambda *_: times.append(time.monotonic()))
     tiles = [b - a for a, b in pairwise(times) if b - a > 0.01]  # others lie there from an interrupted call
     known = folder / "seconds.json"
     if not known.exists():
-        write_json(known, {"seconds": round(statistics.median(tiles) / drawn.TILE, 3)})
+        write_json(known, {"seconds": round(statistics.median(tiles) / draw_prompts.TILE, 3)})
     scores = score_objects([one._replace(unseen=False) for one in asks], reading.read(reading.to_array(pictures)))
-    names = ("overall", "overall_ci", *asking.OBJECT_SKILLS)
+    names = ("overall", "overall_ci", *eval_prompts.OBJECT_SKILLS)
     return pictures, {name: scores[name] for name in names} | read_json(known)
 
 

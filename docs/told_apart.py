@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from if_jax import Cascade
-from if_jax.data import drawn
-from if_jax.data.grammar import COLOURS
 from if_jax.diffusion import process
 from if_jax.inference.research import OpenStage
+from if_jax.scenes import sources
+from if_jax.scenes.scene import COLOURS
 
 SEED, BATCH = 8_000_009, 32
 _COLOUR = re.compile("|".join(rf"\b{colour}\b" for colour in COLOURS))
@@ -73,7 +73,7 @@ def _pictures(count: int, size: int) -> dict[str, tuple[np.ndarray, list[str]]]:
     kinds: dict[str, list[tuple[np.ndarray, str]]] = {"one of each": [], "more": []}
     start = 0
     while min(len(rows) for rows in kinds.values()) < count:
-        for picture, caption, _ in drawn.draw("pairs", range(start, start + BATCH), SEED, size):
+        for picture, caption, _ in sources.draw("pairs", range(start, start + BATCH), SEED, size):
             if len(_COLOUR.findall(caption)) == 2:
                 kinds["more" if re.search("two|three", caption) else "one of each"].append((picture, caption))
         start += BATCH

@@ -55,7 +55,7 @@ def train(
     """
     from if_jax.config import to_recipe
     from if_jax.parallel import hosts
-    from if_jax.parallel.meeting import Absent
+    from if_jax.parallel.rendezvous import Absent
     from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
 
@@ -66,7 +66,7 @@ def train(
         cache_compilations()
         run_training(recipe, workdir, began=process_start())
     except Absent as error:
-        hosts.leave(str(error), hosts.ABSENT)
+        hosts.exit_process(str(error), hosts.ABSENT)
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(hosts.TERMINATED)
@@ -303,7 +303,7 @@ def data_inspect(
 
     if samples < 1:
         raise ValueError(f"--samples {samples}: give at least 1")
-    found = inspect(path, Filter(min_side=size), samples=samples, follow=reindex, workers=workers)
+    found = inspect(path, Filter(min_side=size), samples=samples, reindex=reindex, workers=workers)
     click.echo(found)
     target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in Path(path).name) + "-sheet.png")
     if target.exists() and not overwrite:

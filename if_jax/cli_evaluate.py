@@ -43,7 +43,7 @@ def evaluate(
     Example:  if-jax evaluate --cascade demo --suite synth --prompts 60 --seed 1 --json scores.json
     """
     from if_jax.checkpoints.files import write_json
-    from if_jax.evaluation import suite as suites
+    from if_jax.evaluation.synth import suite as suites
     from if_jax.inference.options import Bars
 
     if json_path and not Path(json_path).absolute().parent.is_dir():

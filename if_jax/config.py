@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 
 from if_jax.data.index import Filter
-from if_jax.data.prepare import Preparation
+from if_jax.data.preprocessing import Preparation
 from if_jax.models import presets
 
 STAGE_KINDS = ("base", "super-resolution")

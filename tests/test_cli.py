@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import shelves
+import record_stores
 import tiny
 from click.testing import CliRunner
 from PIL import Image
@@ -60,7 +60,7 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
 
 def test_inspect_prints_what_is_usable_first_and_draws_a_sheet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shelves.write_folder(tmp_path / "mine", 3)
+    record_stores.write_folder(tmp_path / "mine", 3)
     (tmp_path / "mine" / "bad.png").write_bytes(b"")
     result = _run("data", "inspect", "mine")
     assert result.exit_code == 0 and result.output.startswith("usable 3 of 4 records in mine"), result.output

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import pytest
-import shelves
+import record_stores
 import tiny
 import tiny_recipe
 from click.testing import CliRunner
@@ -31,7 +31,7 @@ from if_jax.data import pipeline
 from if_jax.data.sources import open_stored
 from if_jax.doctor import fit, machine, processes
 from if_jax.models import presets
-from if_jax.parallel import meeting
+from if_jax.parallel import rendezvous
 
 TESTS = Path(__file__).parent
 RECIPE = tiny_recipe.arguments({})
@@ -48,7 +48,7 @@ def no_tracing(monkeypatch):
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     """A folder to work in, with pictures; the names of the tiny nets are those of the test alone."""
-    shelves.write_folder(tmp_path / "pictures", 3)
+    record_stores.write_folder(tmp_path / "pictures", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))  # undone afterwards
     monkeypatch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
@@ -237,7 +237,7 @@ def test_the_fingerprint_is_of_names_and_sizes(place):
         os.utime(path, (1, 1))
     told = pipeline.describe_files("pictures")
     assert told == pipeline.describe_files("copy") == pipeline.describe_files("0.5*copy + 0.5*scenes")
-    shelves.write_tars(place / "tars", 5, 2)
+    record_stores.write_tars(place / "tars", 5, 2)
     assert pipeline.describe_files("tars").startswith("3 files, ")
     assert pipeline.describe_files("scenes") == "drawn" and "does not exist" in pipeline.describe_files("gone")
     with next((place / "copy").glob("*.png")).open("ab") as file:
@@ -315,7 +315,7 @@ def test_processes_that_were_started_wrongly(other, message):
 
     def one(processes, index):
         try:
-            meeting.meet(address, processes, index, told, 5)
+            rendezvous.meet(address, processes, index, told, 5)
         except ValueError as error:
             errors.append(str(error))
 
@@ -333,7 +333,7 @@ def test_two_processes_whose_data_differ(place):
     address = f"localhost:{_free_port()}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    shelves.write_folder(place / "other" / "pictures", 4)
+    record_stores.write_folder(place / "other" / "pictures", 4)
     command = [sys.executable, "-m", "if_jax", "doctor", *RECIPE, "--json"]
     command += ["--workdir", str(place / "run"), "--config.data.source=pictures", "--coordinator", address]
     command += ["--processes", "2", "--process"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import tiny
 from blocks import Block, blocks, commands
 from click.testing import CliRunner
@@ -71,7 +71,7 @@ def material(tmp_path_factory):
         mask = Image.new("L", (24, 24))
         mask.paste(255, (0, 0, 12, 24))
         mask.save(folder / "mask.png")
-        shelves.write_tars(folder / "my_tars", 12, 6)
+        record_stores.write_tars(folder / "my_tars", 12, 6)
         t5 = folder / "t5-v1_1-xxl"
         shutil.copytree(folder / "my_cascade/stage_I/text_encoder", t5)
         shutil.copytree(folder / "my_cascade/stage_I/tokenizer", t5, dirs_exist_ok=True)

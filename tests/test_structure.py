@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "if_jax"
 # From the ground up; what stands in one row may import from its own row and from those before it.
 LAYERS = [
-    {"diffusion", "models"},
+    {"diffusion", "models", "scenes"},
     {"text", "parallel"},
     {"checkpoints", "data", "tracking"},
     {"config"},

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from if_jax.data import emoji, tasks
-from if_jax.data.drawn import RENDERERS, draw
+from if_jax.data import emoji
 from if_jax.data.index import FACTS, Filter, Index, save_index
-from if_jax.data.pathtrace import check_mitsuba
-from if_jax.data.prepare import fit, read_picture
-from if_jax.data.prepared import BUILD_FILE, INFO, Prepared
+from if_jax.data.preprocessing import fit, read_picture
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
-from if_jax.data.sources import cores, in_processes, open_stored, tell
+from if_jax.data.sources import cores, in_processes, open_stored, summarise_skipped
+from if_jax.data.tfds_folder import BUILD_FILE, INFO, Prepared
+from if_jax.scenes import tasks
+from if_jax.scenes.pathtrace import check_mitsuba
+from if_jax.scenes.sources import RENDERERS, draw
 
 NAMES = ("scenes", "tasks", "emoji", "folder")
 _CHUNK_PIXELS = 2**18  # pictures drawn at a time hold about this many pixels
@@ -48,7 +49,9 @@ class Report:
 
     def __str__(self) -> str:
         how = " (mitsuba)" if self.renderer == "mitsuba" else ""
-        return "\n".join([f"wrote {self.count} pictures of {self.size} px to {self.path}{how}", *tell(self.skipped)])
+        return "\n".join(
+            [f"wrote {self.count} pictures of {self.size} px to {self.path}{how}", *summarise_skipped(self.skipped)]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +138,7 @@ def _make_plan(
     name: str, source: str | Path | None, count: int, size: int, seed: int, renderer: str
 ) -> tuple[_Plan, dict[str, list[str]]]:
     if name == "folder":
-        stored = open_stored(str(source), Filter(min_side=size), follow=True)
+        stored = open_stored(str(source), Filter(min_side=size), reindex=True)
         return _Plan(name, str(source), stored.fingerprint(), {"train": len(stored)}, size, 0), stored.left_out
     if name == "emoji":
         found = emoji.open_emoji(source)
@@ -261,11 +264,11 @@ def _set_format(info: Path, name: str) -> None:
 def _save_facts(out: Path, split: str, shards: list[dict[str, Any]], size: int) -> None:
     """The index of what was just written: every picture is known to be sound."""
     lengths = [length for shard in shards for length in shard["captions"]]
-    shelf, nan = Prepared(out, split), float("nan")
+    store, nan = Prepared(out, split), float("nan")
     keys = np.array([f"{split}/{row}".encode() for row in range(len(lengths))], bytes)
     facts = np.array([(size, size, length, nan, nan, nan, 0) for length in lengths], FACTS)
     places = np.arange(len(lengths), dtype=np.int64)[:, None]
-    save_index(shelf, Index(shelf.fingerprint(), keys, places, facts, ("",)))
+    save_index(store, Index(store.fingerprint(), keys, places, facts, ("",)))
 
 
 def _check(name: str, out: Path, source: str | Path | None, count: int, size: int, seed: int, overwrite: bool) -> None:

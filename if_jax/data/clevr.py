@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from if_jax.data.prepare import Unusable
+from if_jax.data.preprocessing import Unusable
 
 COLOURS = ("gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan")  # in TensorFlow Datasets' order
 SHAPES = ("cube", "sphere", "cylinder")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from if_jax.checkpoints.release import TextEncoder
 from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.data.embeddings import Encode, Plan, make_plan, read_captions, write_embeddings
-from if_jax.data.prepare import Preparation
+from if_jax.data.preprocessing import Preparation
 from if_jax.data.sources import Stored
 from if_jax.models.t5 import T5Encoder
 from if_jax.parallel import rules

@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from if_jax.data.prepare import Preparation
+from if_jax.data.preprocessing import Preparation
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import Stored
 from if_jax.text.captions import prepare_captions

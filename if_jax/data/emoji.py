@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from if_jax.data.prepare import read_picture
+from if_jax.data.preprocessing import read_picture
 
 PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
 HELD_OUT = "held_out"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from if_jax.data.index import Record
-from if_jax.data.prepare import SUFFIXES, Unusable, read_caption
+from if_jax.data.preprocessing import SUFFIXES, Unusable, read_caption
 
 METADATA = "metadata.jsonl"
 INDEX = ".if_jax_index.npz"

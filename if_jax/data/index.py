@@ -1,8 +1,8 @@
 """What is known of every stored record before training begins: its place, size, caption length, scores, and its flaw.
 
-A shelf (a tar file, a folder of pictures, a prepared data set) is gone through once; every picture is decoded and every
-caption read. What cannot be used stays in the index with its reason. The index is kept in a file beside the shelf (or
-in the user's cache folder where that cannot be written) and belongs to exactly those bytes: a shelf that has changed
+A store (a tar file, a folder of pictures, a prepared data set) is gone through once; every picture is decoded and every
+caption read. What cannot be used stays in the index with its reason. The index is kept in a file beside the store (or
+in the user's cache folder where that cannot be written) and belongs to exactly those bytes: a store that has changed
 since is refused, because a run that continued on it would see other pictures in another order.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from if_jax.data.prepare import Unusable, read_picture
+from if_jax.data.preprocessing import Unusable, read_picture
 
 VERSION = 1
 # Columns of img2dataset's and LAION's metadata, under the names they are found with.
@@ -43,7 +43,7 @@ class Record(NamedTuple):
     metadata: Mapping[str, Any]
 
 
-class Shelf(Protocol):
+class RecordStore(Protocol):
     """A file or folder of records that is indexed as a whole. `place` is what it needs to find a record again."""
 
     name: str
@@ -83,7 +83,7 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """The records of one shelf, the flawed ones included."""
+    """The records of one store, the flawed ones included."""
 
     fingerprint: str
     keys: np.ndarray  # (N,) bytes, UTF-8
@@ -116,13 +116,13 @@ class Index:
         return np.flatnonzero(free), left_out
 
 
-def build_index(shelf: Shelf) -> Index:
-    """Go through a shelf, decode every picture, and note what there is. Of records with one key the first sound stays.
+def build_index(store: RecordStore) -> Index:
+    """Go through a store, decode every picture, and note what there is. Of records with one key the first sound stays.
 
-    A shelf that ends too early or has no captions yields what there is and says so by reason; it raises nothing.
+    A store that ends too early or has no captions yields what there is and says so by reason; it raises nothing.
     """
-    fingerprint, rows, seen = shelf.fingerprint(), [], set()
-    for key, place, found in shelf.scan():
+    fingerprint, rows, seen = store.fingerprint(), [], set()
+    for key, place, found in store.scan():
         try:
             facts = _facts(found)
             if key in seen:
@@ -142,37 +142,37 @@ def build_index(shelf: Shelf) -> Index:
     )
 
 
-def load_index(shelf: Shelf, *, follow: bool = False) -> Index | None:
-    """The index kept for a shelf; None where there is none yet.
+def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
+    """The index kept for a store; None where there is none yet.
 
     Raises:
-      ValueError: the shelf has changed since it was indexed. With `follow` that is no error, and the index none.
+      ValueError: the store has changed since it was indexed. With `reindex` that is no error, and the index none.
     """
-    place = next((path for path in _places(shelf) if path.is_file()), None)
+    place = next((path for path in _places(store) if path.is_file()), None)
     if place is None:
         return None
     try:
         with np.load(place, allow_pickle=False) as stored:
             head = json.loads(str(stored["head"]))
             index = Index(head["fingerprint"], stored["keys"], stored["places"], stored["facts"], tuple(head["flaws"]))
-    except Exception:  # half a file, or not ours: going through the shelf again is always right
+    except Exception:  # half a file, or not ours: going through the store again is always right
         return None
     if head.get("version") != VERSION:
         return None
-    if index.fingerprint != shelf.fingerprint():
-        if follow:
+    if index.fingerprint != store.fingerprint():
+        if reindex:
             return None
         raise ValueError(
-            f"{shelf.name} has changed since it was indexed, and would give other pictures in another order: "
-            f"`if-jax data inspect {shelf.name} --reindex` indexes it again, for new runs"
+            f"{store.name} has changed since it was indexed, and would give other pictures in another order: "
+            f"`if-jax data inspect {store.name} --reindex` indexes it again, for new runs"
         )
     return index
 
 
-def save_index(shelf: Shelf, index: Index) -> Path | None:
+def save_index(store: RecordStore, index: Index) -> Path | None:
     """Keep an index for the next time; None where no place can be written."""
     head = json.dumps({"version": VERSION, "fingerprint": index.fingerprint, "flaws": index.flaws})
-    for path in _places(shelf):
+    for path in _places(store):
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # hosts may write at the same time
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,8 +212,8 @@ def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
     return float("nan")
 
 
-def _places(shelf: Shelf) -> tuple[Path, Path]:
-    beside = shelf.index_file()
+def _places(store: RecordStore) -> tuple[Path, Path]:
+    beside = store.index_file()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     known = hashlib.sha256(str(beside.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return beside, base / "if_jax" / "indexes" / f"{known}.npz"

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from if_jax.data import drawn
 from if_jax.data.index import SCORES, Filter
-from if_jax.data.prepare import fit, read_picture
-from if_jax.data.prepared import Prepared, read_note
-from if_jax.data.sources import Stored, open_stored, tell
+from if_jax.data.preprocessing import fit, read_picture
+from if_jax.data.sources import Stored, open_stored, summarise_skipped
+from if_jax.data.tfds_folder import Prepared, read_note
+from if_jax.scenes import sources
 
 _COLUMNS, _THUMB, _LINES, _LINE = 6, 160, 4, 13  # of the contact sheet; pixels
 _PLAIN = str.maketrans("“”‘’–—", "\"\"''--")  # what the sheet's font lacks and captions have most
@@ -33,23 +33,23 @@ class Inspection:
 
 
 def inspect(
-    source: str, keep: Filter | None = None, *, samples: int = 24, follow: bool = False, workers: int | None = None
+    source: str, keep: Filter | None = None, *, samples: int = 24, reindex: bool = False, workers: int | None = None
 ) -> Inspection:
     """Open a source, every picture of which is decoded when it is first indexed, and describe it.
 
     Args:
       keep: as for training; what it leaves out is counted with what is unusable.
       samples: pictures on the contact sheet, evenly spaced through the source.
-      follow: index again what has changed since it was indexed, rather than refuse it.
+      reindex: index again what has changed since it was indexed, rather than refuse it.
 
     Raises:
       FileNotFoundError, ValueError: one line; also where no record is usable.
     """
-    if source in drawn.NAMES:
-        shown = [(picture, caption) for picture, caption, _ in drawn.draw(source, range(samples), 0, 64)]
+    if source in sources.NAMES:
+        shown = [(picture, caption) for picture, caption, _ in sources.draw(source, range(samples), 0, 64)]
         told = (f"usable without end: {source!r} is drawn on the fly, at any size", *_examples([c for _, c in shown]))
         return Inspection(told, contact_sheet((Image.fromarray(picture), caption) for picture, caption in shown))
-    stored = open_stored(source, keep, follow=follow, workers=workers)
+    stored = open_stored(source, keep, reindex=reindex, workers=workers)
     chosen = np.unique(np.linspace(0, len(stored) - 1, min(samples, len(stored))).astype(int))
     records = [stored[int(number)] for number in chosen]
     sheet = contact_sheet((read_picture(record.picture), record.captions[0]) for record in records)
@@ -91,16 +91,16 @@ def _describe(stored: Stored) -> list[str]:
         f"longest {np.max(np.maximum(width, height) / sides):.2f} times its width",
         f"captions: {low} to {high} characters, half of them up to {middle}",
         *_scores(stored),
-        *tell(stored.left_out),
+        *summarise_skipped(stored.left_out),
     ]
 
 
 def _origin(stored: Stored) -> str:
-    kinds = {type(shelf).__name__ for shelf in stored.shelves}
-    shelf = stored.shelves[0]
-    note = read_note(shelf.path) if isinstance(shelf, Prepared) else {}
+    kinds = {type(store).__name__ for store in stored.stores}
+    store = stored.stores[0]
+    note = read_note(store.path) if isinstance(store, Prepared) else {}
     if not note:
-        return f" ({len(stored.shelves)} {kinds.pop().lower()}{'s' if len(stored.shelves) > 1 else ''})"
+        return f" ({len(stored.stores)} {kinds.pop().lower()}{'s' if len(stored.stores) > 1 else ''})"
     skipped = sum(map(len, note["skipped"].values()))
     seed = f", seed {note['seed']}" if note["seed"] is not None else ""
     return f" ({note['kind']}, {note['size']} px{seed}" + (f"; {skipped} left out when built)" if skipped else ")")

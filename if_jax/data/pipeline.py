@@ -16,11 +16,11 @@ from typing import NamedTuple, Protocol
 import grain
 import numpy as np
 
-from if_jax.data import drawn
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import Filter
-from if_jax.data.prepare import Preparation, fit, read_picture
-from if_jax.data.sources import Stored, find_shelves, open_stored
+from if_jax.data.preprocessing import Preparation, fit, read_picture
+from if_jax.data.sources import Stored, find_record_stores, open_stored
+from if_jax.scenes import sources
 from if_jax.text.captions import prepare_captions
 
 _PART = 2**48  # a mixture numbers the records of its i-th part from i * this
@@ -112,8 +112,8 @@ def batches(
 
 
 def check_workers(source: str, workers: int) -> None:
-    """Refuses worker processes where the source, or a part of it, is drawn."""
-    if workers and any(name in drawn.NAMES for _, name in parse_mixture(source)):
+    """Refuses worker processes where the source, or a part of it, is sources."""
+    if workers and any(name in sources.NAMES for _, name in parse_mixture(source)):
         raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
 
 
@@ -121,7 +121,7 @@ def open_source(source: str, size: int, seed: int, preparation: Preparation, kee
     """A source, or a mixture of sources, by position."""
     parts = parse_mixture(source)
     opened = [
-        _Drawn(name, size, seed) if name in drawn.NAMES else Pictures(name, size, seed, preparation, keep)
+        _Drawn(name, size, seed) if name in sources.NAMES else Pictures(name, size, seed, preparation, keep)
         for _, name in parts
     ]
     return opened[0] if len(opened) == 1 else _Mixture(opened, [weight for weight, _ in parts])
@@ -139,8 +139,8 @@ def parse_mixture(source: str) -> list[tuple[float, str]]:
 
 
 def stored_parts(source: str) -> list[str]:
-    """Those parts of a source that are stored rather than drawn."""
-    return [name for _, name in parse_mixture(source) if name not in drawn.NAMES]
+    """Those parts of a source that are stored rather than sources."""
+    return [name for _, name in parse_mixture(source) if name not in sources.NAMES]
 
 
 def describe_files(source: str) -> str:
@@ -151,7 +151,7 @@ def describe_files(source: str) -> str:
     found: list[tuple[str, int]] = []
     try:
         for name in stored_parts(source):
-            found += [file for shelf in find_shelves(name) for file in shelf.files()]
+            found += [file for store in find_record_stores(name) for file in store.files()]
     except (OSError, ValueError) as error:
         return str(error)
     known = hashlib.sha256(repr(found).encode("utf-8", "surrogateescape")).hexdigest()
@@ -186,7 +186,7 @@ class _Drawn:
         self._name, self._size, self._seed = name, size, seed
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
-        scenes = drawn.draw(self._name, positions, self._seed, self._size)
+        scenes = sources.draw(self._name, positions, self._seed, self._size)
         rows = zip(positions, scenes, strict=True)
         return [Sample(picture, caption, int(position), 0) for position, (picture, caption, _) in rows]
 

@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from if_jax.data.folder import Folder
-from if_jax.data.index import Filter, Index, Record, Shelf, build_index, load_index, save_index
-from if_jax.data.prepare import Unusable
-from if_jax.data.prepared import Prepared, find_prepared
+from if_jax.data.index import Filter, Index, Record, RecordStore, build_index, load_index, save_index
+from if_jax.data.preprocessing import Unusable
 from if_jax.data.tars import find_tars
+from if_jax.data.tfds_folder import Prepared, find_prepared
 
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
 
@@ -33,28 +33,28 @@ class Stored:
     """The records of a source that pass a filter, numbered from 0 in an order that never changes."""
 
     name: str
-    shelves: tuple[Shelf, ...]
+    stores: tuple[RecordStore, ...]
     indexes: tuple[Index, ...]
-    rows: np.ndarray  # (N, 2) int64: shelf, row
+    rows: np.ndarray  # (N, 2) int64: store, row
     left_out: dict[str, list[str]]  # reason -> keys of what is not used
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Record:
-        shelf, row = self.rows[number]
-        index = self.indexes[shelf]
+        store, row = self.rows[number]
+        index = self.indexes[store]
         key = index.key(row)
         try:
-            return self.shelves[shelf].read(key, index.places[row])
+            return self.stores[store].read(key, index.places[row])
         except Unusable as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
 
     def key(self, number: int) -> str:
         """The record's name, unique within the source."""
-        shelf, row = self.rows[number]
-        own = self.indexes[shelf].key(row)
-        return f"{Path(self.shelves[shelf].name).stem}/{own}" if len(self.shelves) > 1 else own
+        store, row = self.rows[number]
+        own = self.indexes[store].key(row)
+        return f"{Path(self.stores[store].name).stem}/{own}" if len(self.stores) > 1 else own
 
     def facts(self, field: str) -> np.ndarray:
         """(N,) of an index column: width, height, caption (characters), clip, aesthetic, watermark."""
@@ -68,24 +68,28 @@ class Stored:
         return known.hexdigest()
 
 
-def open_stored(source: str, keep: Filter | None = None, *, workers: int | None = None, follow: bool = False) -> Stored:
-    """Open a source, indexing what was not indexed before; progress is kept shelf by shelf.
+def open_stored(
+    source: str, keep: Filter | None = None, *, workers: int | None = None, reindex: bool = False
+) -> Stored:
+    """Open a source, indexing what was not indexed before; progress is kept store by store.
 
     Args:
       workers: processes that index tars side by side; None: one per core.
-      follow: index again what has changed since it was indexed, rather than refuse it.
+      reindex: index again what has changed since it was indexed, rather than refuse it.
 
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the source; no record passes the filter.
     """
-    shelves = find_shelves(source)
-    stored = _select(source, shelves, _indexes(shelves, workers, follow), keep or Filter())
+    stores = find_record_stores(source)
+    stored = _select(source, stores, _indexes(stores, workers, reindex), keep or Filter())
     if not len(stored):
-        raise ValueError(f"no usable picture in {source!r}: {'; '.join(tell(stored.left_out)) or 'it is empty'}")
+        raise ValueError(
+            f"no usable picture in {source!r}: {'; '.join(summarise_skipped(stored.left_out)) or 'it is empty'}"
+        )
     return stored
 
 
-def find_shelves(source: str) -> tuple[Shelf, ...]:
+def find_record_stores(source: str) -> tuple[RecordStore, ...]:
     """The files or folders a source is made of, not yet indexed."""
     source = str(source)
     base, at, split = source.rpartition("@")
@@ -109,7 +113,7 @@ def find_shelves(source: str) -> tuple[Shelf, ...]:
     return (Folder(path),)
 
 
-def tell(left_out: dict[str, list[str]]) -> list[str]:
+def summarise_skipped(left_out: dict[str, list[str]]) -> list[str]:
     """One line per reason: how many, and the first few by name."""
     lines = []
     for reason, keys in sorted(left_out.items()):
@@ -139,29 +143,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _indexes(shelves: tuple[Shelf, ...], workers: int | None, follow: bool) -> tuple[Index, ...]:
-    found = [load_index(shelf, follow=follow) for shelf in shelves]
-    missing = [shelf for shelf, index in zip(shelves, found, strict=True) if index is None]
+def _indexes(stores: tuple[RecordStore, ...], workers: int | None, reindex: bool) -> tuple[Index, ...]:
+    found = [load_index(store, reindex=reindex) for store in stores]
+    missing = [store for store, index in zip(stores, found, strict=True) if index is None]
     began = time.monotonic()
-    first = [_index(shelf) for shelf in missing[:1]]
+    first = [_index(store) for store in missing[:1]]
     left = (time.monotonic() - began) * (len(missing) - 1)
     workers = 1 if left < _WORTH_PROCESSES else cores() if workers is None else workers
     made = iter([*first, *in_processes(_index, missing[1:], workers, "indexing")])
     return tuple(index if index is not None else next(made) for index in found)
 
 
-def _index(shelf: Shelf) -> Index:
-    index = build_index(shelf)
-    save_index(shelf, index)
+def _index(store: RecordStore) -> Index:
+    index = build_index(store)
+    save_index(store, index)
     return index
 
 
-def _select(source: str, shelves: tuple[Shelf, ...], indexes: tuple[Index, ...], keep: Filter) -> Stored:
+def _select(source: str, stores: tuple[RecordStore, ...], indexes: tuple[Index, ...], keep: Filter) -> Stored:
     rows, left_out = [], {}
-    for number, (shelf, index) in enumerate(zip(shelves, indexes, strict=True)):
+    for number, (store, index) in enumerate(zip(stores, indexes, strict=True)):
         used, dropped = index.select(keep)
         rows.append(np.stack([np.full(len(used), number, np.int64), used], axis=1))
-        before = f"{Path(shelf.name).name}: " if len(shelves) > 1 else ""
+        before = f"{Path(store.name).name}: " if len(stores) > 1 else ""
         for reason, which in dropped.items():
             left_out.setdefault(reason, []).extend(before + index.key(row) for row in which)
-    return Stored(source, shelves, indexes, np.concatenate(rows), left_out)
+    return Stored(source, stores, indexes, np.concatenate(rows), left_out)

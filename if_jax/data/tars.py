@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.data.index import Record, file_fingerprint
-from if_jax.data.prepare import SUFFIXES, Unusable, read_caption
+from if_jax.data.preprocessing import SUFFIXES, Unusable, read_caption
 
 _CAPTIONS = ("txt", "text", "caption")
 _METADATA = "json"

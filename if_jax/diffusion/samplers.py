@@ -75,8 +75,8 @@ def start(x: jax.Array, index: int | jax.Array) -> State:
 
 
 def ddpm(denoise: Denoiser, schedule: Schedule, state: State, count: int | jax.Array, noise: Noise, **how) -> State:
-    """`count` steps of ancestral sampling with learned variance, equation (2); `how`: see `walk`."""
-    return walk(ddpm_update, denoise, schedule, state, count, noise, **how)
+    """`count` steps of ancestral sampling with learned variance, equation (2); `how`: see `run_sampler`."""
+    return run_sampler(ddpm_update, denoise, schedule, state, count, noise, **how)
 
 
 def ddim(
@@ -99,17 +99,17 @@ def ddim(
     def update(schedule: Schedule, step: Step) -> jax.Array:
         return ddim_update(schedule, step, eta, clipped_eps)
 
-    return walk(update, denoise, schedule, state, count, noise, **how)
+    return run_sampler(update, denoise, schedule, state, count, noise, **how)
 
 
 def dpm_solver_pp(
     denoise: Denoiser, schedule: Schedule, state: State, count: int | jax.Array, noise: Noise, **how
 ) -> State:
-    """`count` steps of DPM-Solver++ (2M), equation (4): no noise is drawn; `how`: see `walk`."""
-    return walk(dpm_update, denoise, schedule, state, count, noise, **how)
+    """`count` steps of DPM-Solver++ (2M), equation (4): no noise is drawn; `how`: see `run_sampler`."""
+    return run_sampler(dpm_update, denoise, schedule, state, count, noise, **how)
 
 
-def walk(
+def run_sampler(
     update: Update,
     denoise: Denoiser,
     schedule: Schedule,

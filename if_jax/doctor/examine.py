@@ -114,19 +114,19 @@ def _look_at_run(
 
 def _look_at_material(recipe: Any) -> Generator[Finding, None, Any]:
     """The findings; returns the frozen text encoder, None where there is none."""
-    from if_jax.doctor import material
+    from if_jax.doctor import input_checks
 
     text = None
     if recipe.text_encoder_from:
-        finding, text = material.text_encoder(recipe)
+        finding, text = input_checks.text_encoder(recipe)
         yield finding
     if recipe.init_from:
-        yield material.initial_weights(recipe)
-    yield material.data_source("data", recipe.data.source, recipe, recipe.data.workers)
+        yield input_checks.initial_weights(recipe)
+    yield input_checks.data_source("data", recipe.data.source, recipe, recipe.data.workers)
     if recipe.validation.every:
-        yield material.data_source("validation data", recipe.validation.source, recipe)
+        yield input_checks.data_source("validation data", recipe.validation.source, recipe)
     if recipe.data.embeddings:
-        yield material.text_states(recipe, text)
+        yield input_checks.text_states(recipe, text)
     return text
 
 
@@ -152,7 +152,7 @@ def _facts(recipe: Any, workdir: str | None, text: Any, devices: list[Any] | Non
     """What all processes must have in common, as far as it is known here."""
     from if_jax.config import recipe_to_dict
     from if_jax.parallel import hosts
-    from if_jax.training import preflight
+    from if_jax.training import host_facts
 
     found = {"versions": machine.versions().told}
     if devices is None:
@@ -161,6 +161,6 @@ def _facts(recipe: Any, workdir: str | None, text: Any, devices: list[Any] | Non
         return found | {"code": hosts.code_hash(), "recipe": "none", "workdir": workdir}
     return (
         found
-        | preflight.facts(recipe, workdir or "", {"recipe": recipe_to_dict(recipe)})
+        | host_facts.facts(recipe, workdir or "", {"recipe": recipe_to_dict(recipe)})
         | {"text encoder": text.identity if text else ""}
     )

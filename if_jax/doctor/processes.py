@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from if_jax.doctor.findings import Finding, attempt
-from if_jax.parallel import hosts, meeting
+from if_jax.parallel import hosts, rendezvous
 
 Place = tuple[str, int, int]  # HOST:PORT of process 0, how many, which this is
 
@@ -28,7 +28,7 @@ _REMEDIES = {
 
 def find_place(given: Place | None, seconds: int) -> Place | None:
     """This process among others: as given, or as the environment tells; None for one that is alone."""
-    return given or meeting.whereabouts(seconds)
+    return given or rendezvous.whereabouts(seconds)
 
 
 def all_come(place: Place, seconds: float, problem: str) -> tuple[Finding, bool]:
@@ -36,7 +36,7 @@ def all_come(place: Place, seconds: float, problem: str) -> tuple[Finding, bool]
     address, count, index = place
 
     def meet() -> tuple[str, list[Any]]:
-        return "", meeting.meet(address, count, index, {"host": socket.gethostname(), "problem": problem}, seconds)
+        return "", rendezvous.meet(address, count, index, {"host": socket.gethostname(), "problem": problem}, seconds)
 
     finding, told = attempt("coordinator", f"give the HOST:PORT of process 0 (it is {address})", meet)
     if told is None:

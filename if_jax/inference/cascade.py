@@ -24,12 +24,12 @@ import numpy as np
 
 from if_jax.checkpoints.release import IF_DEFAULTS, STAGE_NAMES, Stage, StageDefaults, check_stages, read_cascade
 from if_jax.inference import inputs, loading
+from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement
 from if_jax.inference.options import Options, checked_batch_size, checked_numbers
 from if_jax.inference.pictures import Drawn, to_pil
 from if_jax.inference.prompts import Conditioning, Texts, condition
 from if_jax.inference.research import OpenStage
-from if_jax.inference.running import Job, draw_pictures
 from if_jax.inference.settings import SUPPORT_WORDS, StageSettings, stage_settings
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.text.encode import encode
@@ -270,7 +270,7 @@ class Cascade:
             arrays["support"] = given.supports and given.supports[position]
             arrays["mask"] = given.masks and given.masks[position]
             arrays["noise"] = (options.get("noise") or {}).get(name)
-            job = Job(name, index, how, plan.sizes[position], numbers[0], numbers[1], batch_size)
+            job = StageRequest(name, index, how, plan.sizes[position], numbers[0], numbers[1], batch_size)
             low_res = draw_pictures(
                 self._ready(index), job, self.placement, arrays, options.get("progress"), options.get("callback")
             )

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
-from if_jax.inference.drawing import StageNoise
+from if_jax.inference.denoise_stage import StageNoise
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, of how many
 ACCELERATOR_BATCH = 4
 
 
-class Moment(NamedTuple):
+class StepInfo(NamedTuple):
     """What a step callback is given: arrays (b, H, W, 3) of the pictures whose numbers stand in `pictures`."""
 
     stage: str
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
     return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
     first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
     noise: by stage name, in place of drawn noise. progress(stage, steps done, of how many).
-    callback: is given a `Moment` after every step.
+    callback: is given a `StepInfo` after every step.
     """
 
     seed: int
@@ -57,7 +57,7 @@ class Options(TypedDict, total=False):
     first_picture: int
     noise: Mapping[str, StageNoise] | None
     progress: Progress | None
-    callback: Callable[[Moment], None] | None
+    callback: Callable[[StepInfo], None] | None
 
 
 class Bars:

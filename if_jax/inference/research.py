@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from if_jax.checkpoints.release import Stage
 from if_jax.diffusion import augment, guidance, process
 from if_jax.diffusion.schedule import Schedule, cosine_schedule
-from if_jax.inference.drawing import Shown, make_denoiser
+from if_jax.inference.denoise_stage import Conditioning, make_denoiser
 from if_jax.models.unet import UNetConfig
 
 
@@ -79,7 +79,7 @@ class OpenStage:
         return jax.lax.stop_gradient(weight * (process.eps_from_x0(self.schedule, x_t, t, guided) - eps))
 
     def _run(
-        self, branches: tuple[Shown, ...], guidance_scale: float | jax.Array, x_t: jax.Array, t: jax.Array
+        self, branches: tuple[Conditioning, ...], guidance_scale: float | jax.Array, x_t: jax.Array, t: jax.Array
     ) -> jax.Array:
         config, dtype = self.release.unet_config, jnp.dtype(self.dtype)
         return _guided(self.release.unet_params, branches, guidance_scale, x_t, t, config=config, dtype=dtype)
@@ -96,7 +96,7 @@ class OpenStage:
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def _guided(
     params: Any,
-    branches: tuple[Shown, ...],
+    branches: tuple[Conditioning, ...],
     guidance_scale: jax.Array,
     x_t: jax.Array,
     t: jax.Array,

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from if_jax.parallel import meeting
+from if_jax.parallel import rendezvous
 
 LOST, STUCK, ABSENT, TERMINATED = 75, 76, 77, 143
 
@@ -51,19 +51,19 @@ def connect(
     describes; left out, JAX reads them from the environment (TPU VM, GKE, Slurm, Open MPI).
     start_seconds: how long to wait for the others. heartbeat_seconds: silence after which a process counts as dead and
     the others leave.
-    Raises meeting.Absent naming the processes that have not come, ValueError where the three are not given together or
-    do not lead to the others.
+    Raises rendezvous.Absent naming the processes that have not come, ValueError where the three are not given together
+    or do not lead to the others.
     """
     from jax._src.xla_bridge import backends_are_initialized
 
     check_address(coordinator, processes, process)
     if jax.distributed.is_initialized() or (coordinator is None and backends_are_initialized()):
         return  # whoever started JAX has decided
-    place = meeting.whereabouts(start_seconds) if coordinator is None else (coordinator, processes, process)
+    place = rendezvous.whereabouts(start_seconds) if coordinator is None else (coordinator, processes, process)
     if place is None:
         return
     if place[1] > 1:  # JAX ends a process that waits in vain with a trace that names nobody
-        meeting.gather(*place, start_seconds)
+        rendezvous.gather(*place, start_seconds)
     join(coordinator, processes, process, start_seconds=start_seconds, heartbeat_seconds=heartbeat_seconds)
 
 
@@ -76,10 +76,10 @@ def join(
         jax.distributed.initialize(coordinator, processes, process, **waits)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"JAX could not join the processes ({str(error).strip().splitlines()[0]})") from None
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # see `settled`
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # see `block_on_cpu`
 
 
-def settled(tree: Any) -> Any:
+def block_on_cpu(tree: Any) -> Any:
     """`tree`, once it is computed where several processes train on CPUs; elsewhere at once.
 
     Gloo matches the collectives of two processes by their order, and programs in flight at once have none. A CPU
@@ -113,7 +113,7 @@ def code_hash() -> str:
 def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
     """Compares `facts` (JSON values) of all processes, of which there are several.
 
-    Raises ValueError naming the process and host that differs, and in what; meeting.Absent as `exchange`.
+    Raises ValueError naming the process and host that differs, and in what; rendezvous.Absent as `exchange`.
     """
     first, *others = exchange("preflight", {"host": socket.gethostname(), **facts}, seconds)
     for index, told in enumerate(others, start=1):
@@ -125,7 +125,7 @@ def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
 def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
     """What every process tells under a topic (JSON values), in their order; each process may tell once.
 
-    Raises meeting.Absent naming the process that has told nothing after `seconds`.
+    Raises rendezvous.Absent naming the process that has told nothing after `seconds`.
     """
     # The key-value store of the coordinator: unlike a collective it tells who has not come.
     from jax._src import distributed
@@ -137,7 +137,7 @@ def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str
         try:
             found.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
         except jax.errors.JaxRuntimeError:
-            raise meeting.Absent(meeting.absence([index], jax.process_count(), seconds)) from None
+            raise rendezvous.Absent(rendezvous.absence([index], jax.process_count(), seconds)) from None
     return found
 
 
@@ -163,7 +163,7 @@ def termination() -> Iterator[Callable[[int], bool]]:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Callable[[], None]]:
-    """Yields `moved()`; once called, and then not again for `seconds`, this process leaves with code 76. 0 = never.
+    """Yields `heartbeat()`; once called, and then not again for `seconds`, this process leaves with code 76. 0 = never.
 
     So the time before, in which programs are compiled for minutes, is not counted.
     """
@@ -173,20 +173,22 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         while not done.wait(min(1.0, seconds / 4)):
             if time.monotonic() - last[0] > seconds:
-                leave(f"nothing moved for {seconds:g} s (hosts.step_seconds): is another process stopped?", STUCK)
+                exit_process(
+                    f"nothing moved for {seconds:g} s (hosts.step_seconds): is another process stopped?", STUCK
+                )
 
-    def moved() -> None:
+    def heartbeat() -> None:
         last[0] = time.monotonic()
 
     if seconds:
         threading.Thread(target=watch, daemon=True).start()
     try:
-        yield moved
+        yield heartbeat
     finally:
         done.set()
 
 
-def leave(why: str, code: int) -> NoReturn:
+def exit_process(why: str, code: int) -> NoReturn:
     """Ends this process at once: the usual way out would wait for processes that will not come."""
     print(f"\nError: {why}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -28,7 +28,7 @@ from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import objective, optimizer, preflight, programs, sampling, validation
+from if_jax.training import executable_cache, host_facts, objective, optimizer, sampling, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import resume
 from if_jax.training.step import TrainState, ema_name, init_state, make_step
@@ -51,7 +51,7 @@ class Session:
     sampler: Callable[[Any], sampling.Sheet]
     validate: Callable[[Any], dict[str, float]]
     told_to_end: Callable[[int], bool]
-    moved: Callable[[], None]
+    heartbeat: Callable[[], None]
 
 
 def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
@@ -74,7 +74,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     if jax.process_count() > 1:
-        hosts.preflight(preflight.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
+        hosts.preflight(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
     start, begun = resume(workdir, metadata)
     if start >= recipe.steps:
@@ -89,7 +89,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         ) as saved,
         closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
         hosts.termination() as told_to_end,
-        hosts.deadline(recipe.hosts.step_seconds) as moved,
+        hosts.deadline(recipe.hosts.step_seconds) as heartbeat,
         _explained_errors(recipe),
     ):
         tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
@@ -105,7 +105,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         recorder.note("prepared")
         # A finished program: it cannot be compiled a second time, other shapes are an error.
         lower = partial(lower_step, recipe, networks, tx, abstract, frozen, mesh, placed)
-        step_fn = programs.compiled(lower, mesh, _of_the_step(recipe), networks)
+        step_fn = executable_cache.compiled(lower, mesh, _of_the_step(recipe), networks)
         if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
             hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
         recorder.note("compiled")
@@ -122,7 +122,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
             sampler=sampling.make_sampler(recipe, networks, tokenizer, frozen),
             validate=validation.make_validation(recipe, networks, tokenizer, frozen, batch_sharding),
             told_to_end=told_to_end,
-            moved=moved,
+            heartbeat=heartbeat,
         )
         _loop(session, state)
 
@@ -145,7 +145,7 @@ def _explained_errors(recipe: Recipe) -> Iterator[None]:
             ) from None
         if jax.process_count() == 1:
             raise
-        hosts.leave(f"another process of this run was lost ({first}): start all of them again", hosts.LOST)
+        hosts.exit_process(f"another process of this run was lost ({first}): start all of them again", hosts.LOST)
 
 
 def _loop(s: Session, state: TrainState) -> None:
@@ -156,7 +156,7 @@ def _loop(s: Session, state: TrainState) -> None:
     recipe, start = s.recipe, int(state.step)
     average = ema_name(recipe.ema_decays[0])
     pending: tuple[int, dict] | None = None
-    s.moved()
+    s.heartbeat()
     bar = tqdm(total=recipe.steps, initial=start, unit="step", disable=jax.process_index() != 0, mininterval=2.0)
     with bar:
         for step in range(start + 1, recipe.steps + 1):
@@ -164,7 +164,7 @@ def _loop(s: Session, state: TrainState) -> None:
             if pending is None or pending[1]["loss"].is_ready():  # else the devices are still busy with the step before
                 s.recorder.waited(waited)
             with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
-                state, metrics = hosts.settled(s.step_fn(state, s.frozen, batch))
+                state, metrics = hosts.block_on_cpu(s.step_fn(state, s.frozen, batch))
             _report(s, pending, bar)
             pending = (step, {**metrics, "input_wait": waited})
             told = s.told_to_end(step)
@@ -186,7 +186,7 @@ def _loop(s: Session, state: TrainState) -> None:
                 with s.recorder.during("watched"):
                     s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
                     s.writer.flush()
-            s.moved()
+            s.heartbeat()
         with s.recorder.during("saved"):
             s.saved.finish()
 
@@ -198,7 +198,7 @@ def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
     batch = {
         name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in batch_rows(s.recipe)
     }
-    return hosts.settled(batch), time.perf_counter() - began
+    return hosts.block_on_cpu(batch), time.perf_counter() - began
 
 
 def _report(s: Session, pending: tuple[int, dict] | None, bar: tqdm) -> None:
@@ -344,7 +344,7 @@ def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
     if not recipe.text_encoder_from:
         return None
     text = release.read_text_encoder(recipe.text_encoder_from, None)
-    preflight.check_text_width(recipe, text.config)
+    host_facts.check_text_width(recipe, text.config)
     return text
 
 

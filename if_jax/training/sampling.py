@@ -16,7 +16,7 @@ from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.index import Filter
 from if_jax.diffusion import augment
-from if_jax.inference.drawing import draw_stage
+from if_jax.inference.denoise_stage import draw_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
 from if_jax.text.captions import prepare_captions

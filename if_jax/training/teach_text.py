@@ -24,16 +24,43 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
+from flax import linen as nn
 from flax.core import meta
 
 from if_jax.checkpoints.files import appears_whole
 from if_jax.checkpoints.release import write_text_encoder
 from if_jax.checkpoints.tensors import Storage
-from if_jax.data import grammar, scenes, tasks
-from if_jax.models.caption_heads import CaptionHeads
 from if_jax.models.presets import T5_ENCODERS
 from if_jax.models.t5 import T5Config, T5Encoder
+from if_jax.scenes import grammar, sampling, tasks
+from if_jax.scenes.scene import COLOURS, MATERIALS, NUMBERS, RELATIONS, SHAPES, SIZES, Scene, as_numpy
 from if_jax.text.tokens import ByteTokenizer
+
+
+class CaptionHeads(nn.Module):
+    """Linear, so that what a state says lies open for the attention of a UNet.
+
+    fields: names and numbers of classes of what is said of a group of objects; groups: the most a caption names.
+    """
+
+    fields: tuple[tuple[str, int], ...]
+    groups: int
+    tokens: int
+
+    @nn.compact
+    def __call__(self, states: jax.Array, last: jax.Array) -> tuple[dict, dict, jax.Array]:
+        """states (B, L, D), last (B,) the end mark's place -> logits.
+
+        Of each field (B, L, classes), for the group a token stands in; of each field (B, groups, classes), from the end
+        mark; of the token itself (B, L, tokens).
+        """
+        of_tokens = {name: nn.Dense(classes, name=f"token_{name}")(states) for name, classes in self.fields}
+        end = states[jnp.arange(states.shape[0]), last]
+        of_groups = {
+            name: nn.DenseGeneral((self.groups, classes), name=f"group_{name}")(end) for name, classes in self.fields
+        }
+        return of_tokens, of_groups, nn.Dense(self.tokens, name="itself")(states)
+
 
 SEED = 3_000_003  # of the captions; no picture of these scenes is drawn anywhere
 BATCH = 32
@@ -41,21 +68,21 @@ GROUPS = 3  # of a scene, at most
 # What a group's words say. Number 0 is "no group", place 0 "not said"; so is index 0 of the others but for shape.
 _UNSAID = ("",)
 FIELDS = {
-    "number": grammar.NUMBERS,
-    "size": _UNSAID + grammar.SIZES,
-    "colour": _UNSAID + grammar.COLOURS,
-    "material": _UNSAID + grammar.MATERIALS,
-    "shape": grammar.SHAPES,
-    "place": _UNSAID + grammar.RELATIONS,
+    "number": NUMBERS,
+    "size": _UNSAID + SIZES,
+    "colour": _UNSAID + COLOURS,
+    "material": _UNSAID + MATERIALS,
+    "shape": SHAPES,
+    "place": _UNSAID + RELATIONS,
 }
 _BYTES = 256 + 3  # three special tokens come first
 HEADS = CaptionHeads(tuple((name, len(names)) for name, names in FIELDS.items()), GROUPS, _BYTES)
 _OPPOSITE = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}
-_RELATION = re.compile("|".join(grammar.RELATIONS))
+_RELATION = re.compile("|".join(RELATIONS))
 _PHRASE = re.compile(
-    rf"\b(?P<number>an?|{'|'.join(grammar.NUMBERS[1:])})(?: (?P<size>{'|'.join(grammar.SIZES)}))?"
-    rf"(?: (?P<colour>{'|'.join(grammar.COLOURS)}))?(?: (?P<material>{'|'.join(grammar.MATERIALS)}))?"
-    rf" (?P<shape>{'|'.join(grammar.SHAPES)})s?\b"
+    rf"\b(?P<number>an?|{'|'.join(NUMBERS[1:])})(?: (?P<size>{'|'.join(SIZES)}))?"
+    rf"(?: (?P<colour>{'|'.join(COLOURS)}))?(?: (?P<material>{'|'.join(MATERIALS)}))?"
+    rf" (?P<shape>{'|'.join(SHAPES)})s?\b"
 )
 _RATE = 3e-3
 _WARM_UP = 100
@@ -114,7 +141,7 @@ def measure(config: T5Config, params: Any, heads: Any, count: int = 1024) -> dic
     """Shares said rightly of captions of the held-out split: bytes in everything, captions in everything."""
     rng = np.random.default_rng(SEED + 1)
     drawn, kinds = tasks.sample_tasks(np.arange(count), SEED + 1, True)
-    pairs = zip(scenes.as_numpy(drawn), np.asarray(kinds), strict=True)
+    pairs = zip(as_numpy(drawn), np.asarray(kinds), strict=True)
     captions = [tasks.caption(scene, int(task), rng) for scene, task in pairs]
     ids, mask, said = _batch(captions)
     run = jax.jit(lambda p, h, i, m: HEADS.apply(h, T5Encoder(config).apply({"params": p}, i, m), m.sum(1) - 1))
@@ -141,15 +168,15 @@ def said(caption: str, length: int) -> Said:
     return Said(of_bytes, of_groups)
 
 
-def _scenes(count: int) -> list[tuple[scenes.Scene, int | None]]:
+def _scenes(count: int) -> list[tuple[Scene, int | None]]:
     """Scenes to describe, with their task where they are of one; no combination that is held out."""
     drawn, kinds = tasks.sample_tasks(np.arange(count), SEED)
-    plain = scenes.as_numpy(scenes.sample_scenes(np.arange(count), SEED))
-    asked = zip(scenes.as_numpy(drawn), map(int, np.asarray(kinds)), strict=True)
+    plain = as_numpy(sampling.sample_scenes(np.arange(count), SEED))
+    asked = zip(as_numpy(drawn), map(int, np.asarray(kinds)), strict=True)
     return [*asked, *((scene, None) for scene in plain if not tasks.novelties(scene))]
 
 
-def _describe(described: tuple[scenes.Scene, int | None], rng: np.random.Generator) -> str:
+def _describe(described: tuple[Scene, int | None], rng: np.random.Generator) -> str:
     scene, task = described
     return grammar.caption(scene, rng) if task is None else tasks.caption(scene, task, rng)
 

@@ -20,7 +20,7 @@ from if_jax import Cascade
 from if_jax.checkpoints.release import TextEncoder
 from if_jax.data import embed, embeddings, sources
 from if_jax.data.builders import build
-from if_jax.data.prepare import Preparation
+from if_jax.data.preprocessing import Preparation
 from if_jax.parallel import mesh, rules
 
 TIMESTEPS = (900, 600, 300, 50)

@@ -24,8 +24,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from if_jax.data import pipeline, scenes, sources, tasks
-from if_jax.data.prepare import fit, read_picture
+from if_jax.data import pipeline, sources
+from if_jax.data.preprocessing import fit, read_picture
+from if_jax.scenes import raycast, sampling, tasks
 from if_jax.text.tokens import load_tokenizer
 
 BATCH = 16
@@ -69,8 +70,8 @@ def drawing_rate(name: str, size: int, seconds: float) -> float:
     def pictures() -> Iterator[jax.Array]:
         for first in itertools.count(0, chunk):
             numbers = np.arange(first, first + chunk)
-            batch = scenes.sample_scenes(numbers, 0) if name == "scenes" else tasks.sample_tasks(numbers, 0)[0]
-            yield scenes.render_scenes(batch, size).block_until_ready()
+            batch = sampling.sample_scenes(numbers, 0) if name == "scenes" else tasks.sample_tasks(numbers, 0)[0]
+            yield raycast.render_scenes(batch, size).block_until_ready()
 
     return chunk * rate(pictures, seconds, clock)
 

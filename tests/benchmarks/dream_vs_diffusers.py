@@ -40,7 +40,7 @@ from if_jax.checkpoints.weights import abstract_params
 from if_jax.diffusion.samplers import State
 from if_jax.inference import cascade as cascades
 from if_jax.inference.cascade import Cascade
-from if_jax.inference.drawing import StageNoise, begin_stage, draw_stage
+from if_jax.inference.denoise_stage import StageNoise, begin_stage, draw_stage
 from if_jax.inference.settings import StageSettings, stage_settings
 from if_jax.models.flops import unet_flops
 from if_jax.models.presets import UNETS

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import tensorflow_datasets as tfds
+from drawn_scenes import draw_scenes
 from PIL import Image
 
-from if_jax.data import builders, grammar, scenes, sources
+from if_jax.data import builders, sources
 from if_jax.data.index import Filter
 from if_jax.data.inspect import inspect
-from if_jax.data.prepare import read_picture
+from if_jax.data.preprocessing import read_picture
+from if_jax.scenes import grammar, sampling
+from if_jax.scenes.scene import as_numpy
 
 
 def _picture(path: Path, side: tuple[int, int] = (24, 16), colour: str = "red", **kwargs: object) -> None:
@@ -39,8 +42,8 @@ def test_scenes_make_the_round_trip_without_tensorflow(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
     report = builders.build("scenes", out, count=8, size=16, seed=3)
     assert (report.count, report.size, report.skipped) == (8, 16, {})
-    expected = np.asarray(scenes.draw(np.arange(8), 3, 16))
-    described = scenes.as_numpy(scenes.sample_scenes(np.arange(8), 3))
+    expected = np.asarray(draw_scenes(np.arange(8), 3, 16))
+    described = as_numpy(sampling.sample_scenes(np.arange(8), 3))
     stored = _captions(out)
     for i, scene in enumerate(described):
         caption = grammar.caption(scene, np.random.default_rng((3, i)))
@@ -54,7 +57,7 @@ def test_scenes_make_the_round_trip_without_tensorflow(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = shelves.write_folder(tmp_path / "source", 10)
+    source = record_stores.write_folder(tmp_path / "source", 10)
     monkeypatch.setattr(builders, "PER_SHARD", 3)
     builders.build("folder", tmp_path / "whole", source=source, size=8, workers=1)
     write, written = builders._write_shard, []
@@ -82,7 +85,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, monkeypa
 
 def test_processes_write_the_same_bytes_from_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builders, "PER_SHARD", 5)
-    tars = shelves.write_tars(tmp_path / "tars", 9, 5)
+    tars = record_stores.write_tars(tmp_path / "tars", 9, 5)
     for workers in (1, 2):
         builders.build("folder", tmp_path / str(workers), source=tars, size=8, workers=workers)
     assert _hashes(tmp_path / "1") == _hashes(tmp_path / "2") and len(_hashes(tmp_path / "1")) == 2

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import tensorflow_datasets as tfds
+from drawn_scenes import draw_scenes
 from PIL import Image
 
-from if_jax.data import clevr, geometry, grammar, scenes, sources
+from if_jax.data import clevr, sources
+from if_jax.scenes import geometry, grammar, sampling
+from if_jax.scenes.scene import RELATIONS, SIZES, as_numpy
 
 _NUMBERS = ("a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _RELATION = re.compile(" (left of|right of|in front of|behind) ")
@@ -31,13 +34,13 @@ _THING = re.compile(
 def drawn() -> dict[bytes, dict[str, Any]]:
     """Labels of 16 drawn scenes in CLEVR's colours, none with a sign, by the PNG that shows them."""
     chunks = np.arange(48).reshape(-1, 8)
-    described = [scene for chunk in chunks for scene in scenes.as_numpy(scenes.sample_scenes(chunk, 3))]
-    pictures = np.concatenate([scenes.draw(chunk, 3, 16) for chunk in chunks])
+    described = [scene for chunk in chunks for scene in as_numpy(sampling.sample_scenes(chunk, 3))]
+    pictures = np.concatenate([draw_scenes(chunk, 3, 16) for chunk in chunks])
     found = {}
     for scene, picture in zip(described, pictures, strict=True):
         labels = grammar.labels(scene) | {"turned": np.degrees(scene.yaw[scene.valid]).tolist()}
         if labels["word"] is None and set(labels["colours"]) <= set(clevr.COLOURS):
-            found[shelves.encoded(Image.fromarray(picture))] = labels
+            found[record_stores.encoded(Image.fromarray(picture))] = labels
     return dict(list(found.items())[:16])
 
 
@@ -62,7 +65,7 @@ def test_our_scenes_in_clevrs_layout_get_captions_that_agree_with_their_labels(
                 _check_list(caption, things)
             else:
                 assert caption == "an empty scene"
-    assert relations == set(grammar.RELATIONS) and len(counts) > 3
+    assert relations == set(RELATIONS) and len(counts) > 3
 
 
 def test_mock_data_with_consistent_fields_gets_captions_that_are_exactly_true(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_mock_data_with_consistent_fields_gets_captions_that_are_exactly_true(tm
         listed = "\n".join(caption for caption in told if not _RELATION.search(caption))
         for field in ("shape", "colour", "material") if things else ():
             assert {thing[field] for thing in things} == set(_words_of(field, listed))  # nothing is missing
-    assert relations == set(grammar.RELATIONS) and counts >= set(range(8))
+    assert relations == set(RELATIONS) and counts >= set(range(8))
 
 
 def _made_consistent(example: dict[str, Any], most: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def _made_consistent(example: dict[str, Any], most: int, rng: np.random.Generato
         | {"3d_coords": [0, 0, 0], "pixel_coords": rng.uniform((20, 20, 8), (460, 300, 14)).tolist()}
         for row in rows
     ]
-    picture = io.BytesIO(shelves.encoded(Image.fromarray(example["image"])))
+    picture = io.BytesIO(record_stores.encoded(Image.fromarray(example["image"])))
     return {"image": picture, "file_name": example["file_name"], "objects": objects, "question_answer": []}
 
 
@@ -159,7 +162,7 @@ def _example(name: str, png: bytes, labels: dict[str, Any]) -> dict[str, Any]:
 def _in_clevrs_words(thing: dict[str, Any], turned: float) -> dict[str, Any]:
     """An object as CLEVR tells it: in a picture 480 px wide, with its distance along the camera's axis."""
     x, y = thing["floor"]
-    z = geometry.middle_height(grammar.SIZES.index(thing["size"]))
+    z = geometry.middle_height(SIZES.index(thing["size"]))
     down = math.radians(33)  # the camera looks
     depth = math.cos(down) * (y - geometry.EYE[1]) - math.sin(down) * (z - geometry.EYE[2])
     column, row = (480 * share for share in thing["seen"])
@@ -197,14 +200,14 @@ def test_clevr_through_its_own_schema(tmp_path: Path) -> None:
     ]
     examples = [
         {
-            "image": shelves.encoded(shelves.picture(i, (48, 32))),
+            "image": record_stores.encoded(record_stores.picture(i, (48, 32))),
             "file_name": f"{i}.png",
             "objects": objects,
             "question_answer": [],
         }
         for i, objects in enumerate(scenes)
     ]
-    path = shelves.write_prepared(tmp_path / "clevr" / "3.1.0", "clevr", features, examples)
+    path = record_stores.write_prepared(tmp_path / "clevr" / "3.1.0", "clevr", features, examples)
     opened = sources.open_stored(str(path.parent))  # its one version is found
     assert set(opened[0].captions) >= {
         "a scene with three objects",

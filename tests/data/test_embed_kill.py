@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import webdataset
 
-from if_jax.data import embeddings, grammar, scenes
+from if_jax.data import embeddings
+from if_jax.scenes import grammar, sampling
+from if_jax.scenes.scene import as_numpy
 
 pytestmark = pytest.mark.slow  # three processes, two of which run the demo's encoder over 5,000 captions
 
@@ -25,9 +27,15 @@ COUNT = 4999  # and the empty caption
 def _write_source(path: Path) -> Path:
     """A tar of captions from the grammar, beside pictures of no meaning."""
     with webdataset.TarWriter(str(path)) as tar:
-        for i, scene in enumerate(scenes.as_numpy(scenes.sample_scenes(np.arange(COUNT), 0))):
+        for i, scene in enumerate(as_numpy(sampling.sample_scenes(np.arange(COUNT), 0))):
             caption = grammar.caption(scene, np.random.default_rng(i))
-            tar.write({"__key__": f"{i:06d}", "png": shelves.encoded(shelves.picture(i, (16, 16))), "txt": caption})
+            tar.write(
+                {
+                    "__key__": f"{i:06d}",
+                    "png": record_stores.encoded(record_stores.picture(i, (16, 16))),
+                    "txt": caption,
+                }
+            )
     return path
 
 

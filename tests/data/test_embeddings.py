@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import tiny
 
 from if_jax.checkpoints.release import TextEncoder
 from if_jax.data import embed, embeddings, pipeline, sources
-from if_jax.data.prepare import Preparation
+from if_jax.data.preprocessing import Preparation
 from if_jax.parallel import mesh, rules
 from if_jax.text.tokens import load_tokenizer
 
@@ -29,7 +29,7 @@ def text() -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(shelves.write_tars(tmp_path_factory.mktemp("data") / "tars", COUNT, 11))
+    return str(record_stores.write_tars(tmp_path_factory.mktemp("data") / "tars", COUNT, 11))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_cache_is_refused_beside_anything_else(source: str, caches: dict, tmp_
     opened, stored = embeddings.Embeddings(caches["exact"]), sources.open_stored(source)
     opened.check(stored, Preparation(), "a" * 64)
     opened.verify()
-    other = sources.open_stored(str(shelves.write_folder(tmp_path / "folder", 3)))
+    other = sources.open_stored(str(record_stores.write_folder(tmp_path / "folder", 3)))
     cases = (
         (stored, Preparation(), "c" * 64, "another text encoder"),
         (other, Preparation(), "", "another source"),

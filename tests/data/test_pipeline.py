@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_scenes import draw_scenes
 
-from if_jax.data import builders, grammar, pipeline, scenes
+from if_jax.data import builders, pipeline
+from if_jax.scenes import grammar, sampling
+from if_jax.scenes.scene import SHAPES, as_numpy
 from if_jax.text.tokens import load_tokenizer
 
 SIZE, ROWS = 16, 8
@@ -95,11 +98,11 @@ def test_drawn_batches_show_scene_after_scene() -> None:
     batch = _take("scenes", start_step=2, caption_dropout=0.0)[0]
     numbers = np.arange(2 * ROWS, 3 * ROWS)
     np.testing.assert_array_equal(batch["index"], numbers)
-    np.testing.assert_array_equal(batch["image"], scenes.draw(numbers, 7, SIZE))
-    drawn = scenes.as_numpy(scenes.sample_scenes(numbers, 7))
+    np.testing.assert_array_equal(batch["image"], draw_scenes(numbers, 7, SIZE))
+    drawn = as_numpy(sampling.sample_scenes(numbers, 7))
     for text, scene in zip(_text(batch), drawn, strict=True):
         assert {grammar.word(scene)} <= set(text.split()) | {""}
-        assert all(grammar.SHAPES[scene.shape[s]] in text for s in np.flatnonzero(scene.valid))
+        assert all(SHAPES[scene.shape[s]] in text for s in np.flatnonzero(scene.valid))
 
 
 def test_captions_are_dropped_at_the_given_rate_and_else_unchanged(stored: str) -> None:

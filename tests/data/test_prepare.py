@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shelves
+import record_stores
 from PIL import Image
 
 from if_jax.data import sources
-from if_jax.data.prepare import Unusable, fit, read_caption, read_picture
+from if_jax.data.preprocessing import Unusable, fit, read_caption, read_picture
 
 ENDS = (0, 1, 5, 10, 40, 60)  # bytes of a file that is cut there
 SAVED = {
@@ -181,7 +181,7 @@ def test_captions_are_read_or_refused_by_reason() -> None:
 
 
 def test_a_folder_of_nothing_usable_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(shelves.encoded(shelves.picture(0)))
+    (tmp_path / "a.png").write_bytes(record_stores.encoded(record_stores.picture(0)))
     with pytest.raises(ValueError, match=r"no usable picture in .*: skipped 1: no caption \(a.png\)") as caught:
         sources.open_stored(str(tmp_path))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Stored records: every kind of shelf read in place, the same ids for every reader, and every loss named."""
+"""Stored records: every kind of record store read in place, the same ids for every reader, and every loss named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import tensorflow_datasets as tfds
 import webdataset
 from reading import Batch, batches, told_by
@@ -29,9 +29,9 @@ COUNT = 23
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("stored")
     return {
-        "folder": str(shelves.write_folder(root / "folder", COUNT)),
-        "tars": str(shelves.write_tars(root / "tars", COUNT, 10)),
-        "prepared": str(shelves.write_prepared(root / "prepared", "coco", *shelves.coco_like(COUNT))),
+        "folder": str(record_stores.write_folder(root / "folder", COUNT)),
+        "tars": str(record_stores.write_tars(root / "tars", COUNT, 10)),
+        "prepared": str(record_stores.write_prepared(root / "prepared", "coco", *record_stores.coco_like(COUNT))),
         "mixture": f"1*{root / 'folder'} + 3*{root / 'tars'}",
     }
 
@@ -89,11 +89,11 @@ def test_worker_processes_give_the_same_batches(stored: dict[str, str]) -> None:
         batches("scenes", 1, workers=1)
 
 
-def test_every_shelf_gives_picture_and_captions_by_number(stored: dict[str, str]) -> None:
+def test_every_store_gives_picture_and_captions_by_number(stored: dict[str, str]) -> None:
     for kind in ("folder", "tars", "prepared"):
         opened = sources.open_stored(stored[kind])
         assert len(opened) == COUNT and not opened.left_out
-        assert (opened.facts("width") == shelves.SIDE + 4).all()
+        assert (opened.facts("width") == record_stores.SIDE + 4).all()
         assert "7" in opened[7].captions[0]
     tars = sources.open_stored(stored["tars"])
     assert tars.key(12) == "00001/000010012" and tars[12].metadata["similarity"] == pytest.approx(0.212)
@@ -130,7 +130,7 @@ def test_filters_use_the_columns_there_are(stored: dict[str, str]) -> None:
 
 
 def test_a_tar_that_is_not_as_it_should_be(tmp_path: Path) -> None:
-    whole = next(shelves.write_tars(tmp_path / "whole", 6, 6).glob("*.tar"))
+    whole = next(record_stores.write_tars(tmp_path / "whole", 6, 6).glob("*.tar"))
     content, ends = whole.read_bytes(), "tar is damaged or ends too early: samples after this are lost"
     with tarfile.open(whole) as tar:
         third = next(member for member in tar if member.name.endswith("0002.jpg"))
@@ -149,7 +149,7 @@ def test_a_tar_that_is_not_as_it_should_be(tmp_path: Path) -> None:
     bare = tmp_path / "bare.tar"
     with webdataset.TarWriter(str(bare)) as tar:
         for i in range(3):
-            tar.write({"__key__": str(i), "png": shelves.encoded(shelves.picture(i))})
+            tar.write({"__key__": str(i), "png": record_stores.encoded(record_stores.picture(i))})
     with pytest.raises(ValueError, match=r"no usable picture in .*: skipped 3: no caption"):
         sources.open_stored(str(bare))
 
@@ -160,7 +160,7 @@ def test_of_duplicate_keys_the_first_sound_one_stays(tmp_path: Path) -> None:
     files += [("a.txt", b"second a"), ("b.png", None), ("b.txt", b"second b"), ("README", b"no sample")]
     with tarfile.open(path, "w") as tar:
         for name, data in files:
-            data = shelves.encoded(shelves.picture(1)) if data is None else data
+            data = record_stores.encoded(record_stores.picture(1)) if data is None else data
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
@@ -170,8 +170,8 @@ def test_of_duplicate_keys_the_first_sound_one_stays(tmp_path: Path) -> None:
     assert opened.left_out == expected
 
 
-def test_an_index_is_made_once_and_a_changed_shelf_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tar = next(shelves.write_tars(tmp_path / "tars", 4, 4).glob("*.tar"))
+def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = next(record_stores.write_tars(tmp_path / "tars", 4, 4).glob("*.tar"))
     first = sources.open_stored(str(tar))
     monkeypatch.setattr(sources, "build_index", None)  # a second look would fail
     assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
@@ -180,8 +180,8 @@ def test_an_index_is_made_once_and_a_changed_shelf_refused(tmp_path: Path, monke
     with pytest.raises(ValueError, match=r"has changed since it was indexed.*--reindex") as caught:
         sources.open_stored(str(tar))
     assert "\n" not in str(caught.value)
-    sources.open_stored(str(tar), follow=True)
-    folder = shelves.write_folder(tmp_path / "folder", 3)
+    sources.open_stored(str(tar), reindex=True)
+    folder = record_stores.write_folder(tmp_path / "folder", 3)
     sources.open_stored(str(folder))
     (folder / "0001.txt").write_text("another caption")
     with pytest.raises(ValueError, match="has changed since it was indexed"):
@@ -198,8 +198,8 @@ def test_sources_that_are_none_say_what_to_do(tmp_path: Path) -> None:
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
     )
-    example = {"image": shelves.encoded(shelves.picture(0)), "label": 1}
-    mute = shelves.write_prepared(tmp_path / "mute", "mute", features, [example])
+    example = {"image": record_stores.encoded(record_stores.picture(0)), "label": 1}
+    mute = record_stores.write_prepared(tmp_path / "mute", "mute", features, [example])
     cases = {
         str(tmp_path / "urls"): "holds addresses, not pictures: img2dataset",
         str(tmp_path / "a.tar.gz"): "is compressed",

@@ -16,8 +16,9 @@ from PIL import Image
 from if_jax import Cascade
 from if_jax.cli import main
 from if_jax.diffusion.schedule import parse_steps
-from if_jax.evaluation import asking, drawn, reading
-from if_jax.evaluation.suite import score_objects
+from if_jax.evaluation import draw_prompts
+from if_jax.evaluation.synth import eval_prompts, reading
+from if_jax.evaluation.synth.suite import score_objects
 from if_jax.inference.cascade import DEMO
 from if_jax.inference.pictures import to_pil
 
@@ -79,11 +80,11 @@ def test_stock_diffusers_scores_within_the_interval_of_ours(tmp_path):
     """Other noise, the same weights, steps and guidance."""
     import torch
 
-    asks = [one for one in asking.prompts(PROMPTS, SEED)[0] if one.skill != "words"]
+    asks = [one for one in eval_prompts.prompts(PROMPTS, SEED)[0] if one.skill != "words"]
     captions = [one.caption for one in asks]
     cascade = Cascade.load("demo")
     default = cascade.defaults[0]
-    pictures = drawn.stage_one(cascade, captions, tmp_path, {"seed": SEED}, lambda *_: None)
+    pictures = draw_prompts.stage_one(cascade, captions, tmp_path, {"seed": SEED}, lambda *_: None)
     pipeline = tiny.open_in_diffusers(DEMO / "stage_I")
     steps = parse_steps(default.sample_timestep_respacing)[::-1].tolist()
     how = {"timesteps": steps, "guidance_scale": default.guidance_scale, "output_type": "pt"}

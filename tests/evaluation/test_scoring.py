@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from if_jax.evaluation import scoring, words
-from if_jax.evaluation.asking import ask
-from if_jax.evaluation.reading import Seen
+from if_jax.evaluation.synth import ocr, scoring
+from if_jax.evaluation.synth.eval_prompts import ask
+from if_jax.evaluation.synth.reading import Seen
 
 
 def seen(shape, colour="red", right=0.0, away=0.0, size="small", material="rubber") -> Seen:
@@ -104,7 +104,7 @@ def test_small_pictures_are_enlarged_and_spaces_dropped():
         sizes.append(picture.size)
         return " MO ON.\n"
 
-    assert words.read_words(reader, [Image.new("RGB", (64, 64)), Image.new("RGB", (512, 512))]) == ["MOON", "MOON"]
+    assert ocr.read_words(reader, [Image.new("RGB", (64, 64)), Image.new("RGB", (512, 512))]) == ["MOON", "MOON"]
     assert sizes == [(256, 256), (512, 512)]
 
 
@@ -112,7 +112,7 @@ def test_the_sides_of_a_sign_are_no_letters():
     picture = np.full((64, 64, 3), 255, np.uint8)
     picture[2:17, 10:12] = picture[2:17, 50:52] = 64  # the board's sides
     picture[5:14, 30] = 13  # a letter
-    line = np.asarray(words.sign_of(Image.fromarray(picture)))
+    line = np.asarray(ocr.sign_of(Image.fromarray(picture)))
     assert line.shape == (96, 512)
     columns = np.flatnonzero(line.min(axis=0) < 128) / 8
     assert columns.min() > 29 and columns.max() < 32

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from if_jax.checkpoints.release import write_cascade
 from if_jax.cli import main
-from if_jax.data import geometry, scenes
-from if_jax.evaluation import asking, reading
-from if_jax.evaluation.suite import render
+from if_jax.evaluation.synth import eval_prompts, reading
+from if_jax.evaluation.synth.suite import render
+from if_jax.scenes import geometry
+from if_jax.scenes.scene import as_numpy
 
 PROMPTS, SEED = 42, 5
 
@@ -42,7 +43,7 @@ def evaluated(tmp_path_factory):
 def test_everything_is_in_the_report(evaluated):
     folder, output, _ = evaluated
     scores = json.loads((folder / "scores.json").read_text())
-    names = ("overall", *asking.OBJECT_SKILLS, "words_exact")
+    names = ("overall", *eval_prompts.OBJECT_SKILLS, "words_exact")
     assert {*names, *(f"{name}_ci" for name in names)} <= scores.keys()
     assert scores["words_exact"] is None
     assert "no rapidocr" in output and "no tesseract" in output
@@ -73,9 +74,9 @@ def test_pictures_that_are_drawn_are_kept_and_others_refused(evaluated):
 
 
 def test_the_shipped_reader_reads_renders(evaluated):
-    asks, batch = asking.prompts(PROMPTS, SEED + 1)
+    asks, batch = eval_prompts.prompts(PROMPTS, SEED + 1)
     seen = reading.read(render(batch, reading.PIXELS))
-    totals = [reading.compare(scene, objects) for scene, objects in zip(scenes.as_numpy(batch), seen, strict=True)]
+    totals = [reading.compare(scene, objects) for scene, objects in zip(as_numpy(batch), seen, strict=True)]
     objects = sum(total["objects"] for total in totals)
     for name in ("found", "shape", "colour", "size", "material"):
         assert sum(total[name] for total in totals) / objects > 0.95, name

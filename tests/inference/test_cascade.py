@@ -15,8 +15,8 @@ from PIL import Image
 
 from if_jax.checkpoints import release
 from if_jax.config import DataConfig, Recipe
-from if_jax.data.prepare import Preparation
-from if_jax.inference import drawing, running
+from if_jax.data.preprocessing import Preparation
+from if_jax.inference import batching, denoise_stage
 from if_jax.inference.cascade import Cascade
 from if_jax.inference.settings import stage_settings
 from if_jax.training.publish import stage_defaults
@@ -47,7 +47,7 @@ def calls(monkeypatch):
         size = inputs["size"]
         return np.broadcast_to(shade[:, None, None, None], (len(shade), *size, 3))
 
-    monkeypatch.setattr(running, "draw_stage", draw)
+    monkeypatch.setattr(batching, "draw_stage", draw)
     return seen
 
 
@@ -70,7 +70,7 @@ def test_a_picture_is_its_seed_number_and_prompt(cascade):
 
 def test_twenty_requests_compile_nothing(cascade):
     usual = cascade.dream("a", return_tensors=True)
-    compiled = drawing._advance._cache_size(), drawing._begin._cache_size()
+    compiled = denoise_stage._advance._cache_size(), denoise_stage._begin._cache_size()
     seen = []
     for k in range(20):
         words = {"guidance_scale": 1.5 + 0.5 * k, "dynamic_thresholding_c": 1.0 + 0.1 * (k % 3)}
@@ -78,7 +78,7 @@ def test_twenty_requests_compile_nothing(cascade):
         later = {"noise_level": 10 * k, "guidance_scale": 2.0 + k, "timesteps": [0, 5 + k, 999]}
         how = {"seed": k, "negative_prompt": "dull" * (k % 2), "if_I_kwargs": words, "if_II_kwargs": later}
         seen.append(cascade.dream(f"prompt {k}", return_tensors=True, **how)["II"][0])
-    assert (drawing._advance._cache_size(), drawing._begin._cache_size()) == compiled
+    assert (denoise_stage._advance._cache_size(), denoise_stage._begin._cache_size()) == compiled
     for before, after in pairwise([usual["II"][0], *seen]):
         assert np.abs(before - after).mean() > 1e-3  # rounding alone gives 1e-6
 
@@ -91,8 +91,8 @@ def test_what_depends_on_the_text_alone_is_computed_once(cascade, monkeypatch):
         programs.append(advance.lower(*args, **kwargs).compile().as_text())
         return SimpleNamespace(x=np.zeros((1, 8, 8, 3)))
 
-    advance = drawing._advance
-    monkeypatch.setattr(drawing, "_advance", compile_only)
+    advance = denoise_stage._advance
+    monkeypatch.setattr(denoise_stage, "_advance", compile_only)
     cascade.dream("a", stages=1)
     computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", programs[0], re.S | re.M))
     inside = set(re.findall(r"body=%?([\w.\-]+)", programs[0]))
@@ -112,10 +112,10 @@ def test_strength_and_noise_of_a_style_transfer_are_numbers_too(cascade):
         return cascade.style_transfer(IMAGE, "a", if_I_kwargs=given, stages=1, return_tensors=True)["I"][0]
 
     usual = transfer()
-    compiled = drawing._advance._cache_size(), drawing._begin._cache_size()
+    compiled = denoise_stage._advance._cache_size(), denoise_stage._begin._cache_size()
     original = np.asarray(IMAGE.resize((16, 8), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
     weak, less = transfer(strength=0.2), transfer(less_qsample_steps=3)
-    assert (drawing._advance._cache_size(), drawing._begin._cache_size()) == compiled
+    assert (denoise_stage._advance._cache_size(), denoise_stage._begin._cache_size()) == compiled
     assert usual.shape == (8, 16, 3) and np.abs(less - usual).mean() > 1e-3
     assert np.abs(weak - original).mean() < np.abs(usual - original).mean()
 
@@ -202,7 +202,7 @@ def test_an_interval_of_guidance_is_guided_there_alone(cascade):
 )
 def test_steps_above_in_and_below_the_interval(interval, counts):
     how = settings("base", timesteps=[0, 300, 450, 700, 999], guidance_interval=interval)
-    assert drawing._counts(how, 3, 3).tolist() == counts
+    assert denoise_stage._counts(how, 3, 3).tolist() == counts
 
 
 def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
@@ -270,19 +270,19 @@ def test_prompts_keep_their_case_where_the_captions_of_training_did(cascade, tmp
 
 def test_without_guidance_the_other_half_is_not_computed(cascade, monkeypatch):
     given = []
-    monkeypatch.setattr(drawing, "_begin", lambda *args, **kwargs: (None, {}))
-    monkeypatch.setattr(drawing, "_advance", lambda *args, **kwargs: given.append(kwargs))
+    monkeypatch.setattr(denoise_stage, "_begin", lambda *args, **kwargs: (None, {}))
+    monkeypatch.setattr(denoise_stage, "_advance", lambda *args, **kwargs: given.append(kwargs))
     stage = cascade.stages[0]
     for scale in (1.0, 1.5, 0.0):
         how = stage_settings("I", stage, tiny.DEFAULTS[0], {"guidance_scale": scale})
-        _, advance = drawing.begin_stage(stage, how, None, "text", "uncond")
+        _, advance = denoise_stage.begin_stage(stage, how, None, "text", "uncond")
         advance(SimpleNamespace(index=2), 3)
     assert [len(row["branches"]) for row in given] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(("total", "batch_size"), [(1, 1), (1, 4), (4, 4), (5, 4), (9, 2)])
 def test_tiles_are_of_one_size_and_cover_all(total, batch_size):
-    tiles = list(running._tiles(total, batch_size))
+    tiles = list(batching._tiles(total, batch_size))
     assert {len(rows) for rows in tiles} == {batch_size} and len(tiles) == -(-total // batch_size)
     assert np.array_equal(np.concatenate(tiles)[:total], np.arange(total))
 
@@ -407,7 +407,7 @@ def test_out_of_memory_says_what_to_lower(cascade, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
 
-    monkeypatch.setattr(running, "draw_stage", fail)
+    monkeypatch.setattr(batching, "draw_stage", fail)
     with pytest.raises(MemoryError, match=r"stage I, 1 picture.* of 8x8 .* bfloat16 .* fewer stages"):
         cascade.dream(["a", "b"], batch_size=2)
 
@@ -421,6 +421,6 @@ def test_a_batch_that_does_not_fit_is_split(cascade, monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
         return np.asarray(jax.random.uniform(keys[0], (len(text), 8, 8, 3)))
 
-    monkeypatch.setattr(running, "draw_stage", only_two_fit)
+    monkeypatch.setattr(batching, "draw_stage", only_two_fit)
     drawn = cascade.dream([*"abcde"], batch_size=5, stages=1)
     assert tried == [5, 2, 2, 2] and len(drawn["I"]) == 5

@@ -16,7 +16,7 @@ from if_jax.checkpoints.tensors import Storage
 from if_jax.diffusion.samplers import State
 from if_jax.inference import inputs
 from if_jax.inference.cascade import Cascade
-from if_jax.inference.drawing import StageNoise, begin_stage
+from if_jax.inference.denoise_stage import StageNoise, begin_stage
 from if_jax.inference.settings import stage_settings
 
 torch = pytest.importorskip("torch")

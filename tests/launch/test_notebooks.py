@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import nbformat
 import pytest
-import shelves
+import record_stores
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -66,7 +66,7 @@ tiny.shrink_demo(Path("demo").absolute(), pytest.MonkeyPatch())
 def work(tmp_path_factory):
     """A folder to work in, with pictures; the environment of the kernels."""
     folder = tmp_path_factory.mktemp("notebooks")
-    shelves.write_folder(folder / "pictures", 8)
+    record_stores.write_folder(folder / "pictures", 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
         patch.setenv("JAX_PLATFORMS", "cpu")

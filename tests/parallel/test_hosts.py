@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_recipe
 
-from if_jax.parallel import hosts, meeting
+from if_jax.parallel import hosts, rendezvous
 
 TESTS = Path(__file__).parent.parent
 KEYS = {"steps": 4, "checkpoint_every": 2, "mesh.data": 1, "mesh.fsdp": 2, "mesh.rules": "fsdp"}
@@ -99,8 +99,8 @@ def test_all_who_came_hear_who_did_not():
     place, told = _free_place(), {}
 
     def come(index):
-        with pytest.raises(meeting.Absent) as caught:
-            meeting.gather(place, 5, index, 1)
+        with pytest.raises(rendezvous.Absent) as caught:
+            rendezvous.gather(place, 5, index, 1)
         told[index] = str(caught.value)
 
     threads = [threading.Thread(target=come, args=(index,)) for index in (0, 2, 4)]
@@ -118,8 +118,8 @@ def test_a_process_0_that_is_lost_meanwhile_is_no_mistake():
     with socket.create_server(("", int(place.rpartition(":")[2]))) as server:
         lost = threading.Thread(target=lambda: server.accept()[0].close())
         lost.start()
-        with pytest.raises(meeting.Absent, match="look at its log"):
-            meeting.gather(place, 2, 1, 5)
+        with pytest.raises(rendezvous.Absent, match="look at its log"):
+            rendezvous.gather(place, 2, 1, 5)
         lost.join()
 
 
@@ -142,7 +142,7 @@ def test_the_code_hash_is_of_the_source():
 
 def test_the_deadline_counts_from_the_first_step(monkeypatch):
     left = []
-    monkeypatch.setattr(hosts, "leave", lambda why, code: left.append(code))
+    monkeypatch.setattr(hosts, "exit_process", lambda why, code: left.append(code))
     with hosts.deadline(0.1) as moved:
         time.sleep(0.4)  # compiling
         assert not left

@@ -10,7 +10,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-import shelves
+import record_stores
 import tiny
 from click.testing import CliRunner
 
@@ -20,7 +20,7 @@ from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, Val
 from if_jax.models import presets
 from if_jax.parallel import hosts
 from if_jax.tracking import goodput
-from if_jax.training import loop, programs, publish
+from if_jax.training import executable_cache, loop, publish
 
 RECIPE = Recipe(
     unet="tiny-I",
@@ -87,7 +87,7 @@ def test_a_run_accounts_for_its_time(finished):
 
 def _train_until(monkeypatch, workdir, at, happens):
     """Trains, but something else happens first once `at` batches are done."""
-    compiled = programs.compiled
+    compiled = executable_cache.compiled
 
     def interrupted(*args):
         step = compiled(*args)
@@ -100,7 +100,7 @@ def _train_until(monkeypatch, workdir, at, happens):
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "compiled", interrupted)
+        patch.setattr(executable_cache, "compiled", interrupted)
         loop.train(RECIPE, str(workdir))
 
 
@@ -163,7 +163,7 @@ def test_super_resolution_trains_on_a_published_text_encoder(finished, tmp_path)
 
 
 def test_tars_of_img2dataset_train_as_they_are(finished, tmp_path, monkeypatch):
-    tars = shelves.write_tars(tmp_path / "tars", 20, 7)  # uneven, by webdataset's own writer
+    tars = record_stores.write_tars(tmp_path / "tars", 20, 7)  # uneven, by webdataset's own writer
     recipe = dataclasses.replace(UNWATCHED, data=dataclasses.replace(RECIPE.data, source=str(tars)))
     # The step is the same for other pictures: the program of the other run is taken.
     monkeypatch.setattr(loop, "lower_step", lambda *args: pytest.fail("compiled anew"))
@@ -177,7 +177,7 @@ def test_tars_of_img2dataset_train_as_they_are(finished, tmp_path, monkeypatch):
 @pytest.mark.slow  # two more trainings, each compiled for minutes of a busy core
 def test_kept_embeddings_train_like_the_encoder_that_made_them(finished, tmp_path):
     publish.publish([str(finished)], str(tmp_path / "one"))
-    tars = shelves.write_tars(tmp_path / "tars", 20, 7)
+    tars = record_stores.write_tars(tmp_path / "tars", 20, 7)
     stage = str(tmp_path / "one" / "stage_I")
     data = dataclasses.replace(RECIPE.data, source=str(tars))
     online = dataclasses.replace(UNWATCHED, steps=4, text_encoder_from=stage, compute_dtype="bfloat16", data=data)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from if_jax.training import programs
+from if_jax.training import executable_cache
 
 # The devices in another order than JAX lists them in, as on a torus.
 MESH = Mesh(jax.devices()[::-1], ("data",))
@@ -34,7 +34,7 @@ def traced(tmp_path):
 
 def _run(lower, scale, *follows_from):
     given = {"x": _on_the_mesh(jnp.arange(8.0))}
-    found = programs.compiled(lambda: lower(scale), MESH, *follows_from)(given)
+    found = executable_cache.compiled(lambda: lower(scale), MESH, *follows_from)(given)
     assert given["x"].is_deleted()  # donated, also where the program was read
     assert len(found["y"].sharding.device_set) == 8
     return found["y"].tolist()[:3]
@@ -56,7 +56,7 @@ def test_what_it_follows_from_tells_programs_apart(traced, monkeypatch):
     jax.config.update("jax_default_matmul_precision", "highest")
     _run(lower, 2, "recipe")
     jax.config.update("jax_default_matmul_precision", None)
-    monkeypatch.setattr(programs.hosts, "code_hash", lambda: "other code")
+    monkeypatch.setattr(executable_cache.hosts, "code_hash", lambda: "other code")
     _run(lower, 2, "recipe")
     assert times == [2, 3, 2, 2, 2]
 
@@ -94,6 +94,6 @@ def test_what_the_cache_of_jax_gave_is_not_kept():
     given = {"x": _on_the_mesh(jnp.arange(8.0))}
     first = lower_loop().compile()(given)["y"].tolist()  # now JAX's cache has it
     for _ in range(2):  # compiled and kept, then read
-        assert programs.compiled(lower_loop, MESH, "recipe")(given)["y"].tolist() == first
+        assert executable_cache.compiled(lower_loop, MESH, "recipe")(given)["y"].tolist() == first
     assert jax.config.jax_enable_compilation_cache
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from if_jax.data import drawn, grammar, scenes, tasks
+from if_jax.scenes import grammar, sources, tasks
+from if_jax.scenes.scene import Scene, as_numpy
 from if_jax.text.captions import clean_caption
 
 MANY, CHUNK = 1000, 8  # in chunks of one size there is one program to compile
@@ -17,7 +18,7 @@ _THING = re.compile(
 )
 _NUMBER = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 
-Sampled = list[tuple[scenes.Scene, int, str]]
+Sampled = list[tuple[Scene, int, str]]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["train", "held_out"])
@@ -25,7 +26,7 @@ def split(request: pytest.FixtureRequest) -> tuple[bool, Sampled]:
     found = []
     for chunk in np.arange(MANY).reshape(-1, CHUNK):
         batch, kinds = tasks.sample_tasks(chunk, 3, held_out=request.param)
-        found += zip(scenes.as_numpy(batch), np.asarray(kinds).tolist(), strict=True)
+        found += zip(as_numpy(batch), np.asarray(kinds).tolist(), strict=True)
     rows = [
         (scene, kind, tasks.caption(scene, kind, np.random.default_rng(i))) for i, (scene, kind) in enumerate(found)
     ]
@@ -54,7 +55,7 @@ def test_captions_name_exactly_what_is_there(split: tuple[bool, Sampled]) -> Non
         assert clean_caption(caption) == caption
 
 
-def assert_names_exactly(scene: scenes.Scene, caption: str) -> None:
+def assert_names_exactly(scene: Scene, caption: str) -> None:
     """The caption names every group once, with its number, nothing else, and no relation that does not hold."""
     sign = re.search(r"a sign that says ([a-z]+)", caption)
     assert (sign[1] if sign else "") == grammar.word(scene)
@@ -82,7 +83,7 @@ def test_pairs_differ_in_shape_and_colour_and_are_named_in_full() -> None:
     """Which words belong together is then all that tells one blob from another."""
     seen = set()
     for chunk in np.arange(160).reshape(-1, CHUNK):
-        for number, scene in zip(chunk, scenes.as_numpy(tasks.sample_pairs(chunk, 3)), strict=True):
+        for number, scene in zip(chunk, as_numpy(tasks.sample_pairs(chunk, 3)), strict=True):
             caption = tasks.pair_caption(scene, np.random.default_rng(number))
             assert_names_exactly(scene, caption)
             assert len(caption) <= grammar.MAX_BYTES and clean_caption(caption) == caption
@@ -119,7 +120,7 @@ def test_nothing_named_is_hidden(split: tuple[bool, Sampled]) -> None:
 
 
 def test_drawn_samples_carry_their_labels() -> None:
-    one, again = (list(drawn.draw("tasks", range(CHUNK), 1, 16, with_labels=True)) for _ in range(2))
+    one, again = (list(sources.draw("tasks", range(CHUNK), 1, 16, with_labels=True)) for _ in range(2))
     assert all(np.array_equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(one, again, strict=True))
     for picture, _, labels in one:
         assert picture.shape == (16, 16, 3) and labels["task"] in tasks.TASKS and labels["held_out"] == []

@@ -6,15 +6,13 @@ Per object only the rays' intersection with its own kind of solid is computed (`
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from if_jax.data import glyphs
-
-if TYPE_CHECKING:
-    from if_jax.data.scenes import Scene
+from if_jax.scenes import glyphs
+from if_jax.scenes.scene import Scene
 
 # Sizes of the solids relative to the object's radius (the sphere's), so that all of them look about equally big.
 CUBE_HALF = 0.80

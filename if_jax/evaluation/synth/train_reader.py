@@ -1,4 +1,4 @@
-"""Trains the reader on renders alone: python -m if_jax.evaluation.train_reader --workdir runs/reader
+"""Trains the reader on renders alone: python -m if_jax.evaluation.synth.train_reader --workdir runs/reader
 
 Scenes are drawn once and spoilt anew each time (`spoil`); no picture of any cascade is ever seen. The same command goes
 on with a run that was interrupted, to the same weights; at the end it measures the reader on renders of other seeds and
@@ -20,12 +20,11 @@ import numpy as np
 import optax
 from flax.core import meta
 
-from if_jax.data import geometry, scenes, tasks
-from if_jax.data.grammar import COLOURS, SHAPES
-from if_jax.data.scenes import Scene
-from if_jax.evaluation import reading
-from if_jax.evaluation.spoil import spoil, stretch
-from if_jax.models.reader import CELLS, FIELDS, PIXELS, Grid, Reader
+from if_jax.evaluation.synth import reading
+from if_jax.evaluation.synth.corruptions import spoil, stretch
+from if_jax.evaluation.synth.reader import CELLS, FIELDS, PIXELS, Grid, Reader
+from if_jax.scenes import geometry, raycast, sampling, tasks
+from if_jax.scenes.scene import COLOURS, SHAPES, Scene
 
 SEED = 2_000_003  # of the training scenes; `measure` and the prompts use others
 BATCH = 32
@@ -108,10 +107,10 @@ def _rendered(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Batch `number`: 64 pictures and what is in them. Half are scenes, half tasks of either split."""
     half = _RENDERED // 2
     numbers = np.arange(half) + number * half
-    plain = _mixed(scenes.sample_scenes(numbers, SEED), jax.random.key(number))
+    plain = _mixed(sampling.sample_scenes(numbers, SEED), jax.random.key(number))
     asked, _ = tasks.sample_tasks(numbers, SEED, number % 3 == 0)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), plain, asked)
-    return jax.tree.map(np.asarray, (scenes.render_scenes(both, PIXELS), targets(both)))
+    return jax.tree.map(np.asarray, (raycast.render_scenes(both, PIXELS), targets(both)))
 
 
 @jax.jit

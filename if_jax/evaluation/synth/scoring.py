@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from if_jax.evaluation.asking import OBJECT_SKILLS, Ask, Wanted
-from if_jax.evaluation.reading import Seen
+from if_jax.evaluation.synth.eval_prompts import OBJECT_SKILLS, EvalPrompt, Wanted
+from if_jax.evaluation.synth.reading import Seen
 
 MARGIN = 0.15  # floor units by which a relation must hold; captions name those that hold by 0.3
 _Z = 1.959964  # of a 95 % interval
 
 
-def right(one: Ask, seen: Sequence[Seen], loose: bool = False) -> bool:
+def right(one: EvalPrompt, seen: Sequence[Seen], loose: bool = False) -> bool:
     """Whether the objects seen are those asked for. loose: others may stand beside them, as in GenEval."""
     groups = [[other for other in seen if _fits(wanted, other)] for wanted in one.wanted]
     counts = [(len(group), wanted.count) for group, wanted in zip(groups, one.wanted, strict=True)]
@@ -50,7 +50,7 @@ def wilson(hits: int, total: int) -> list[float] | None:
     return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
 
 
-def skill_scores(asks: Sequence[Ask], hits: Sequence[bool]) -> dict[str, Any]:
+def skill_scores(asks: Sequence[EvalPrompt], hits: Sequence[bool]) -> dict[str, Any]:
     """The share of right pictures of each of the six tasks and `overall`, their mean, each with `<name>_ci`.
 
     The interval of `overall` is that of the pooled share, which is the mean where the tasks have equally many prompts.
@@ -70,7 +70,7 @@ def share_of(hits: Iterable[bool], name: str) -> dict[str, Any]:
     return {name: round(sum(hits) / len(hits), 4) if hits else None, f"{name}_ci": wilson(sum(hits), len(hits))}
 
 
-def unseen_gap(asks: Sequence[Ask], hits: Sequence[bool]) -> float | None:
+def unseen_gap(asks: Sequence[EvalPrompt], hits: Sequence[bool]) -> float | None:
     """By how much known combinations are drawn better than unseen ones, over the tasks of which both name colours."""
     gaps = []
     for name in ("count", "colour", "position", "binding"):

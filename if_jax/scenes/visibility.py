@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
-from if_jax.data import geometry
-
-if TYPE_CHECKING:
-    from if_jax.data.scenes import Scene
+from if_jax.scenes import geometry
+from if_jax.scenes.scene import Scene
 
 
 def visible_shares(scene: Scene, size: int = 64) -> tuple[jax.Array, jax.Array]:

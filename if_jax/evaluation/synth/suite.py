@@ -16,15 +16,16 @@ import numpy as np
 from PIL import Image
 
 from if_jax.checkpoints.files import write_json
-from if_jax.data import scenes
-from if_jax.data.scenes import Scene
 from if_jax.diffusion import augment
-from if_jax.evaluation import asking, denoising, drawn, reading, report, scoring, words
-from if_jax.evaluation.asking import OBJECT_SKILLS, Ask
-from if_jax.evaluation.drawn import Progress
-from if_jax.evaluation.reading import Seen
+from if_jax.evaluation import draw_prompts, fixed_timestep_loss
+from if_jax.evaluation.draw_prompts import Progress
+from if_jax.evaluation.synth import eval_prompts, ocr, reading, report, scoring
+from if_jax.evaluation.synth.eval_prompts import OBJECT_SKILLS, EvalPrompt
+from if_jax.evaluation.synth.reading import Seen
 from if_jax.inference.cascade import DEMO, Cascade
 from if_jax.inference.pictures import to_pil
+from if_jax.scenes import raycast
+from if_jax.scenes.scene import Scene
 
 SUITES = ("synth",)
 DEFAULT_PROMPTS = 420
@@ -62,16 +63,16 @@ def evaluate(
     began = time.monotonic()
     folder = DEMO if str(folder) == "demo" else Path(folder)
     cascade = Cascade.load(folder)
-    asks, true_scenes = asking.prompts(prompts, seed)
+    asks, true_scenes = eval_prompts.prompts(prompts, seed)
     options = {"seed": seed, **(options or {})}
-    identity = {"cascade_sha256": drawn.cascade_sha256(folder), "prompts_sha256": asking.sha256(asks)}
+    identity = {"cascade_sha256": draw_prompts.cascade_sha256(folder), "prompts_sha256": eval_prompts.sha256(asks)}
     identity["settings"] = json.loads(json.dumps(options)) | {"defaults": [asdict(d) for d in cascade.defaults]}
     pictures = Path(out) / "pictures"
-    drawn.prepare(pictures, identity, overwrite)
+    draw_prompts.prepare(pictures, identity, overwrite)
     truth = Truth(true_scenes, render(true_scenes, reading.PIXELS))
 
     captions = [one.caption for one in asks]
-    first = drawn.stage_one(cascade, captions, pictures, options, progress)
+    first = draw_prompts.stage_one(cascade, captions, pictures, options, progress)
     small = reading.to_array(first)
     seen = reading.read(small)
     scores = score_objects(asks, seen)
@@ -115,7 +116,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def score_objects(asks: Sequence[Ask], seen: Sequence[Sequence[Seen]]) -> dict[str, Any]:
+def score_objects(asks: Sequence[EvalPrompt], seen: Sequence[Sequence[Seen]]) -> dict[str, Any]:
     """The six tasks over known combinations, the same apart over unseen ones, and by the loose rule."""
     hits = [scoring.right(one, objects) for one, objects in zip(asks, seen, strict=True)]
     loose = [scoring.right(one, objects, loose=True) for one, objects in zip(asks, seen, strict=True)]
@@ -128,7 +129,7 @@ def score_objects(asks: Sequence[Ask], seen: Sequence[Sequence[Seen]]) -> dict[s
     return parts["known"] | {"unseen": unseen, "loose": scoring.flat(parts["loose"], names)}
 
 
-def calibrate(asks: Sequence[Ask], truth: Truth) -> dict[str, Any]:
+def calibrate(asks: Sequence[EvalPrompt], truth: Truth) -> dict[str, Any]:
     """What pictures of known worth score: true renders, the same blurred, and true renders of other captions.
 
     A caption's place is taken by the next one of its task, so `shuffled` is what a drawing earns that knows the task
@@ -137,7 +138,7 @@ def calibrate(asks: Sequence[Ask], truth: Truth) -> dict[str, Any]:
     blurred = np.asarray(augment.blur(jnp.asarray(truth.small), jnp.full(len(asks), _BLUR), _BLUR))
     true, soft = reading.read(truth.small), reading.read(blurred)
     order = np.arange(len(asks))
-    for skill in asking.SKILLS:
+    for skill in eval_prompts.SKILLS:
         of_skill = np.flatnonzero([one.skill == skill for one in asks])
         order[of_skill] = np.roll(of_skill, 1)
     names = ("overall", *OBJECT_SKILLS)
@@ -156,7 +157,7 @@ def render(batch: Scene, size: int, rows: Sequence[int] | None = None) -> np.nda
     for start in range(0, len(rows), tile):
         chosen = rows[np.minimum(np.arange(start, start + tile), len(rows) - 1)]
         part = Scene(*(field[chosen] for field in batch))
-        drawing = scenes.render_scenes(part, max(size, reading.PIXELS)).astype(jnp.float32) / 127.5 - 1
+        drawing = raycast.render_scenes(part, max(size, reading.PIXELS)).astype(jnp.float32) / 127.5 - 1
         parts.append(np.asarray(drawing if size >= reading.PIXELS else augment.downsample(drawing, size)))
     return np.concatenate(parts)[: len(rows)]
 
@@ -172,7 +173,7 @@ def _distances(small: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 def _later_stage(
     cascade: Cascade,
-    asks: Sequence[Ask],
+    asks: Sequence[EvalPrompt],
     first: Sequence[Image.Image],
     truth: Truth,
     folder: Path,
@@ -183,12 +184,12 @@ def _later_stage(
     """Stage II's pictures of the words' prompts, by number, and the scores of words and of super-resolution."""
     chosen = {i: one.caption for i, one in enumerate(asks) if one.skill == "words"}
     low = [first[i] for i in chosen]
-    readers = words.readers(say)
+    readers = ocr.readers(say)
     if len(cascade.stages) < 2:
         say("the cascade has one stage: words are read from its pictures enlarged, super-resolution is not scored")
         return {}, _words(readers, asks, {"drawn": dict(zip(chosen, low, strict=True))})
     size = cascade.stages[1].unet_config.sample_size
-    second = drawn.stage_two(cascade, chosen, low, folder, options, progress)
+    second = draw_prompts.stage_two(cascade, chosen, low, folder, options, progress)
     true = render(truth.scenes, size, list(chosen))
     bicubic = [picture.resize((size, size), Image.Resampling.BICUBIC) for picture in low]
     sets = {"drawn": second, "bicubic": bicubic, "true": [to_pil(picture) for picture in true]}
@@ -224,7 +225,7 @@ def _psnr(
     sets = {"bicubic": [picture.resize((size, size), Image.Resampling.BICUBIC) for picture in low]}
     for name, how in (("level_0", plain | {"noise_level": 0}), ("default", options.get("if_II_kwargs"))):
         given = dict(options) | ({"if_II_kwargs": how} if how else {})
-        sets[name] = drawn.stage_two(cascade, chosen, low, folder, given, progress, name=f"true-{name}")
+        sets[name] = draw_prompts.stage_two(cascade, chosen, low, folder, given, progress, name=f"true-{name}")
     figures = {}
     for name, rows in sets.items():
         found = [scoring.psnr(a, b) for a, b in zip(reading.to_array(rows, size), true, strict=True)]
@@ -232,20 +233,20 @@ def _psnr(
     return figures | {"pictures": len(true)}
 
 
-def _objects_right(asks: Sequence[Ask], chosen: Mapping[int, str], rows: Sequence[Image.Image]) -> float:
+def _objects_right(asks: Sequence[EvalPrompt], chosen: Mapping[int, str], rows: Sequence[Image.Image]) -> float:
     """The share of words' prompts whose objects are right, at 64 px: what stage II keeps of stage I."""
     seen = reading.read(reading.to_array(rows))
     return round(float(np.mean([scoring.right(asks[i], one) for i, one in zip(chosen, seen, strict=True)])), 4)
 
 
 def _words(
-    readers: Mapping[str, words.OcrReader], asks: Sequence[Ask], sets: Mapping[str, Mapping[int, Image.Image]]
+    readers: Mapping[str, ocr.OcrReader], asks: Sequence[EvalPrompt], sets: Mapping[str, Mapping[int, Image.Image]]
 ) -> dict[str, Any]:
     """`words_exact` as RapidOCR reads the drawings, and each reader's scores of each set of pictures."""
     found: dict[str, Any] = {}
     for reader, read in readers.items():
         for name, pictures in sets.items():
-            told = dict(zip(pictures, words.read_words(read, list(pictures.values())), strict=True))
+            told = dict(zip(pictures, ocr.read_words(read, list(pictures.values())), strict=True))
             splits = {"": False, "_unseen": True} if name == "drawn" else {"": None}
             for split, unseen in splits.items():
                 rows = [i for i in told if unseen is None or asks[i].unseen == unseen]
@@ -255,13 +256,13 @@ def _words(
     return {"words_exact": main.get("exact"), "words_exact_ci": main.get("exact_ci"), "words": found}
 
 
-def _losses(cascade: Cascade, asks: Sequence[Ask], truth: Truth, progress: Progress) -> dict[str, Any]:
+def _losses(cascade: Cascade, asks: Sequence[EvalPrompt], truth: Truth, progress: Progress) -> dict[str, Any]:
     """The fixed-timestep loss of each stage on true renders, spread over the tasks."""
     figures = {}
     for stage, (name, count) in zip(cascade.stages, _LOSS_PICTURES.items(), strict=False):
         progress(f"loss of stage {name}", 0, 1)
         rows = np.unique(np.linspace(0, len(asks) - 1, count).astype(int))
         true = render(truth.scenes, stage.unet_config.sample_size, rows)
-        figures[name] = denoising.losses(cascade, name, true, [asks[i].caption for i in rows])
+        figures[name] = fixed_timestep_loss.losses(cascade, name, true, [asks[i].caption for i in rows])
         progress(f"loss of stage {name}", 1, 1)
     return figures

@@ -13,11 +13,11 @@ from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import load_index
-from if_jax.data.prepare import Unusable
-from if_jax.data.sources import find_shelves, open_stored
+from if_jax.data.preprocessing import Unusable
+from if_jax.data.sources import find_record_stores, open_stored
 from if_jax.doctor.findings import Finding, attempt
 from if_jax.models.t5 import T5Config
-from if_jax.training import preflight
+from if_jax.training import host_facts
 
 _LOOKED_AT = 64  # records of a source that has no index yet
 
@@ -36,7 +36,7 @@ def text_encoder(recipe: Recipe) -> tuple[Finding, FrozenText | None]:
 
     def read() -> tuple[str, FrozenText]:
         found = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
-        preflight.check_text_width(recipe, found.config)
+        host_facts.check_text_width(recipe, found.config)
         stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(found.params)]
         identity = found.sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
         told = f"{recipe.text_encoder_from}, {found.config.num_layers} layers of width {found.config.d_model}"
@@ -81,7 +81,7 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
                 f"embeddings {data.embeddings!r} do not go with drawn scenes or a mixture: name one stored source, or "
                 "leave data.embeddings out"
             )
-        if all(load_index(shelf) for shelf in find_shelves(data.source)):
+        if all(load_index(store) for store in find_record_stores(data.source)):
             stored = open_stored(data.source, data.keep.at_least(data.size))
             cache.check(stored, data.preparation, text.sha256 if text else "")
         return f"{data.embeddings}, {cache.plan.captions} captions", None
@@ -91,14 +91,14 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
 
 def _part(name: str, recipe: Recipe) -> str:
     keep = recipe.data.keep.at_least(recipe.data.size)
-    shelves = find_shelves(name)
-    if all(load_index(shelf) is not None for shelf in shelves):
+    stores = find_record_stores(name)
+    if all(load_index(store) is not None for store in stores):
         return f"{name}: {len(open_stored(name, keep)):,} pictures"
-    looked = list(itertools.islice((found for shelf in shelves for _, _, found in shelf.scan()), _LOOKED_AT))
+    looked = list(itertools.islice((found for store in stores for _, _, found in store.scan()), _LOOKED_AT))
     flaws = [str(found) for found in looked if isinstance(found, Unusable)]
     if len(flaws) == len(looked):
         raise ValueError(
             f"no usable picture in {name!r} ({flaws[0] if flaws else 'it is empty'}): `if-jax data inspect {name}` "
             "says what is wrong with each"
         )
-    return f"{name}: {len(shelves)} part(s), indexed when training starts"
+    return f"{name}: {len(stores)} part(s), indexed when training starts"

@@ -29,7 +29,7 @@ from if_jax.inference.settings import StageSettings
 from if_jax.models.unet import UNet, UNetConfig
 
 Params = Any
-Shown = dict[
+Conditioning = dict[
     str, jax.Array
 ]  # what a network is shown beside x_t and t: "text", and where needed "pooled", "low", "level"
 StepCallback = Callable[[int, int, np.ndarray, np.ndarray], None]  # steps left, timestep, x_{t−1}, x̂0: (B, H, W, 3)
@@ -140,7 +140,7 @@ def begin_stage(
         mask=mask,
         noise=None if noise is None else jnp.asarray(noise.steps, jnp.float32),
         config=stage.unet_config,
-        rules=_Rules.of(settings, guided),
+        rules=_StaticOptions.of(settings, guided),
         dtype=jnp.dtype(dtype),
     )
 
@@ -153,7 +153,7 @@ def begin_stage(
 def make_denoiser(
     params: Params,
     config: UNetConfig,
-    branches: tuple[Shown, ...],
+    branches: tuple[Conditioning, ...],
     combine: guidance.Combine | None = None,
     dtype: Any = jnp.float32,
 ) -> guidance.Denoiser:
@@ -164,7 +164,7 @@ def make_denoiser(
     """
     net = UNet(config, dtype=dtype)
 
-    def apply(x_t: jax.Array, t: jax.Array, shown: Shown) -> jax.Array:
+    def apply(x_t: jax.Array, t: jax.Array, shown: Conditioning) -> jax.Array:
         x = jnp.concatenate([x_t, shown["low"]], axis=-1) if "low" in shown else x_t
         return net.apply({"params": params}, x, t, shown["text"], shown.get("level"), shown.get("pooled"))
 
@@ -174,7 +174,7 @@ def make_denoiser(
 
 
 @dataclass(frozen=True)
-class _Rules:
+class _StaticOptions:
     """What of the settings changes the computation, and not only its numbers."""
 
     prediction: str
@@ -184,7 +184,7 @@ class _Rules:
     projected: bool
 
     @classmethod
-    def of(cls, settings: StageSettings, guided: bool) -> _Rules:
+    def of(cls, settings: StageSettings, guided: bool) -> _StaticOptions:
         return cls(
             settings.scheduler.prediction,
             settings.sampler,
@@ -208,7 +208,7 @@ def _begin(
     low_noise: jax.Array | None,
     *,
     shape: tuple[int, int, int],
-) -> tuple[State, Shown]:
+) -> tuple[State, Conditioning]:
     """Where the loop starts, and what a super-resolution stage is shown of the low-resolution picture."""
     x_keys, low_keys = _stage_keys(keys)
     x = samplers.initial_noise(x_keys, shape) if x_noise is None else x_noise
@@ -233,13 +233,13 @@ def _advance(
     state: State,
     counts: jax.Array,
     keys: jax.Array,
-    branches: tuple[Shown, ...],
-    low: Shown,
-    scales: Shown,
+    branches: tuple[Conditioning, ...],
+    low: Conditioning,
+    scales: Conditioning,
     mask: jax.Array | None,
     noise: jax.Array | None,
     config: UNetConfig,
-    rules: _Rules,
+    rules: _StaticOptions,
     dtype: Any,
 ) -> State:
     """Steps of the loop: counts (3,) without guidance, with it, and without again (see `_counts`)."""
@@ -249,7 +249,7 @@ def _advance(
     how |= {"sample_max_value": scales["max_value"], "threshold_ratio": scales["ratio"]}
     branches = tuple(branch | low for branch in branches)
 
-    def walk(branches: tuple[Shown, ...], state: State, count: jax.Array) -> State:
+    def run_sampler(branches: tuple[Conditioning, ...], state: State, count: jax.Array) -> State:
         denoise = make_denoiser(params, config, branches, _combine(rules, scales, training), dtype)
         if rules.sampler == "ddim":
             ddim = partial(samplers.ddim, eta=scales["eta"], clipped_eps=rules.clipped_eps)
@@ -258,16 +258,18 @@ def _advance(
         return sampler(denoise, schedule, state, count, noise_at, **how)
 
     if not rules.interval:
-        return walk(branches, state, counts.sum())
+        return run_sampler(branches, state, counts.sum())
 
     def part(k: jax.Array, state: State) -> State:
         """One of the three parts; a branch that is not taken is not computed."""
-        return jax.lax.cond(k == 1, partial(walk, branches), partial(walk, branches[:1]), state, counts[k])
+        return jax.lax.cond(
+            k == 1, partial(run_sampler, branches), partial(run_sampler, branches[:1]), state, counts[k]
+        )
 
     return jax.lax.fori_loop(0, 3, part, state)
 
 
-def _combine(rules: _Rules, scales: Shown, training: Schedule) -> guidance.Combine:
+def _combine(rules: _StaticOptions, scales: Conditioning, training: Schedule) -> guidance.Combine:
     weight, mixer = scales["guidance"], scales["mixer"]
     if not rules.projected:
         return guidance.classifier_free(weight, mixer)
@@ -275,7 +277,7 @@ def _combine(rules: _Rules, scales: Shown, training: Schedule) -> guidance.Combi
     return guidance.projected(weight, training, rules.prediction, parallel, norm, mixer)
 
 
-def _branches(text: jax.Array, uncond: jax.Array | None, style: jax.Array | None) -> tuple[Shown, ...]:
+def _branches(text: jax.Array, uncond: jax.Array | None, style: jax.Array | None) -> tuple[Conditioning, ...]:
     """The text of each branch. A style prompt is pooled in place of the prompt and has its own branch, as in IF."""
     if uncond is None:
         return ({"text": text},)

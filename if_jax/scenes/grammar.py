@@ -8,27 +8,14 @@ IF's caption cleaning leaves it as it is.
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from if_jax.data.geometry import middle_height, project, to_pixels
+from if_jax.scenes.geometry import middle_height, project, to_pixels
+from if_jax.scenes.scene import COLOURS, MATERIALS, NUMBERS, SHAPES, SIZES, Scene
 
-if TYPE_CHECKING:
-    from if_jax.data.scenes import Scene
-
-SHAPES = ("sphere", "cube", "cylinder")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-SIZES = ("small", "large")
-MATERIALS = ("rubber", "metal")
-WORDS = (
-    *("cat", "dog", "sun", "sky", "sea", "map", "box", "cup", "hat", "key", "bus", "car", "jax", "art"),
-    *("go", "hi", "ok", "no", "yes", "stop", "open", "exit", "love", "moon", "star", "tree", "fish", "bird"),
-    *("hello", "happy", "world", "magic"),
-)
 MAX_BYTES = 76
-RELATIONS = ("left of", "right of", "in front of", "behind")
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _MARGIN = 0.3  # floor units (the picture is about five wide) by which a relation must hold to be spoken of
 
 

@@ -7,8 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from drawn_scenes import draw_scenes
 
-from if_jax.data import grammar, scenes
+from if_jax.scenes import grammar, sampling
+from if_jax.scenes.scene import COLOURS, MATERIALS, RELATIONS, SHAPES, SIZES, Scene, as_numpy
 from if_jax.text.captions import clean_caption
 
 MANY = 20_000
@@ -24,13 +26,13 @@ _RELATION = re.compile(r" (?:to the )?(?P<name>left of|right of|in front of|behi
 
 
 @pytest.fixture(scope="module")
-def described() -> list[tuple[scenes.Scene, str]]:
+def described() -> list[tuple[Scene, str]]:
     chunks = np.arange(MANY).reshape(-1, 4000)
-    drawn = [scene for chunk in chunks for scene in scenes.as_numpy(scenes.sample_scenes(chunk, 11))]
+    drawn = [scene for chunk in chunks for scene in as_numpy(sampling.sample_scenes(chunk, 11))]
     return [(scene, grammar.caption(scene, np.random.default_rng((11, i)))) for i, scene in enumerate(drawn)]
 
 
-def test_captions_fit_stock_pipelines(described: list[tuple[scenes.Scene, str]]) -> None:
+def test_captions_fit_stock_pipelines(described: list[tuple[Scene, str]]) -> None:
     captions = sorted({caption for _, caption in described})
     assert len(captions) > MANY // 4
     for caption in captions:
@@ -43,7 +45,7 @@ def test_captions_fit_stock_pipelines(described: list[tuple[scenes.Scene, str]])
         assert clean_caption(piece.strip(",")) == piece.strip(",")
 
 
-def test_captions_are_true_and_complete(described: list[tuple[scenes.Scene, str]]) -> None:
+def test_captions_are_true_and_complete(described: list[tuple[Scene, str]]) -> None:
     for scene, caption in described:
         word, things, _ = _read(caption)
         assert word == grammar.word(scene)
@@ -56,7 +58,7 @@ def test_captions_are_true_and_complete(described: list[tuple[scenes.Scene, str]
         assert sorted(itertools.chain(*named)) == list(np.flatnonzero(scene.valid)), caption
 
 
-def test_relations_hold_on_the_floor_and_in_the_picture(described: list[tuple[scenes.Scene, str]]) -> None:
+def test_relations_hold_on_the_floor_and_in_the_picture(described: list[tuple[Scene, str]]) -> None:
     found, beside = set(), []
     for i, (scene, caption) in enumerate(described):
         _, things, relation = _read(caption)
@@ -70,20 +72,20 @@ def test_relations_hold_on_the_floor_and_in_the_picture(described: list[tuple[sc
         elif scene.letters[0] < 0 and {thing["colour"] for thing in things} in _PURE_PAIRS:
             left, right = things if relation == "left of" else things[::-1]
             beside.append((i, left["colour"], right["colour"]))
-    assert found == set(grammar.RELATIONS)
+    assert found == set(RELATIONS)
     assert len(beside) > 40
     for k in range(0, 40, 4):
-        pictures = np.asarray(scenes.draw(np.asarray([i for i, *_ in beside[k : k + 4]]), 11, 64)) / 255.0
+        pictures = np.asarray(draw_scenes(np.asarray([i for i, *_ in beside[k : k + 4]]), 11, 64)) / 255.0
         for picture, (_, left, right) in zip(pictures, beside[k : k + 4], strict=True):
             assert _column(picture, left) < _column(picture, right)
 
 
-def test_labels_count_what_is_there(described: list[tuple[scenes.Scene, str]]) -> None:
-    opposite = dict(zip(grammar.RELATIONS, ("right of", "left of", "behind", "in front of"), strict=True))
+def test_labels_count_what_is_there(described: list[tuple[Scene, str]]) -> None:
+    opposite = dict(zip(RELATIONS, ("right of", "left of", "behind", "in front of"), strict=True))
     for scene, _ in described[:2000]:
         labels = grammar.labels(scene)
         slots = np.flatnonzero(scene.valid)
-        kinds = [f"{grammar.COLOURS[scene.colour[s]]} {grammar.SHAPES[scene.shape[s]]}" for s in slots]
+        kinds = [f"{COLOURS[scene.colour[s]]} {SHAPES[scene.shape[s]]}" for s in slots]
         assert labels["counts"] == {kind: kinds.count(kind) for kind in kinds}
         assert [f"{item['colour']} {item['shape']}" for item in labels["objects"]] == kinds
         assert labels["colours"] == sorted({kind.split()[0] for kind in kinds})
@@ -92,7 +94,7 @@ def test_labels_count_what_is_there(described: list[tuple[scenes.Scene, str]]) -
         assert {(b, opposite[name], a) for a, name, b in held} == held
 
 
-def test_short_prompts_of_users_are_in_the_grammar(described: list[tuple[scenes.Scene, str]]) -> None:
+def test_short_prompts_of_users_are_in_the_grammar(described: list[tuple[Scene, str]]) -> None:
     captions = {caption for _, caption in described}
     for pattern in (
         r"two \w+ spheres and a \w+ cube",
@@ -138,8 +140,8 @@ def _read(caption: str) -> tuple[str, list[dict], str | None]:
     return sign["word"] if sign else "", [thing.groupdict() for thing in things], relation and relation["name"]
 
 
-def _matching(scene: scenes.Scene, thing: dict) -> list[int]:
-    kinds = {"shape": grammar.SHAPES, "colour": grammar.COLOURS, "size": grammar.SIZES, "material": grammar.MATERIALS}
+def _matching(scene: Scene, thing: dict) -> list[int]:
+    kinds = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "material": MATERIALS}
     fits = scene.valid.copy()
     for field, names in kinds.items():
         if thing[field]:
@@ -158,16 +160,16 @@ def _ends(captions: list[str]) -> set[str]:
     return {" ".join(caption.split()[:3]) for caption in captions} | {caption.split()[-1] for caption in captions}
 
 
-def _longest(count: tuple[int, ...], letters: str) -> scenes.Scene:
+def _longest(count: tuple[int, ...], letters: str) -> Scene:
     group = np.repeat(np.arange(3), count)
     slots = np.zeros(6, np.int32)
     slots[: len(group)] = group
     place = np.stack([np.arange(6) - 2.5, np.arange(6) % 2], axis=-1).astype(np.float32)
-    return scenes.Scene(
+    return Scene(
         valid=np.arange(6) < len(group),
         group=slots,
-        shape=np.full(6, grammar.SHAPES.index("cylinder")),
-        colour=np.asarray([grammar.COLOURS.index(c) for c in ("yellow", "orange", "purple")])[slots],
+        shape=np.full(6, SHAPES.index("cylinder")),
+        colour=np.asarray([COLOURS.index(c) for c in ("yellow", "orange", "purple")])[slots],
         size=np.zeros(6, np.int32),
         material=np.zeros(6, np.int32),
         position=place,

@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from if_jax.evaluation import scoring
-from if_jax.evaluation.asking import OBJECT_SKILLS, SKILLS, Ask
-from if_jax.evaluation.reading import Seen
+from if_jax.evaluation.synth import scoring
+from if_jax.evaluation.synth.eval_prompts import OBJECT_SKILLS, SKILLS, EvalPrompt
+from if_jax.evaluation.synth.reading import Seen
 from if_jax.inference.pictures import grid
 
 _STYLE = """
@@ -31,7 +31,7 @@ small{color:#666}pre{background:#f6f6f6;padding:1em;overflow:auto}
 def write(
     path: Path,
     result: Mapping[str, Any],
-    asks: Sequence[Ask],
+    asks: Sequence[EvalPrompt],
     pictures: Sequence[Image.Image],
     seen: Sequence[Sequence[Seen]],
     enlarged: Mapping[int, Image.Image],
@@ -48,7 +48,7 @@ def told(objects: Sequence[Seen]) -> str:
     return ", ".join(kinds) or "nothing"
 
 
-def sheet(asks: Sequence[Ask], pictures: Sequence[Image.Image], seen: Sequence[Sequence[Seen]]) -> Image.Image:
+def sheet(asks: Sequence[EvalPrompt], pictures: Sequence[Image.Image], seen: Sequence[Sequence[Seen]]) -> Image.Image:
     """Eight of each task enlarged, framed green where right, a dot at every object seen, caption and reading below."""
     tiles, lines = [], []
     rows = [i for skill in SKILLS for i in [k for k, one in enumerate(asks) if one.skill == skill][:8]]
@@ -67,7 +67,7 @@ def sheet(asks: Sequence[Ask], pictures: Sequence[Image.Image], seen: Sequence[S
 
 def _page(
     result: Mapping[str, Any],
-    asks: Sequence[Ask],
+    asks: Sequence[EvalPrompt],
     pictures: Sequence[Image.Image],
     seen: Sequence[Sequence[Seen]],
     enlarged: Mapping[int, Image.Image],
@@ -91,7 +91,7 @@ def _page(
     yield f"<h2>Everything</h2><pre>{html.escape(json.dumps(result, indent=1))}</pre>"
 
 
-def _figure(one: Ask, picture: Image.Image, objects: Sequence[Seen]) -> str:
+def _figure(one: EvalPrompt, picture: Image.Image, objects: Sequence[Seen]) -> str:
     kind = "none" if one.skill == "words" else "right" if scoring.right(one, objects) else "wrong"
     dots = "".join(f"<i style='left:{100 * s.at[0]:.1f}%;top:{100 * s.at[1]:.1f}%'></i>" for s in objects)
     file = io.BytesIO()

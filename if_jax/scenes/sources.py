@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from if_jax.data import grammar, pathtrace, scenes, tasks
-from if_jax.data.scenes import Scene
+from if_jax.scenes import grammar, pathtrace, raycast, sampling, tasks
+from if_jax.scenes.scene import Scene, as_numpy
 
 
 class _Source(NamedTuple):
@@ -36,7 +36,7 @@ def _of_tasks(held_out: bool) -> _Source:
 
 
 _SOURCES = {
-    "scenes": _without_tasks(scenes.sample_scenes, grammar.caption),
+    "scenes": _without_tasks(sampling.sample_scenes, grammar.caption),
     "pairs": _without_tasks(tasks.sample_pairs, tasks.pair_caption),
     "tasks": _of_tasks(held_out=False),
     f"tasks@{tasks.HELD_OUT}": _of_tasks(held_out=True),
@@ -52,9 +52,9 @@ def draw(
     indices = np.asarray(numbers, np.int64)
     source = _SOURCES[name]
     batch, kinds = source.sample(indices, seed)
-    host = scenes.as_numpy(batch)
+    host = as_numpy(batch)
     if renderer == "raycast":
-        pictures = scenes.render_scenes(batch, size)  # runs while the captions are written
+        pictures = raycast.render_scenes(batch, size)  # runs while the captions are written
     told = []
     for number, scene, kind in zip(indices.tolist(), host, np.asarray(kinds).tolist(), strict=True):
         text = source.caption(scene, kind, np.random.default_rng((seed, number)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from if_jax.data import clevr
 from if_jax.data.index import Record
-from if_jax.data.prepare import Unusable, read_caption
+from if_jax.data.preprocessing import Unusable, read_caption
 
 INFO = "dataset_info.json"
 BUILD_FILE = "if_jax.json"  # what our builders note beside the records

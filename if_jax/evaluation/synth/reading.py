@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from if_jax.data import geometry, scenes, tasks
-from if_jax.data.grammar import COLOURS, MATERIALS, SHAPES, SIZES
-from if_jax.data.scenes import Scene
-from if_jax.models.reader import CELLS, FIELDS, PIXELS, Grid, Reader
+from if_jax.evaluation.synth.reader import CELLS, FIELDS, PIXELS, Grid, Reader
+from if_jax.scenes import geometry, raycast, tasks
+from if_jax.scenes.scene import COLOURS, MATERIALS, SHAPES, SIZES, Scene, as_numpy
 
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
 NAMES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "material": MATERIALS}
@@ -105,8 +104,8 @@ def measure(params: Any | None = None, count: int = 2_048, seed: int = _SEED) ->
     for start in range(0, count, 64):
         numbers = np.arange(start, min(count, start + 64))
         batch, _ = tasks.sample_tasks(numbers, seed, start // 64 % 3 == 2)
-        pictures = np.asarray(scenes.render_scenes(batch, PIXELS), np.float32) / 127.5 - 1
-        for scene, seen in zip(scenes.as_numpy(batch), read(pictures, params), strict=True):
+        pictures = np.asarray(raycast.render_scenes(batch, PIXELS), np.float32) / 127.5 - 1
+        for scene, seen in zip(as_numpy(batch), read(pictures, params), strict=True):
             for name, value in compare(scene, seen).items():
                 totals[name] += value
     parts = {name: totals[name] / totals["objects"] for name in ("found", *FIELDS)}

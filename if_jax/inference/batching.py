@@ -11,14 +11,14 @@ import numpy as np
 from absl import logging
 
 from if_jax.checkpoints.release import Stage
-from if_jax.inference.drawing import draw_stage
+from if_jax.inference.denoise_stage import draw_stage
 from if_jax.inference.loading import Placement
-from if_jax.inference.options import Moment, Progress
+from if_jax.inference.options import Progress, StepInfo
 from if_jax.inference.settings import StageSettings
 
 
 @dataclass(frozen=True)
-class Job:
+class StageRequest:
     """One stage's share of a request."""
 
     name: str
@@ -32,11 +32,11 @@ class Job:
 
 def draw_pictures(
     stage: Stage,
-    job: Job,
+    job: StageRequest,
     placement: Placement,
     arrays: Mapping[str, Any],
     progress: Progress | None = None,
-    callback: Callable[[Moment], None] | None = None,
+    callback: Callable[[StepInfo], None] | None = None,
 ) -> np.ndarray:
     """All pictures of one stage (B, H, W, 3). arrays: what `draw_stage` takes of B pictures, by its words.
 
@@ -60,11 +60,11 @@ def draw_pictures(
 
 def _draw(
     stage: Stage,
-    job: Job,
+    job: StageRequest,
     placement: Placement,
     arrays: Mapping[str, Any],
     progress: Progress | None,
-    callback: Callable[[Moment], None] | None,
+    callback: Callable[[StepInfo], None] | None,
 ) -> np.ndarray:
     total, drawn = len(arrays["text"]), []
     tiles = list(_tiles(total, job.batch_size))
@@ -107,13 +107,13 @@ def _step_progress(progress: Progress | None, name: str, tile: int, tiles: int) 
     return lambda done, total: progress(name, tile * total + done, tiles * total)
 
 
-def _step_callback(callback: Callable[[Moment], None] | None, name: str, pictures: np.ndarray) -> Any:
+def _step_callback(callback: Callable[[StepInfo], None] | None, name: str, pictures: np.ndarray) -> Any:
     if callback is None:
         return None
     kept = len(pictures)
 
     def tell(left: int, timestep: int, x: np.ndarray, x0: np.ndarray) -> None:
-        callback(Moment(name, pictures, left, timestep, x[:kept], x0[:kept]))
+        callback(StepInfo(name, pictures, left, timestep, x[:kept], x0[:kept]))
 
     return tell
 
@@ -122,7 +122,7 @@ def _exhausted(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def _too_large(job: Job) -> MemoryError:
+def _too_large(job: StageRequest) -> MemoryError:
     height, width = job.size
     return MemoryError(
         f"out of memory in stage {job.name}, {job.batch_size} picture(s) of {width}x{height} at a time: compute and"

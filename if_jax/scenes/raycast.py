@@ -6,18 +6,16 @@ small one: one scene looks the same at 64, 256 and 1024 px. Each scene pays for 
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.data import geometry, glyphs
-from if_jax.data.geometry import CUBE_HALF, CYLINDER_HEIGHT, CYLINDER_RADIUS, EYE, Board, Hit, Ray, Solid
-
-if TYPE_CHECKING:
-    from if_jax.data.scenes import Scene
+from if_jax.scenes import geometry, glyphs
+from if_jax.scenes.geometry import CUBE_HALF, CYLINDER_HEIGHT, CYLINDER_RADIUS, EYE, Board, Hit, Ray, Solid
+from if_jax.scenes.scene import Scene
 
 PALETTE = np.asarray(
     [
@@ -45,6 +43,21 @@ def render(scene: Scene, size: int) -> jax.Array:
     colour = jax.lax.cond(scene.letters[0] >= 0, lambda c: _with_sign(scene, c, hit, ray, n), lambda c: c, colour)
     colour = [jnp.clip(c, 0.0, 1.0).reshape(size, 2, size, 2).mean((1, 3)) for c in colour]
     return jnp.stack(colour, axis=-1) * 2.0 - 1.0
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def render_scenes(scenes: Scene, size: int) -> jax.Array:
+    """Draw a batch of scenes as (B, size, size, 3) uint8."""
+
+    def one(scene: Scene) -> jax.Array:
+        return jnp.round((render(scene, size) + 1.0) * 127.5).astype(jnp.uint8)
+
+    # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
+    return jax.lax.platform_dependent(
+        scenes,
+        cpu=lambda batch: jax.lax.map(one, batch),
+        default=lambda batch: jax.lax.map(one, batch, batch_size=max(1, 64 * 64 * 64 // size**2)),
+    )
 
 
 def board_face(scene: Scene, board: Board, cell: int) -> jax.Array:

@@ -1,42 +1,16 @@
-"""Scenes: a few solids on a floor, sometimes a sign with a word, as one small record of arrays.
-
-Scene number i of seed s is always the same scene, on every machine and in every batch, so training pictures are
-unlimited and take no storage. `raycast.render` draws a scene at any size, `grammar.caption` describes it.
-"""
+"""Scene number i of a seed: the same on every machine and in every batch, so pictures are unlimited and not stored."""
 
 from __future__ import annotations
-
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.data.geometry import GROUND_SCALE, RADII, middle_height, project
-from if_jax.data.grammar import COLOURS, SHAPES, WORDS
-from if_jax.data.raycast import render
+from if_jax.scenes.geometry import GROUND_SCALE, RADII, middle_height, project
+from if_jax.scenes.scene import COLOURS, MAX_OBJECTS, SHAPES, WORD_LETTERS, WORDS, Scene
 
-MAX_OBJECTS = 6
-MAX_LETTERS = 5
 _TRIES = 40  # random places an object may choose from
 _LARGE_SHARE = (0.65, 0.65, 0.5, 0.35, 0.0, 0.0, 0.0)  # of large groups, by the number of objects in the scene
-
-
-class Scene(NamedTuple):
-    """One scene; every field may carry leading batch dimensions. Objects of one kind stand in neighbouring slots."""
-
-    valid: jax.Array  # (6,) bool: the slot holds an object
-    group: jax.Array  # (6,) int32: objects of one group share shape, colour, size and material
-    shape: jax.Array  # (6,) int32 into SHAPES
-    colour: jax.Array  # (6,) int32 into COLOURS
-    size: jax.Array  # (6,) int32 into SIZES
-    material: jax.Array  # (6,) int32 into MATERIALS
-    position: jax.Array  # (6, 2) float32 floor coordinates: x to the right, y away from the camera
-    yaw: jax.Array  # (6,) float32 radians, turns cubes
-    letters: jax.Array  # (5,) int32 into glyphs.ALPHABET, -1 where there is none; all -1: no sign
-    sign_x: jax.Array  # () float32 centre of the sign
-    tone: jax.Array  # () float32 brightness of the floor, about 1
 
 
 def sample_scene(key: jax.Array) -> Scene:
@@ -76,39 +50,6 @@ def sample_scenes(indices: jax.Array, seed: int) -> Scene:
     """Scenes number `indices` (B,) of `seed`; every field gets a leading B."""
     base = jax.random.key(seed)
     return jax.vmap(lambda index: sample_scene(jax.random.fold_in(base, index)))(jnp.asarray(indices, jnp.uint32))
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def render_scenes(scenes: Scene, size: int) -> jax.Array:
-    """Draw a batch of scenes as (B, size, size, 3) uint8."""
-
-    def one(scene: Scene) -> jax.Array:
-        return jnp.round((render(scene, size) + 1.0) * 127.5).astype(jnp.uint8)
-
-    # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
-    return jax.lax.platform_dependent(
-        scenes,
-        cpu=lambda batch: jax.lax.map(one, batch),
-        default=lambda batch: jax.lax.map(one, batch, batch_size=max(1, 64 * 64 * 64 // size**2)),
-    )
-
-
-def draw(indices: jax.Array, seed: int, size: int) -> jax.Array:
-    """Pictures number `indices` (B,) of `seed`: (B, size, size, 3) uint8. Equal arguments give equal bytes."""
-    return render_scenes(sample_scenes(indices, seed), size)
-
-
-def as_numpy(scenes: Scene) -> list[Scene]:
-    """A batch of scenes as a list of single scenes in host memory, for captions and labels."""
-    host = jax.tree.map(np.asarray, scenes)
-    return [Scene(*(field[i] for field in host)) for i in range(len(host.valid))]
-
-
-def _spell(word: str) -> list[int]:
-    return [ord(letter) - ord("a") for letter in word] + [-1] * (MAX_LETTERS - len(word))
-
-
-WORD_LETTERS = np.asarray([_spell(word) for word in WORDS], np.int32)
 
 
 def _chances(key: jax.Array) -> dict[str, jax.Array]:

@@ -14,16 +14,18 @@ import tensorflow_datasets as tfds
 from click.testing import CliRunner
 
 from if_jax.cli import main
-from if_jax.data import builders, geometry, glyphs, pathtrace, raycast, scenes, sources
+from if_jax.data import builders, sources
+from if_jax.scenes import geometry, glyphs, pathtrace, raycast
+from if_jax.scenes.scene import Scene
 
 SIDE = 64
 needs_mitsuba = pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="needs the extra mitsuba")
 
 
 @pytest.fixture(scope="module")
-def crowd() -> scenes.Scene:
+def crowd() -> Scene:
     """Six solids that cover one another: every shape as rubber and as metal, turned, in six colours, and a sign."""
-    return scenes.Scene(
+    return Scene(
         valid=np.ones(6, bool),
         group=np.arange(6, dtype=np.int32),
         shape=np.asarray([0, 1, 2, 0, 1, 2], np.int32),
@@ -40,7 +42,7 @@ def crowd() -> scenes.Scene:
     )
 
 
-def _slots(scene: scenes.Scene) -> np.ndarray:
+def _slots(scene: Scene) -> np.ndarray:
     """(64, 64) which object the ray caster sees; -1 floor, -2 board."""
     ray, solids = geometry.rays(SIDE), geometry.place_solids(scene)
     hit = geometry.bare_floor(ray)
@@ -51,7 +53,7 @@ def _slots(scene: scenes.Scene) -> np.ndarray:
 
 
 @needs_mitsuba
-def test_silhouettes_are_the_ray_casters(crowd: scenes.Scene) -> None:
+def test_silhouettes_are_the_ray_casters(crowd: Scene) -> None:
     import mitsuba as mi
 
     mi.set_variant("scalar_rgb")
@@ -71,7 +73,7 @@ def test_silhouettes_are_the_ray_casters(crowd: scenes.Scene) -> None:
 
 
 @needs_mitsuba
-def test_colours_and_word_are_those_of_the_scene_and_bytes_repeat(crowd: scenes.Scene) -> None:
+def test_colours_and_word_are_those_of_the_scene_and_bytes_repeat(crowd: Scene) -> None:
     picture, slots = pathtrace.render(crowd, SIDE, seed=3, samples=9), _slots(crowd)
     assert picture.shape == (SIDE, SIDE, 3) and picture.dtype == np.uint8
     hues = raycast.PALETTE - raycast.PALETTE.mean(1, keepdims=True)

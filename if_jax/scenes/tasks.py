@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.data import grammar, scenes
-from if_jax.data.grammar import COLOURS, SHAPES, WORDS
-from if_jax.data.scenes import MAX_OBJECTS, Scene
-from if_jax.data.visibility import visible_shares
+from if_jax.scenes import grammar, sampling
+from if_jax.scenes.scene import COLOURS, MAX_LETTERS, MAX_OBJECTS, NUMBERS, SHAPES, WORD_LETTERS, WORDS, Scene
+from if_jax.scenes.visibility import visible_shares
 
 TASKS = ("single", "two", "counting", "colour", "position", "binding", "text")
 HELD_OUT = "held_out"
@@ -60,7 +59,7 @@ def sample_task(key: jax.Array, held_out: bool | jax.Array = False) -> tuple[Sce
     kinds = _draw_kinds(u[1 : 1 + _NOVEL_KIND.size], u[30], held_out, task)  # (2,)
     counts = _draw_counts(u[31:35], task, kinds % len(SHAPES), held_out)  # (2,)
     word = _draw_word(u[35], held_out)
-    letters = jnp.where(is_text, jnp.asarray(scenes.WORD_LETTERS)[word], -1)
+    letters = jnp.where(is_text, jnp.asarray(WORD_LETTERS)[word], -1)
     return _compose(place_key, u[36:48], kinds, counts, letters, is_text), task
 
 
@@ -76,7 +75,7 @@ def _pair(key: jax.Array) -> Scene:
     u = jax.random.uniform(content_key, (44,))
     kinds = _draw_kinds(u[: _NOVEL_KIND.size], jnp.zeros(()), False, TASKS.index("two"))
     counts = 1 + (u[30:32] * 3).astype(jnp.int32)
-    return _compose(place_key, u[32:44], kinds, counts, jnp.full((scenes.MAX_LETTERS,), -1), False)
+    return _compose(place_key, u[32:44], kinds, counts, jnp.full((MAX_LETTERS,), -1), False)
 
 
 def novelties(scene: Scene) -> list[str]:
@@ -126,7 +125,7 @@ def pair_caption(scene: Scene, rng: np.random.Generator) -> str:
 def _phrase(group: grammar.Group, fields: set[str]) -> str:
     words = [getattr(group, field) for field in ("size", "colour", "material") if field in fields] + [group.shape]
     if len(group.slots) > 1:
-        return f"{grammar.NUMBERS[len(group.slots)]} {' '.join(words)}s"
+        return f"{NUMBERS[len(group.slots)]} {' '.join(words)}s"
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
 
@@ -190,7 +189,7 @@ def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: ja
     chances = jax.random.uniform(key, (_WAYS, MAX_OBJECTS * _TRIES * 2))
 
     def attempt(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        place = scenes.place_objects(u, scene.valid, scene.shape, scene.size, total, has_sign)
+        place = sampling.place_objects(u, scene.valid, scene.shape, scene.size, total, has_sign)
         shares, sign = visible_shares(scene._replace(position=place[0], valid=place[1]), _LOOK)
         seen = jnp.where(scene.valid, place[1] & (shares >= MIN_VISIBLE), True).all() & (sign >= _MIN_SIGN)
         return place[0], seen

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from if_jax.data import scenes, tasks
-from if_jax.data.grammar import COLOURS, MATERIALS, NUMBERS, RELATIONS, SHAPES, SIZES
-from if_jax.data.scenes import Scene
+from if_jax.scenes import tasks
+from if_jax.scenes.scene import COLOURS, MATERIALS, NUMBERS, RELATIONS, SHAPES, SIZES, Scene, as_numpy
 
-# Scores by the names of the report, and the tasks of `data.tasks` they are of.
+# Scores by the names of the report, and the tasks of `scenes.tasks` they are of.
 SKILLS = {
     "single": "single",
     "two": "two",
@@ -51,7 +50,7 @@ class Wanted(NamedTuple):
     material: str | None = None
 
 
-class Ask(NamedTuple):
+class EvalPrompt(NamedTuple):
     """One prompt and what a right picture of it shows, nothing else."""
 
     skill: str
@@ -67,7 +66,7 @@ class Ask(NamedTuple):
         return all(group.colour for group in self.wanted)
 
 
-def ask(caption: str, skill: str = "", unseen: bool = False) -> Ask:
+def ask(caption: str, skill: str = "", unseen: bool = False) -> EvalPrompt:
     """Read what a caption of the scenes' grammar promises."""
     wanted = []
     for found in _PHRASE.finditer(caption):
@@ -76,10 +75,10 @@ def ask(caption: str, skill: str = "", unseen: bool = False) -> Ask:
         wanted.append(Wanted(count, found["shape"], found["colour"], found["size"], found["material"]))
     sign = _SIGN.search(caption)
     relation = next((name for name in RELATIONS if f" {name} " in caption), None)
-    return Ask(skill, unseen, caption, tuple(wanted), relation, sign[1] if sign else "")
+    return EvalPrompt(skill, unseen, caption, tuple(wanted), relation, sign[1] if sign else "")
 
 
-def prompts(count: int, seed: int) -> tuple[list[Ask], Scene]:
+def prompts(count: int, seed: int) -> tuple[list[EvalPrompt], Scene]:
     """`count` prompts of a seed, skill by skill, and scenes (batched) that are true pictures of them.
 
     The six tasks get equally many, words what is left; the last third of each is unseen.
@@ -92,7 +91,7 @@ def prompts(count: int, seed: int) -> tuple[list[Ask], Scene]:
     wanted = {
         (skill, unseen): n // 3 if unseen else n - n // 3 for skill, n in shares.items() for unseen in (False, True)
     }
-    found: dict[tuple[str, bool], list[tuple[Ask, Scene]]] = {key: [] for key in wanted}
+    found: dict[tuple[str, bool], list[tuple[EvalPrompt, Scene]]] = {key: [] for key in wanted}
     for unseen in (False, True):
         start = 0
         while any(len(found[key]) < n for key, n in wanted.items() if key[1] == unseen):
@@ -105,18 +104,18 @@ def prompts(count: int, seed: int) -> tuple[list[Ask], Scene]:
     return [one for one, _ in pairs], jax.tree.map(lambda *fields: np.stack(fields), *[scene for _, scene in pairs])
 
 
-def sha256(asks: list[Ask]) -> str:
+def sha256(asks: list[EvalPrompt]) -> str:
     """Identity of a list of prompts."""
     return hashlib.sha256(json.dumps(asks).encode()).hexdigest()
 
 
-def _candidates(start: int, seed: int, unseen: bool) -> list[tuple[Ask, Scene]]:
+def _candidates(start: int, seed: int, unseen: bool) -> list[tuple[EvalPrompt, Scene]]:
     """The scenes of one chunk whose caption asks for what their task is about."""
     numbers = np.arange(start, start + _CHUNK)
     batch, kinds = tasks.sample_tasks(numbers, _SEED + seed, unseen)
     names = {task: skill for skill, task in SKILLS.items()}
     kept = []
-    for number, scene, kind in zip(numbers.tolist(), scenes.as_numpy(batch), np.asarray(kinds).tolist(), strict=True):
+    for number, scene, kind in zip(numbers.tolist(), as_numpy(batch), np.asarray(kinds).tolist(), strict=True):
         skill = names[tasks.TASKS[kind]]
         one = ask(tasks.caption(scene, kind, np.random.default_rng((seed, number, int(unseen)))), skill, unseen)
         total = sum(group.count for group in one.wanted)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.data import geometry
-from if_jax.data.geometry import AXIS, BOARD_HALF, EYE, RADII, SIGN_DEPTH, SIGN_MIDDLE, SIGN_PIXEL, UP
-from if_jax.data.raycast import LIGHT, PALETTE, POST_GREY, board_face
-
-if TYPE_CHECKING:
-    from if_jax.data.scenes import Scene
+from if_jax.scenes import geometry
+from if_jax.scenes.geometry import AXIS, BOARD_HALF, EYE, RADII, SIGN_DEPTH, SIGN_MIDDLE, SIGN_PIXEL, UP
+from if_jax.scenes.raycast import LIGHT, PALETTE, POST_GREY, board_face
+from if_jax.scenes.scene import Scene
 
 SAMPLES = 49  # paths a pixel and pass; square numbers are spread best
 _PASSES = 5
