@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from if_jax import Cascade
-from if_jax.checkpoints.release import Stage, write_cascade
+from if_jax.checkpoints.release import StageRelease, write_cascade
 from if_jax.cli import main
 
 pytestmark = pytest.mark.documents
@@ -86,7 +86,7 @@ def material(tmp_path_factory):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def plain(stage: Stage) -> Stage:
+def plain(stage: StageRelease) -> StageRelease:
     """A net of one level that DeepFloyd's layout can express."""
     config = replace(
         tiny.one_level(stage.unet_config),

@@ -19,9 +19,9 @@ import yaml
 
 from if_jax.checkpoints import deepfloyd, names, release
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, TextEncoder
+from if_jax.checkpoints.release import STAGE_NAMES, StageDefaults, StageRelease, TextEncoder
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
-from if_jax.checkpoints.tensors import Lazy, Progress, Storage, read_bin, tensor_bytes, write_bin
+from if_jax.checkpoints.tensors import BytesWritten, Lazy, Storage, read_bin, tensor_bytes, write_bin
 from if_jax.checkpoints.weights import abstract_params, stored_specs
 
 LAYOUTS = ("diffusers", "deepfloyd")
@@ -33,7 +33,7 @@ class Model:
     """What a folder holds, opened: one stage, the stages of a cascade, or a text encoder alone."""
 
     folder: Path
-    stages: tuple[Stage, ...]
+    stages: tuple[StageRelease, ...]
     defaults: tuple[StageDefaults, ...] = ()  # given: the stages are a cascade
     text: TextEncoder | None = None  # given: no stage, a text encoder alone
 
@@ -72,7 +72,7 @@ def write_model(
     layout: str,
     storage: Storage,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
     """Write a model as a folder of `layout` ("diffusers", "deepfloyd"), whole or not at all.
 
@@ -124,7 +124,7 @@ def _open(folder: Path) -> Model:
     )
 
 
-def _write_text(folder: Path, text: TextEncoder, storage: Storage, progress: Progress | None) -> None:
+def _write_text(folder: Path, text: TextEncoder, storage: Storage, progress: BytesWritten | None) -> None:
     """A T5 folder as transformers knows it: weights and tokenizer side by side."""
     metadata = {release.HASH_KEY: text.sha256, **text.notes}
     release.write_text_encoder(folder, text.config, text.params, storage, metadata, progress)
@@ -150,7 +150,7 @@ def _carry_components(source: Path, target: Path) -> None:
     write_json(target / "model_index.json", new)
 
 
-def _read_deepfloyd_stage(folder: Path) -> Stage:
+def _read_deepfloyd_stage(folder: Path) -> StageRelease:
     try:
         values = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -167,7 +167,7 @@ def _read_deepfloyd_stage(folder: Path) -> Stage:
     sha256, notes = beside.get(release.HASH_KEY), beside.get("notes", {})
     if not all(isinstance(word, str) for word in (sha256 or "", *notes, *notes.values())):
         raise ValueError(f"{folder / 'if_jax.json'}: {release.HASH_KEY} and notes must be words; copy the file again")
-    stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes)
+    stage = StageRelease(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes)
     if not (folder / "t5").exists():
         return stage
     return release.with_text(stage, release.read_text_encoder(folder / "t5", None))
@@ -209,7 +209,9 @@ def _read_deepfloyd_cascade(folder: Path) -> Model:
     return Model(folder, stages, defaults)
 
 
-def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bool, progress: Progress | None) -> None:
+def _write_deepfloyd(
+    model: Model, folder: Path, storage: Storage, overwrite: bool, progress: BytesWritten | None
+) -> None:
     if model.text is not None:
         raise ValueError(f"{model.folder} is a text encoder, which DeepFloyd reads as it is: convert it to diffusers")
     if storage.shard_bytes or storage.variant:
@@ -234,7 +236,7 @@ def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bo
 
 
 def _write_deepfloyd_stage(
-    folder: Path, stage: Stage, config: Mapping[str, Any], storage: Storage, progress: Progress | None
+    folder: Path, stage: StageRelease, config: Mapping[str, Any], storage: Storage, progress: BytesWritten | None
 ) -> None:
     (folder / "config.yml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     tensors = names.lazy_torch(stage.unet_params, "unet")
@@ -254,5 +256,5 @@ def _write_deepfloyd_stage(
         _write_text(folder / "t5", text, storage, progress)
 
 
-def _main_dtype(stage: Stage, storage: Storage) -> str:
+def _main_dtype(stage: StageRelease, storage: Storage) -> str:
     return storage.dtype or stage.unet_params["conv_in"]["kernel"].dtype.name

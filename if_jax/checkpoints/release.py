@@ -20,7 +20,7 @@ from if_jax.checkpoints.scheduler import (
     scheduler_from_diffusers,
     scheduler_to_diffusers,
 )
-from if_jax.checkpoints.tensors import CONTENT_KEY, Progress, Storage, weight_files
+from if_jax.checkpoints.tensors import CONTENT_KEY, BytesWritten, Storage, weight_files
 from if_jax.checkpoints.weights import (
     DIFFUSERS_VERSION,
     STEMS,
@@ -50,11 +50,11 @@ class TextEncoder:
     params: Params
     tokenizer: Tokenizer
     sha256: str
-    notes: Mapping[str, str] = field(default_factory=dict)  # see `Stage.notes`
+    notes: Mapping[str, str] = field(default_factory=dict)  # see `StageRelease.notes`
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class StageRelease:
     """One stage as it is released; parameters are nested dicts of arrays (or `Lazy`) without logical names.
 
     A super-resolution stage has no text encoder of its own; `text_encoder_sha256` says which one it was trained with
@@ -101,7 +101,7 @@ IF_DEFAULTS = (StageDefaults("150", 7.0), StageDefaults("smart50", 4.0, 250), St
 
 def write_stage(
     folder: str | Path,
-    stage: Stage,
+    stage: StageRelease,
     storage: Storage | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -114,7 +114,7 @@ def write_stage(
         write_stage_files(beside, with_hash(stage), storage or Storage())
 
 
-def read_stage(folder: str | Path, dtype: str | None = "float32") -> Stage:
+def read_stage(folder: str | Path, dtype: str | None = "float32") -> StageRelease:
     """Read one stage into memory, its parameters as NumPy arrays of `dtype`; None: opened, `Lazy` in stored precision.
 
     Raises FileNotFoundError naming the missing file, ValueError where weights and configuration do not fit.
@@ -133,7 +133,7 @@ def read_stage(folder: str | Path, dtype: str | None = "float32") -> Stage:
     kind, sha256 = kinds[index["_class_name"]], metadata.get(HASH_KEY)
     text = read_text_encoder(folder, dtype) if has_component(folder, index, "text_encoder") else None
     try:
-        stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes_of(metadata))
+        stage = StageRelease(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes_of(metadata))
         return stage if text is None else with_text(stage, text)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -144,7 +144,7 @@ def notes_of(metadata: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in metadata.items() if name not in ("format", CONTENT_KEY, HASH_KEY)}
 
 
-def with_text(stage: Stage, text: TextEncoder) -> Stage:
+def with_text(stage: StageRelease, text: TextEncoder) -> StageRelease:
     """The stage with a text encoder of its own."""
     return replace(
         stage,
@@ -180,13 +180,13 @@ def read_text_encoder(folder: str | Path, dtype: str | None = "float32", *, iden
 
 def write_cascade(
     folder: str | Path,
-    stages: Sequence[Stage],
+    stages: Sequence[StageRelease],
     defaults: Sequence[StageDefaults],
     *,
     storage: Storage | None = None,
     overwrite: bool = False,
     card: str = "",
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
     """Join trained stages: a base stage with its text encoder, then super-resolution stages in growing size.
 
@@ -212,7 +212,7 @@ def write_cascade(
 
 def read_cascade(
     folder: str | Path, dtype: str | None = "float32", stages: int | None = None
-) -> tuple[list[Stage], list[StageDefaults]]:
+) -> tuple[list[StageRelease], list[StageDefaults]]:
     """Read a cascade (its first `stages` stages) or a base stage folder, and check that its parts belong together.
 
     dtype: as for `read_stage`.
@@ -277,14 +277,14 @@ def has_component(folder: Path, index: Mapping[str, Any], name: str) -> bool:
     return entry[0] is not None
 
 
-def with_hash(stage: Stage) -> Stage:
+def with_hash(stage: StageRelease) -> StageRelease:
     """The stage with its text encoder's identity filled in, where it can be computed."""
     if stage.text_encoder_sha256 is not None or stage.text_params is None:
         return stage
     return replace(stage, text_encoder_sha256=text_encoder_sha256(stage.text_params))
 
 
-def check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> None:
+def check_stages(stages: Sequence[StageRelease], defaults: Sequence[StageDefaults]) -> None:
     if not 1 <= len(stages) <= len(STAGE_NAMES) or len(defaults) != len(stages):
         raise ValueError(f"{len(stages)} stages and {len(defaults)} defaults: give one to {len(STAGE_NAMES)} of each")
     base = stages[0]
@@ -316,7 +316,9 @@ def check_stages(stages: Sequence[Stage], defaults: Sequence[StageDefaults]) -> 
             )
 
 
-def write_stage_files(folder: Path, stage: Stage, storage: Storage, progress: Progress | None = None) -> None:
+def write_stage_files(
+    folder: Path, stage: StageRelease, storage: Storage, progress: BytesWritten | None = None
+) -> None:
     """The files of one stage, into a folder that is renamed into place by the caller."""
     super_resolution, has_text = stage.kind == "super-resolution", stage.text_params is not None
     index: dict[str, Any] = {"_class_name": PIPELINES[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
@@ -347,7 +349,7 @@ def write_text_encoder(
     params: Params,
     storage: Storage,
     metadata: Mapping[str, str],
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
     """The files of a text encoder as transformers' `T5EncoderModel` opens them, into a folder of its own."""
     dtype = storage.dtype or params["shared"]["embedding"].dtype.name

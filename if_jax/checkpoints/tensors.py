@@ -25,7 +25,7 @@ from if_jax.checkpoints.files import read_json, require_file, write_json
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CONTENT_KEY = "content_sha256"  # in the metadata of our files: SHA-256 of all bytes behind the header
-Progress = Callable[[int], None]  # is told how many bytes were written since the last call
+BytesWritten = Callable[[int], None]  # called with the number of bytes written since the last call
 _BIN_STEMS = {"model": "pytorch_model"}  # transformers' other name for the same weights in its .bin files
 
 
@@ -154,7 +154,7 @@ def write_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
     storage: Storage | None = None,
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
     """Write safetensors files, a tensor at a time.
 
@@ -181,7 +181,7 @@ def write_bin(
     path: Path,
     specs: Mapping[str, tuple[tuple[int, ...], str]],
     tensors: Iterable[tuple[str, np.ndarray]],
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
     """Write a PyTorch file of tensors (a flat dict), gathered in a file beside it rather than in memory.
 
@@ -292,7 +292,7 @@ def _write_safetensors(
     specs: Mapping[str, tuple[tuple[int, ...], str]],
     tensors: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
-    progress: Progress | None,
+    progress: BytesWritten | None,
 ) -> None:
     unknown = "0" * 64  # stands in for the hash of what is still to be written
     header, end = {"__metadata__": {**dict(sorted(metadata.items())), CONTENT_KEY: unknown}}, 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from if_jax.checkpoints import names
 from if_jax.checkpoints.files import write_json
-from if_jax.checkpoints.tensors import Progress, Storage, read_tensors, write_tensors
+from if_jax.checkpoints.tensors import BytesWritten, Storage, read_tensors, write_tensors
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH
@@ -78,7 +78,7 @@ def write_params(
     params: Params,
     storage: Storage,
     metadata: Mapping[str, str],
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
     """Write config.json and the weights of a `part` of STEMS, one tensor in memory at a time."""
     write_config(folder / "config.json", config)

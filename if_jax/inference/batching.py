@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.release import StageRelease
 from if_jax.inference.denoise_stage import draw_stage
 from if_jax.inference.loading import Placement
 from if_jax.inference.options import Progress, StepInfo
@@ -31,7 +31,7 @@ class StageRequest:
 
 
 def draw_pictures(
-    stage: Stage,
+    stage: StageRelease,
     job: StageRequest,
     placement: Placement,
     arrays: Mapping[str, Any],
@@ -59,7 +59,7 @@ def draw_pictures(
 
 
 def _draw(
-    stage: Stage,
+    stage: StageRelease,
     job: StageRequest,
     placement: Placement,
     arrays: Mapping[str, Any],

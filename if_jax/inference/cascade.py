@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import IF_DEFAULTS, STAGE_NAMES, Stage, StageDefaults, check_stages, read_cascade
+from if_jax.checkpoints.release import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages, read_cascade
 from if_jax.inference import inputs, loading
 from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement
@@ -56,7 +56,7 @@ class _Plan:
 class Cascade:
     """Stages in order, the first with the text encoder that all of them read; made by `Cascade.load`."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[StageRelease, ...]
     defaults: tuple[StageDefaults, ...]
     placement: Placement = field(default_factory=Placement)
 
@@ -82,7 +82,7 @@ class Cascade:
     @classmethod
     def of(
         cls,
-        stages: Sequence[Stage],
+        stages: Sequence[StageRelease],
         defaults: Sequence[StageDefaults] = (),
         dtype: Any = jnp.float32,
         **placement: Any,
@@ -197,7 +197,7 @@ class Cascade:
             raise ValueError(f"stage is {name!r}: this cascade has {', '.join(STAGE_NAMES[: len(self.stages)])}")
         return OpenStage(self._ready(STAGE_NAMES.index(name)), self.placement.dtype)
 
-    def _ready(self, index: int) -> Stage:
+    def _ready(self, index: int) -> StageRelease:
         """A stage with its UNet on the device: in low memory read now, and dropped with the caller's reference."""
         stage = self.stages[index]
         if not self.placement.low_memory:

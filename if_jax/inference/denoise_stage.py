@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.release import StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.diffusion import augment, guidance, samplers
 from if_jax.diffusion.samplers import State
@@ -51,7 +51,7 @@ class StageNoise:
 
 
 def draw_stage(
-    stage: Stage,
+    stage: StageRelease,
     settings: StageSettings,
     keys: jax.Array,
     text: jax.Array,
@@ -94,7 +94,7 @@ def draw_stage(
 
 
 def begin_stage(
-    stage: Stage,
+    stage: StageRelease,
     settings: StageSettings,
     keys: jax.Array,
     text: jax.Array,

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.release import StageRelease
 from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
@@ -61,12 +61,12 @@ class Placement:
         return jax.device_put(tree, NamedSharding(self.mesh, P(batch_axes(PRESETS[self.rules]))))
 
 
-def place_unet(stage: Stage, placement: Placement) -> Any:
+def place_unet(stage: StageRelease, placement: Placement) -> Any:
     """The UNet's parameters on the device: straight from the file, tensor by tensor."""
     return _place(stage.unet_params, stage.unet_config, placement, placement.param_dtype)
 
 
-def place_text(stage: Stage, placement: Placement) -> Any:
+def place_text(stage: StageRelease, placement: Placement) -> Any:
     """The same for the text encoder; int8: matrices as `Int8`, everything else bfloat16."""
     if placement.text_dtype != "int8":
         return _place(stage.text_params, stage.text_config, placement, placement.text_dtype)
@@ -82,7 +82,7 @@ def place_text(stage: Stage, placement: Placement) -> Any:
     return jax.tree_util.tree_map_with_path(load, stage.text_params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
-def place_stage(stage: Stage, placement: Placement) -> Stage:
+def place_stage(stage: StageRelease, placement: Placement) -> StageRelease:
     """The stage with its parameters on the device, or (low memory) as they are in the file."""
     if placement.low_memory:
         return stage

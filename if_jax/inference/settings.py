@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from if_jax.checkpoints.release import Stage, StageDefaults
+from if_jax.checkpoints.release import StageDefaults, StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.diffusion.samplers import SAMPLERS
 from if_jax.diffusion.schedule import parse_steps
@@ -67,7 +67,7 @@ class StageSettings:
 
 
 def stage_settings(
-    name: str, stage: Stage, defaults: StageDefaults, given: Mapping[str, Any] | None, strength: float = 1.0
+    name: str, stage: StageRelease, defaults: StageDefaults, given: Mapping[str, Any] | None, strength: float = 1.0
 ) -> StageSettings:
     """Defaults overridden by IF's words or by those of diffusers.
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults
+from if_jax.checkpoints.release import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 
 _HEAD = """---
@@ -52,7 +52,7 @@ _CASE_KEPT = """Prompts keep their case, as the captions of training did. `diffu
 
 def model_card(
     title: str,
-    stages: Sequence[Stage],
+    stages: Sequence[StageRelease],
     defaults: Sequence[StageDefaults],
     recipes: Sequence[Mapping[str, Any]],
     steps: Sequence[int],
@@ -76,7 +76,7 @@ def model_card(
 
 
 def _stage_table(
-    stages: Sequence[Stage],
+    stages: Sequence[StageRelease],
     defaults: Sequence[StageDefaults],
     recipes: Sequence[Mapping[str, Any]],
     steps: Sequence[int],

@@ -70,14 +70,14 @@ def publish(
     release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
 
 
-def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.Stage:
+def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.StageRelease:
     """What a recipe trains, without its text, as inference and release know it; `size`: draw at another size."""
     unet = presets.UNETS[recipe.unet]
     unet = dataclasses.replace(unet, sample_size=size or unet.sample_size)
     betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
     prediction = PREDICTIONS[recipe.prediction]
     scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
-    return release.Stage(recipe.stage, unet, unet_params, scheduler)
+    return release.StageRelease(recipe.stage, unet, unet_params, scheduler)
 
 
 def stage_defaults(recipe: Recipe) -> release.StageDefaults:
@@ -87,7 +87,7 @@ def stage_defaults(recipe: Recipe) -> release.StageDefaults:
     return release.StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case)
 
 
-def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> release.Stage:
+def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> release.StageRelease:
     """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked."""
     stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
     if recipe.stage == "super-resolution":

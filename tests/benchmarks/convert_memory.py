@@ -86,7 +86,7 @@ def run_step(unet: str, step: str, source: str, target: str = "", layout: str = 
     with Watch() as watch:
         if step == "make":
             kind = "super-resolution" if config.aug_level_embedding else "base"
-            release.write_stage(source, release.Stage(kind, config, random_params(config), SchedulerConfig(1.5)))
+            release.write_stage(source, release.StageRelease(kind, config, random_params(config), SchedulerConfig(1.5)))
         elif step == "convert":
             convert.write_model(convert.open_model(source), target, layout, Storage(None))
         else:

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, write_stage
+from if_jax.checkpoints.release import STAGE_NAMES, StageDefaults, StageRelease, write_stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.diffusion.samplers import State
@@ -77,7 +77,7 @@ class Case:
     """One stage on both sides."""
 
     name: str
-    stage: Stage
+    stage: StageRelease
     how: StageSettings
     noise: StageNoise
     pipeline: Any
@@ -140,7 +140,7 @@ def random_case(preset: str, scratch: Path, batch: int, steps: str) -> Case:
         scale = 0.5 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
         return rng.standard_normal(leaf.shape, np.float32) * np.float32(scale)
 
-    stage = Stage("base", config, jax.tree.map(fill, abstract_params(config)), SchedulerConfig(1.5))
+    stage = StageRelease("base", config, jax.tree.map(fill, abstract_params(config)), SchedulerConfig(1.5))
     write_stage(scratch / preset, stage)
     unet = UNet2DConditionModel.from_pretrained(scratch / preset / "unet").eval()
     pipeline = IFPipeline(None, None, unet, demo_scheduler(), None, None, None, requires_safety_checker=False)

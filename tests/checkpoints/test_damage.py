@@ -50,7 +50,7 @@ from safetensors.numpy import load_file
 
 from if_jax.checkpoints import release, tensors
 from if_jax.checkpoints.convert import open_model, write_model
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.release import StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.tensors import Storage
 from if_jax.cli import main
@@ -88,8 +88,10 @@ def healthy(tmp_path_factory):
     """One valid folder of every layout, to be copied and damaged."""
     root = tmp_path_factory.mktemp("healthy")
     text = tiny.random_params(tiny.TEXT)
-    base = Stage("base", BASE, tiny.random_params(BASE), SchedulerConfig(1.5), tiny.TEXT, text, load_tokenizer("bytes"))
-    later = Stage("super-resolution", LATER, tiny.random_params(LATER), SchedulerConfig(1.0))
+    base = StageRelease(
+        "base", BASE, tiny.random_params(BASE), SchedulerConfig(1.5), tiny.TEXT, text, load_tokenizer("bytes")
+    )
+    later = StageRelease("super-resolution", LATER, tiny.random_params(LATER), SchedulerConfig(1.0))
     release.write_stage(root / "base", base)
     release.write_stage(root / "later", later)
     release.write_cascade(root / "cascade", [base, later], tiny.DEFAULTS)
