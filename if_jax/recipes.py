@@ -6,7 +6,7 @@ import dataclasses
 
 import ml_collections
 
-from if_jax.config import STAGE_KINDS, Recipe
+from if_jax.config import Recipe
 
 FORMS = ("smoke", "full_frame")
 
@@ -33,7 +33,7 @@ def if_recipe(stage: str) -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 10_000
     config.mesh.rules = "fsdp"
     config.validation.every = config.checkpoint_every = config.sample.every = 5_000
-    if stage == STAGE_KINDS[1]:
+    if stage == "super-resolution":
         config.sample_max_value = 1.0
         config.data.size, config.data.low_size, config.data.crop = 256, 64, 64
         config.sample.steps = "smart50"
@@ -66,7 +66,7 @@ def _full_frame(config: ml_collections.ConfigDict) -> None:
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    later = config.stage == STAGE_KINDS[1]
+    later = config.stage == "super-resolution"
     config.unet = "demo-II" if later else "demo-I"
     if config.text_encoder_from:
         config.text_encoder_from = "if_jax/demo/stage_I"

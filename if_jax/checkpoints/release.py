@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from if_jax.checkpoints import names
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, sha256_of, write_json
@@ -35,7 +35,8 @@ from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 from if_jax.text.tokens import Tokenizer, load_tokenizer
 
-PIPELINES = {"base": "IFPipeline", "super-resolution": "IFSuperResolutionPipeline"}
+StageKind = Literal["base", "super-resolution"]
+PIPELINES: dict[StageKind, str] = {"base": "IFPipeline", "super-resolution": "IFSuperResolutionPipeline"}
 STAGE_NAMES = ("I", "II", "III", "IV", "V", "VI")
 # Parts of a pipeline that if_jax does not run: left out of its own releases, carried along by a conversion.
 NOT_RUN = ("feature_extractor", "safety_checker", "watermarker")
@@ -61,7 +62,7 @@ class StageRelease:
     (None: not known, as for IF's own releases). A base stage may leave it None: it is then computed.
     """
 
-    kind: str  # "base" or "super-resolution"
+    kind: StageKind
     unet_config: UNetConfig
     unet_params: Params
     scheduler: SchedulerConfig
