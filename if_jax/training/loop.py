@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.weights import boxed_params, load_params
-from if_jax.config import Recipe, recipe_to_dict
+from if_jax.config import Recipe, for_compiling, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.models import presets
 from if_jax.parallel import hosts, rules
@@ -105,7 +105,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         recorder.note("prepared")
         # A finished program: it cannot be compiled a second time, other shapes are an error.
         lower = partial(lower_step, recipe, networks, tx, abstract, frozen, mesh, placed)
-        step_fn = executable_cache.compiled(lower, mesh, _of_the_step(recipe), networks)
+        step_fn = executable_cache.compiled(lower, mesh, for_compiling(recipe), networks)
         if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
             hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
         recorder.note("compiled")
@@ -264,16 +264,6 @@ def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract
 def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
     params = objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH)
     return init_state(params, tx, recipe.ema_decays)
-
-
-def _of_the_step(recipe: Recipe) -> Recipe:
-    """The recipe with the defaults for all that the step does not follow from: other pictures compile nothing anew."""
-    plain = Recipe()
-    outside = ("validation", "sample", "hosts", "wandb", "log_every", "checkpoint_every", "keep_checkpoints")
-    outside += ("keep_every", "init_from", "init_only")
-    source = ("source", "seed", "caption_dropout", "threads", "workers", "preparation", "keep")
-    data = dataclasses.replace(recipe.data, **{name: getattr(plain.data, name) for name in source})
-    return dataclasses.replace(recipe, data=data, **{name: getattr(plain, name) for name in outside})
 
 
 def lower_step(

@@ -9,17 +9,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from if_jax.checkpoints import run
-from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
-
-# What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
-_FREE += ("data.threads", "data.workers", "init_")
+from if_jax.config import Recipe, differences, recipe_to_dict, resumable, to_recipe
 
 
 def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
     """The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
 
-    A work folder belongs to one recipe; only what `_FREE` names may change. Damaged checkpoints are set aside for a
+    A work folder belongs to one recipe; only `resumable` keys may change. Damaged checkpoints are set aside for a
     sound one before them.
 
     Raises:
@@ -43,9 +39,9 @@ def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, 
 
 
 def check_same_recipe(workdir: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ValueError unless the recipe of a checkpoint (in its metadata) and that of now differ in free keys alone."""
+    """ValueError unless the recipe of a checkpoint (in its metadata) and that of now differ in resumable keys alone."""
     stored = recipe_to_dict(stored_recipe(workdir, before))  # keys that are newer than the run at their defaults
-    changed = {key: pair for key, pair in differences(stored, now).items() if not key.startswith(_FREE)}
+    changed = {key: pair for key, pair in differences(stored, now).items() if not resumable(key)}
     if changed:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
         raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")
