@@ -18,16 +18,20 @@ A quick look at the same code on any machine: `--config configs/if_III_L.py:smok
 
 import ml_collections
 
-from if_jax.recipes import if_recipe, in_form
+from if_jax.recipes import if_recipe
+
+SETTINGS = {
+    "unet": "IF-III-L",
+    "batch_size": 3072,
+    "accumulate": 6,
+    "steps": 1_250_000,
+    "data.size": 1024,
+    "data.low_size": 256,
+    "data.crop": 256,
+    "sample.steps": "super40",
+    "mesh.fsdp": 8,
+}
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = if_recipe("super-resolution")
-    config.unet = "IF-III-L"
-    config.batch_size = 3072
-    config.accumulate = 6
-    config.steps = 1_250_000
-    config.data.size, config.data.low_size, config.data.crop = 1024, 256, 256
-    config.sample.steps = "super40"
-    config.mesh.fsdp = 8
-    return in_form(config, form)
+    return if_recipe("super-resolution", SETTINGS, form)

@@ -18,13 +18,15 @@ A quick look at the same code on any machine: `--config configs/if_II_M.py:smoke
 
 import ml_collections
 
-from if_jax.recipes import if_recipe, in_form
+from if_jax.recipes import if_recipe
+
+SETTINGS = {
+    "unet": "IF-II-M",
+    "batch_size": 1536,
+    "steps": 2_500_000,
+    "mesh.fsdp": 8,
+}
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = if_recipe("super-resolution")
-    config.unet = "IF-II-M"
-    config.batch_size = 1536
-    config.steps = 2_500_000
-    config.mesh.fsdp = 8
-    return in_form(config, form)
+    return if_recipe("super-resolution", SETTINGS, form)

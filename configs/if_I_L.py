@@ -18,13 +18,15 @@ A quick look at the same code on any machine: `--config configs/if_I_L.py:smoke`
 
 import ml_collections
 
-from if_jax.recipes import if_recipe, in_form
+from if_jax.recipes import if_recipe
+
+SETTINGS = {
+    "unet": "IF-I-L",
+    "batch_size": 3200,
+    "steps": 2_500_000,
+    "mesh.fsdp": 8,
+}
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = if_recipe("base")
-    config.unet = "IF-I-L"
-    config.batch_size = 3200
-    config.steps = 2_500_000
-    config.mesh.fsdp = 8
-    return in_form(config, form)
+    return if_recipe("base", SETTINGS, form)
