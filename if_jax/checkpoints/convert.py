@@ -34,8 +34,8 @@ class Model:
 
     folder: Path
     stages: tuple[StageRelease, ...]
-    defaults: tuple[StageDefaults, ...] = ()  # given: the stages are a cascade
-    text: TextEncoder | None = None  # given: no stage, a text encoder alone
+    defaults: tuple[StageDefaults, ...] = ()  # of a cascade, one for each stage
+    text: TextEncoder | None = None  # of a folder that holds a text encoder alone
 
     def networks(self) -> Iterator[tuple[str, names.Kind, Any, Any]]:
         """(name, kind, configuration, parameters) of every network."""
@@ -51,8 +51,16 @@ class Model:
 def open_model(folder: str | Path, text_encoder: str | Path | None = None) -> Model:
     """Open any folder that if_jax knows; nothing but headers is read.
 
-    text_encoder: a T5 folder (or a release that has one), for a base stage that comes without.
-    Raises FileNotFoundError naming what is missing, ValueError where weights and configuration do not fit.
+    Args:
+      folder: a cascade, a stage or a text encoder, in any layout.
+      text_encoder: a T5 folder (or a release that has one), for a base stage that comes without.
+
+    Returns:
+      The model, its tensors unread.
+
+    Raises:
+      FileNotFoundError: names what is missing.
+      ValueError: weights and configuration do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,9 +82,19 @@ def write_model(
     overwrite: bool = False,
     progress: BytesWritten | None = None,
 ) -> None:
-    """Write a model as a folder of `layout` ("diffusers", "deepfloyd"), whole or not at all.
+    """Write a model as a folder, whole or not at all.
 
-    Raises ValueError where the layout cannot express the model or the folder exists, OSError when the disk is full.
+    Args:
+      model: an opened one; its tensors are read one by one.
+      folder: where it goes.
+      layout: one of LAYOUTS.
+      storage: precision, shards and variant of the weight files.
+      overwrite: replace a model that stands there.
+      progress: called with the bytes written.
+
+    Raises:
+      ValueError: the layout cannot express the model, or the folder exists.
+      OSError: the disk is full.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
@@ -162,8 +180,8 @@ def _read_deepfloyd_stage(folder: Path) -> StageRelease:
     kind = "super-resolution" if config.aug_level_embedding else "base"
     beside = read_json(folder / "if_jax.json") if (folder / "if_jax.json").is_file() else {}
     scheduler = SchedulerConfig(_CEILING[kind])
-    if told := beside.get("scheduler"):
-        scheduler = parse_config(folder / "if_jax.json", told, scheduler_from_diffusers)
+    if content := beside.get("scheduler"):
+        scheduler = parse_config(folder / "if_jax.json", content, scheduler_from_diffusers)
     sha256, notes = beside.get(release.HASH_KEY), beside.get("notes", {})
     if not all(isinstance(word, str) for word in (sha256 or "", *notes, *notes.values())):
         raise ValueError(f"{folder / 'if_jax.json'}: {release.HASH_KEY} and notes must be words; copy the file again")
@@ -226,11 +244,9 @@ def _write_deepfloyd(
             _write_deepfloyd_stage(place, stage, config, storage, progress)
             rows.append({"folder": place.name})
         if model.defaults:
-            told = [
-                row | {"defaults": release.defaults_row(default)}
-                for row, default in zip(rows, model.defaults, strict=True)
-            ]
-            write_json(beside / "if_jax.json", {"format": 1, "stages": told})
+            for row, default in zip(rows, model.defaults, strict=True):
+                row["defaults"] = release.defaults_row(default)
+            write_json(beside / "if_jax.json", {"format": 1, "stages": rows})
             if card := _card(model):
                 (beside / "README.md").write_text(card, encoding="utf-8")
 
@@ -242,10 +258,10 @@ def _write_deepfloyd_stage(
     tensors = names.lazy_torch(stage.unet_params, "unet")
     rows, specs = deepfloyd.table(stage.unet_config), {}
     for row in rows:
-        found = {tensors[part].dtype.name for part in row.parts}
-        if storage.dtype is None and len(found) > 1:
-            raise ValueError(f"{', '.join(row.parts)} are stored in {' and '.join(sorted(found))}: give one --dtype")
-        specs[row.name] = (row.shape, storage.dtype or found.pop())
+        dtypes = {tensors[part].dtype.name for part in row.parts}
+        if storage.dtype is None and len(dtypes) > 1:
+            raise ValueError(f"{', '.join(row.parts)} are stored in {' and '.join(sorted(dtypes))}: give one --dtype")
+        specs[row.name] = (row.shape, storage.dtype or dtypes.pop())
     joined = ((row.name, deepfloyd.join(row, {part: np.asarray(tensors[part]) for part in row.parts})) for row in rows)
     write_bin(folder / "pytorch_model.bin", specs, joined, progress)
     beside = {"format": 1, "scheduler": scheduler_to_diffusers(stage.scheduler)}

@@ -64,11 +64,21 @@ class Row:
 
 
 def unet_config_from_deepfloyd(values: Mapping[str, Any]) -> UNetConfig:
-    """Reads a config.yml, with or without its top-level `params`; ValueError names every key we cannot express."""
-    given = values.get("params", values) or {}
-    if absent := [name for name in _REQUIRED if given.get(name) is None]:
+    """Reads a config.yml.
+
+    Args:
+      values: the file's content, with or without its top-level `params`.
+
+    Returns:
+      The same net as our configuration.
+
+    Raises:
+      ValueError: our UNet cannot express it; names every key in the way.
+    """
+    params = values.get("params", values) or {}
+    if absent := [name for name in _REQUIRED if params.get(name) is None]:
         raise ValueError(f"config.yml lacks {', '.join(absent)}; it is not one of an IF stage")
-    p = {**_OPTIONAL, **given}
+    p = {**_OPTIONAL, **params}
     multipliers = _numbers("channel_mult", p)
     rates = [2**level for level in range(len(multipliers))]
     attended, cross_only = _rates("attention_resolutions", p), _rates_without_self_attention(p)
@@ -105,9 +115,17 @@ def unet_config_from_deepfloyd(values: Mapping[str, Any]) -> UNetConfig:
 
 
 def unet_config_to_deepfloyd(config: UNetConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The content of config.yml for tensors stored as `dtype`; ValueError names every field it cannot express.
+    """The content of config.yml.
 
-    `dtype` must be that of pytorch_model.bin: the original casts its inputs to it, but not the tensors.
+    Args:
+      config: the net.
+      dtype: precision of pytorch_model.bin: the original casts its inputs to it, but not the tensors.
+
+    Returns:
+      `params` and what stands below it.
+
+    Raises:
+      ValueError: the layout cannot express the net; names every field in the way.
     """
     c = config
     if problems := _inexpressible_fields(c):
@@ -167,7 +185,18 @@ def table(config: UNetConfig) -> list[Row]:
 
 
 def split(row: Row, tensor: np.ndarray) -> dict[str, np.ndarray]:
-    """The tensors of diffusers in one of the original, both in torch's layout (out, in) or OIHW."""
+    """The tensors of diffusers in one of the original.
+
+    Args:
+      row: says which ones and how.
+      tensor: the original's, (out, in) or OIHW.
+
+    Returns:
+      Those of diffusers by name, in the same layout.
+
+    Raises:
+      ValueError: the tensor is of another shape.
+    """
     if tuple(tensor.shape) != row.shape:
         raise ValueError(f"{row.name} has shape {tuple(tensor.shape)}; the configuration says {row.shape}")
     if len(row.parts) == 1:
@@ -177,7 +206,11 @@ def split(row: Row, tensor: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def join(row: Row, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The original's tensor from those of diffusers: the inverse of `split`, bit for bit."""
+    """The original's tensor from those of diffusers: the inverse of `split`, bit for bit.
+
+    Raises:
+      ValueError: a tensor is of another shape.
+    """
     for part in row.parts:
         if tuple(tensors[part].shape) != row.part_shape:
             raise ValueError(f"{part} has shape {tuple(tensors[part].shape)}; the configuration says {row.part_shape}")

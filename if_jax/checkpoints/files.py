@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
+Config = TypeVar("Config", bound="DataclassInstance")
 
 # A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
 _RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json", "tokenizer_config.json")
@@ -26,7 +30,12 @@ _KINDS = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; one clear line where it is missing or is no JSON object."""
+    """Read a JSON object.
+
+    Raises:
+      FileNotFoundError: the file is missing.
+      ValueError: it holds no JSON, or something else than an object.
+    """
     require_file(path)
     try:
         content = json.loads(path.read_text())
@@ -37,8 +46,20 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def parse_config(path: Path, content: Any, parse: Callable[[Any], Any]) -> Any:
-    """The dataclass that `parse` makes of a file's content; ValueError names the file and what does not fit."""
+def parse_config(path: Path, content: Any, parse: Callable[[Any], Config]) -> Config:
+    """Parse a file's content into one of our configurations, and check the type of every field.
+
+    Args:
+      path: the file, for messages.
+      content: what it holds, out of JSON or YAML.
+      parse: makes the dataclass.
+
+    Returns:
+      The dataclass.
+
+    Raises:
+      ValueError: names the file and what does not fit.
+    """
     try:
         config = parse(content)
     except ValueError as error:
@@ -47,7 +68,7 @@ def parse_config(path: Path, content: Any, parse: Callable[[Any], Any]) -> Any:
         raise ValueError(f"{path}: a value is of the wrong type ({error}); copy the file again") from None
     for field in fields(config):
         value = getattr(config, field.name)
-        if not _fits(value, field.type):
+        if not _fits(value, str(field.type)):
             raise ValueError(f"{path}: {field.name}={value!r:.80} must be of type {field.type}; copy the file again")
     return config
 
@@ -58,7 +79,11 @@ def write_json(path: Path, content: Mapping) -> None:
 
 
 def parse_bytes(text: str) -> int:
-    """ "5GB" -> 5,000,000,000 and "200MiB" -> 209,715,200; ValueError for what is no size."""
+    """Bytes of a size in words: "5GB" is 5,000,000,000 and "200MiB" 209,715,200.
+
+    Raises:
+      ValueError: it is no size.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", text.strip(), re.IGNORECASE)
     if not match:
         raise ValueError(f"size {text!r} is not understood: write it like 500MB or 5GB")
@@ -67,7 +92,11 @@ def parse_bytes(text: str) -> int:
 
 
 def require_file(path: Path) -> None:
-    """Raise FileNotFoundError, naming the file, unless it exists."""
+    """Refuse a file that is not there.
+
+    Raises:
+      FileNotFoundError: names the file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the release lacks this file; copy the folder again or export it anew")
 

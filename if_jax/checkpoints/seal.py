@@ -22,17 +22,26 @@ _CHUNK = 1 << 22
 
 
 def seal(folder: epath.Path) -> None:
-    """Writes size and SHA-256 of every file of a checkpoint to its `sha256.json`."""
+    """Writes size and SHA-256 of every file of a checkpoint to its `sha256.json`, whole or not at all."""
     content = {name: list(pair) for name, pair in sorted(_measure(folder, _files(folder)).items())}
     with atomic_file(folder / SEAL) as beside:
         beside.write_text(json.dumps(content, indent=1))
 
 
 def damage(folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where nothing is.
+    """Compares a checkpoint with its seal.
 
     A process that is killed right after writing leaves a checkpoint without a seal: it is read through instead, which
-    tells what is missing or cut off, though not a flipped byte. Raises OSError where it may not or cannot be read.
+    tells what is missing or cut off, though not a flipped byte.
+
+    Args:
+      folder: the checkpoint.
+
+    Returns:
+      What is wrong with it, in words; None for a sound one.
+
+    Raises:
+      OSError: it may not, or cannot, be read.
     """
     if not folder.is_dir():
         return "it is not a folder"
@@ -110,7 +119,7 @@ def _walk(folder: epath.Path, prefix: str) -> Iterator[str]:
 def _measure(folder: epath.Path, names: list[str] | dict) -> dict[str, tuple[int, str]]:
     """Bytes and SHA-256 of files; several at a time, since hashing leaves the interpreter's lock free."""
 
-    def one(name: str) -> tuple[int, str]:
+    def measure(name: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with (folder / name).open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -119,4 +128,4 @@ def _measure(folder: epath.Path, names: list[str] | dict) -> dict[str, tuple[int
         return size, digest.hexdigest()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(one, names), strict=True))
+        return dict(zip(names, pool.map(measure, names), strict=True))

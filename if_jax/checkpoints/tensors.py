@@ -25,7 +25,8 @@ from if_jax.checkpoints.files import read_json, require_file, write_json
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CONTENT_KEY = "content_sha256"  # in the metadata of our files: SHA-256 of all bytes behind the header
-BytesWritten = Callable[[int], None]  # called with the number of bytes written since the last call
+TensorSpec = tuple[tuple[int, ...], str]  # shape, key of DTYPES
+BytesWritten = Callable[[int], object]  # called with the number of bytes written since the last call
 _BIN_STEMS = {"model": "pytorch_model"}  # transformers' other name for the same weights in its .bin files
 
 
@@ -70,20 +71,27 @@ class Storage:
 
 
 def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, str]]:
-    """Open the weights of a folder: ({name: tensor}, the metadata of its files).
+    """Open the weights of a folder: safetensors or `.bin`, whole or in shards, of any precision.
 
-    Finds `stem.safetensors`, its shards with their index, half precision variants of both, and `.bin` files.
-    Raises FileNotFoundError naming the file that is missing, ValueError for a file that is damaged, disagrees with the
-    index, or (`.bin`) holds anything but tensors.
+    Args:
+      folder: holds them.
+      stem: the name of the file without precision and suffix, as diffusers and transformers call it.
+
+    Returns:
+      The tensors by name, and the metadata of the files.
+
+    Raises:
+      FileNotFoundError: names the file that is missing.
+      ValueError: a file is damaged, disagrees with the index, or (`.bin`) holds anything but tensors.
     """
     tensors: dict[str, Lazy] = {}
     metadata: dict[str, str] = {}
     for path in (paths := weight_files(folder, stem)):
-        found, told = (read_bin(path), {}) if path.suffix == ".bin" else _open_safetensors(path)
-        if twice := sorted(tensors.keys() & found.keys()):
+        stored, header = (read_bin(path), {}) if path.suffix == ".bin" else _open_safetensors(path)
+        if twice := sorted(tensors.keys() & stored.keys()):
             raise ValueError(f"{path}: holds {twice[0]}, which another shard holds as well; copy the folder again")
-        tensors |= found
-        metadata |= told
+        tensors |= stored
+        metadata |= header
     if index := _index_file(folder, stem, paths):
         listed = read_json(index)["weight_map"]
         for name, file in listed.items():
@@ -97,7 +105,14 @@ def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, st
 def read_bin(path: Path) -> dict[str, Lazy]:
     """Open a PyTorch file of tensors, memory-mapped; whatever would run code while it is opened is refused.
 
-    Raises ValueError for a damaged file, one with anything but tensors in it, or where PyTorch is not installed.
+    Args:
+      path: the file.
+
+    Returns:
+      The tensors by name.
+
+    Raises:
+      ValueError: the file is damaged or holds anything but tensors, or PyTorch is not installed.
     """
     torch = _torch(f"{path}: reading .bin files")
     from pickle import UnpicklingError
@@ -131,7 +146,19 @@ def read_bin(path: Path) -> dict[str, Lazy]:
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The files that hold a model's weights, best precision first; raises FileNotFoundError where one is missing."""
+    """The files that hold a model's weights, of the best precision there is.
+
+    Args:
+      folder: holds them.
+      stem: as for `read_tensors`.
+
+    Returns:
+      One file, or all shards.
+
+    Raises:
+      FileNotFoundError: one is missing.
+      ValueError: an index lists none.
+    """
     for path in _candidates(folder, stem):
         if path.is_file():
             if path.suffix != ".json":
@@ -150,7 +177,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 def write_tensors(
     folder: Path,
     stem: str,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
     storage: Storage | None = None,
@@ -158,9 +185,17 @@ def write_tensors(
 ) -> None:
     """Write safetensors files, a tensor at a time.
 
-    specs: every tensor's (shape, key of DTYPES), in the order in which `tensors` yields them. metadata: strings for the
-    header, to which the SHA-256 of the content is added.
-    Raises ValueError when a value does not fit the type, or when `tensors` and `specs` disagree.
+    Args:
+      folder: where they go.
+      stem: as for `read_tensors`.
+      specs: shape and precision of every tensor, in the order in which `tensors` yields them.
+      tensors: names and values.
+      metadata: for the header, to which the SHA-256 of the content is added.
+      storage: shards and variant.
+      progress: called with the bytes written.
+
+    Raises:
+      ValueError: a value does not fit the type, or `tensors` and `specs` disagree.
     """
     storage = storage or Storage()
     shards = _plan(specs, storage.shard_bytes)
@@ -179,13 +214,21 @@ def write_tensors(
 
 def write_bin(
     path: Path,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, np.ndarray]],
     progress: BytesWritten | None = None,
 ) -> None:
     """Write a PyTorch file of tensors (a flat dict), gathered in a file beside it rather than in memory.
 
-    Arguments and errors as for `write_tensors`; OSError where the disk has no room for both files.
+    Args:
+      path: the file.
+      specs: as for `write_tensors`.
+      tensors: names and values.
+      progress: called with the bytes written.
+
+    Raises:
+      ValueError: as for `write_tensors`, or PyTorch is not installed.
+      OSError: the disk has no room for both files.
     """
     torch = _torch(f"{path.name}: writing .bin files")
     total = sum(tensor_bytes(spec) for spec in specs.values())
@@ -196,23 +239,31 @@ def write_bin(
     for name, (shape, dtype), stored in _in_order(path, specs, iter(tensors)):
         start, end = end, end + len(stored)
         buffer[start:end] = stored
-        raw = np.asarray(buffer[start:end]).view(np.int16 if dtype == "bfloat16" else _numpy_dtype(dtype))
-        state[name] = torch.from_numpy(raw).view(getattr(torch, dtype)).reshape(shape)
+        values = buffer[start:end].view(np.ndarray).view(np.int16 if dtype == "bfloat16" else _numpy_dtype(dtype))
+        state[name] = torch.from_numpy(values).view(getattr(torch, dtype)).reshape(shape)
         if progress is not None:
             progress(end - start)
     torch.save(state, path)
-    del state, raw, buffer
     scratch.unlink()
 
 
-def tensor_bytes(spec: tuple[tuple[int, ...], str]) -> int:
-    """Bytes of one tensor of the given (shape, key of DTYPES)."""
+def tensor_bytes(spec: TensorSpec) -> int:
+    """Bytes of one tensor as it is stored."""
     shape, dtype = spec
     return int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
 
 
 def cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor in the precision it is stored in, contiguous; ValueError where a value is not finite or does not fit."""
+    """A tensor in the precision it is stored in, contiguous.
+
+    Args:
+      name: for messages.
+      tensor: the values.
+      dtype: a key of DTYPES.
+
+    Raises:
+      ValueError: a value is not finite, or does not fit.
+    """
     if not np.isfinite(tensor if tensor.dtype != jnp.bfloat16 else tensor.astype(np.float32)).all():
         raise ValueError(f"{name} holds values that are not finite: use weights that have not diverged")
     with np.errstate(over="ignore"):
@@ -241,8 +292,8 @@ def _candidates(folder: Path, stem: str) -> Iterator[Path]:
 
 
 def _index_file(folder: Path, stem: str, files: list[Path]) -> Path | None:
-    found = next(path for path in _candidates(folder, stem) if path.is_file())
-    return None if [found] == files else found
+    first = next(path for path in _candidates(folder, stem) if path.is_file())
+    return None if [first] == files else first
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
@@ -274,7 +325,7 @@ def _has_content(header: Mapping[str, Any]) -> bool:
     return any(row["data_offsets"][1] for row in header.values())
 
 
-def _plan(specs: Mapping[str, tuple[tuple[int, ...], str]], shard_bytes: int | None) -> list[list[str]]:
+def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int | None) -> list[list[str]]:
     """Names by shard, in order; a tensor larger than a shard gets its own."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -289,13 +340,14 @@ def _plan(specs: Mapping[str, tuple[tuple[int, ...], str]], shard_bytes: int | N
 
 def _write_safetensors(
     path: Path,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    specs: Mapping[str, TensorSpec],
     tensors: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
     progress: BytesWritten | None,
 ) -> None:
     unknown = "0" * 64  # stands in for the hash of what is still to be written
-    header, end = {"__metadata__": {**dict(sorted(metadata.items())), CONTENT_KEY: unknown}}, 0
+    header: dict[str, Any] = {"__metadata__": {**dict(sorted(metadata.items())), CONTENT_KEY: unknown}}
+    end = 0
     for name, spec in specs.items():
         start, end = end, end + tensor_bytes(spec)
         header[name] = {"dtype": DTYPES[spec[1]], "shape": list(spec[0]), "data_offsets": [start, end]}
@@ -305,8 +357,8 @@ def _write_safetensors(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, stored in _in_order(path, specs, tensors):
-            digest.update(stored)
-            file.write(stored)
+            digest.update(stored.data)
+            file.write(stored.data)
             if progress is not None:
                 progress(len(stored))
         mark = f'"{CONTENT_KEY}":"'.encode()
@@ -315,13 +367,13 @@ def _write_safetensors(
 
 
 def _in_order(
-    path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]], tensors: Iterator[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, tuple[tuple[int, ...], str], np.ndarray]]:
+    path: Path, specs: Mapping[str, TensorSpec], tensors: Iterator[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, TensorSpec, np.ndarray]]:
     """Name, specification and bytes (uint8) of every tensor as it is stored; ValueError where another one comes."""
     for name, (shape, dtype) in specs.items():
-        given, tensor = next(tensors, (None, None))
-        if given != name or tuple(tensor.shape) != shape:
-            raise ValueError(f"{path.name}: {given} came in place of {name} {shape} while it was written")
+        source, tensor = next(tensors, ("nothing", np.empty(0)))
+        if source != name or tuple(tensor.shape) != shape:
+            raise ValueError(f"{path.name}: {source} came in place of {name} {shape} while it was written")
         yield name, (shape, dtype), cast(name, tensor, dtype).reshape(-1).view(np.uint8)
 
 
