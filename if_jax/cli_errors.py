@@ -40,7 +40,7 @@ def cache_compilations() -> None:
     """Compiled programs are kept in the user's cache folder: the second call starts at once."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
     folder = Path(base) / "if_jax" / "compiled"

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from if_jax.checkpoints.release import StageKind
+from if_jax.checkpoints.stages import StageKind
 from if_jax.config import Recipe
 
 Settings = Mapping[str, Any]  # dotted keys and their values

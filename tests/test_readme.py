@@ -24,7 +24,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from if_jax import Cascade
-from if_jax.checkpoints.release import StageRelease, write_cascade
+from if_jax.checkpoints.release import write_cascade
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.cli import main
 
 pytestmark = pytest.mark.documents

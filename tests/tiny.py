@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from if_jax.checkpoints.release import StageDefaults, StageRelease, write_cascade
+from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.inference import cascade
 from if_jax.models import presets

@@ -18,11 +18,24 @@ import numpy as np
 import yaml
 
 from if_jax.checkpoints import deepfloyd, names, release
+from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
-from if_jax.checkpoints.release import STAGE_NAMES, StageDefaults, StageRelease, TextEncoder
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
-from if_jax.checkpoints.tensors import BytesWritten, Lazy, Storage, read_bin, tensor_bytes, write_bin
+from if_jax.checkpoints.stages import (
+    STAGE_NAMES,
+    StageDefaults,
+    StageRelease,
+    TextEncoder,
+    check_stages,
+    defaults_row,
+    read_defaults,
+    stage_rows,
+    with_hash,
+    with_text,
+)
+from if_jax.checkpoints.tensors import BytesWritten, Lazy, Storage, read_bin, tensor_bytes
 from if_jax.checkpoints.weights import abstract_params, stored_specs
+from if_jax.checkpoints.write_tensors import write_bin
 
 LAYOUTS = ("diffusers", "deepfloyd")
 _CEILING = {"base": 1.5, "super-resolution": 1.0}  # of dynamic thresholding, in IF's own sampling code
@@ -70,7 +83,7 @@ def open_model(folder: str | Path, text_encoder: str | Path | None = None) -> Mo
         return model
     if not model.stages or model.stages[0].kind != "base":
         raise ValueError(f"{folder}: a text encoder goes with a base stage, and this folder has none")
-    joined = release.with_text(model.stages[0], release.read_text_encoder(text_encoder, None))
+    joined = with_text(model.stages[0], release.read_text_encoder(text_encoder, None))
     return replace(model, stages=(joined, *model.stages[1:]))
 
 
@@ -115,7 +128,7 @@ def write_model(
             if model.text is not None:
                 _write_text(beside, model.text, storage, progress)
             else:
-                release.write_stage_files(beside, release.with_hash(model.stages[0]), storage, progress)
+                release.write_stage_files(beside, with_hash(model.stages[0]), storage, progress)
                 _carry_components(model.folder, beside)
 
 
@@ -175,7 +188,7 @@ def _read_deepfloyd_stage(folder: Path) -> StageRelease:
         raise ValueError(f"{folder / 'config.yml'}: not readable as YAML ({error}); copy it again") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{folder / 'config.yml'}: holds no settings; copy it again")
-    config = parse_config(folder / "config.yml", values, deepfloyd.unet_config_from_deepfloyd)
+    config = parse_config(folder / "config.yml", values, unet_config_from_deepfloyd)
     params = _deepfloyd_params(folder / "pytorch_model.bin", config)
     kind = "super-resolution" if config.aug_level_embedding else "base"
     beside = read_json(folder / "if_jax.json") if (folder / "if_jax.json").is_file() else {}
@@ -188,7 +201,7 @@ def _read_deepfloyd_stage(folder: Path) -> StageRelease:
     stage = StageRelease(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes)
     if not (folder / "t5").exists():
         return stage
-    return release.with_text(stage, release.read_text_encoder(folder / "t5", None))
+    return with_text(stage, release.read_text_encoder(folder / "t5", None))
 
 
 def _deepfloyd_params(path: Path, config: Any) -> Any:
@@ -218,12 +231,12 @@ def _deepfloyd_params(path: Path, config: Any) -> Any:
 
 
 def _read_deepfloyd_cascade(folder: Path) -> Model:
-    rows = release.stage_rows(folder / "if_jax.json", read_json(folder / "if_jax.json").get("stages"))
+    rows = stage_rows(folder / "if_jax.json", read_json(folder / "if_jax.json").get("stages"))
     for row in rows:
         require_file(folder / row["folder"] / "config.yml")
     stages = tuple(_read_deepfloyd_stage(folder / row["folder"]) for row in rows)
-    defaults = tuple(release.read_defaults(folder / "if_jax.json", row) for row in rows)
-    release.check_stages(stages, defaults)
+    defaults = tuple(read_defaults(folder / "if_jax.json", row) for row in rows)
+    check_stages(stages, defaults)
     return Model(folder, stages, defaults)
 
 
@@ -234,8 +247,8 @@ def _write_deepfloyd(
         raise ValueError(f"{model.folder} is a text encoder, which DeepFloyd reads as it is: convert it to diffusers")
     if storage.shard_bytes or storage.variant:
         raise ValueError("the DeepFloyd layout is one pytorch_model.bin: leave out the shard size and the variant")
-    stages = [release.with_hash(stage) for stage in model.stages]
-    configs = [deepfloyd.unet_config_to_deepfloyd(stage.unet_config, _main_dtype(stage, storage)) for stage in stages]
+    stages = [with_hash(stage) for stage in model.stages]
+    configs = [unet_config_to_deepfloyd(stage.unet_config, _main_dtype(stage, storage)) for stage in stages]
     with atomic_folder(folder, overwrite) as beside:
         rows = []
         for name, stage, config in zip(STAGE_NAMES, stages, configs, strict=False):
@@ -245,7 +258,7 @@ def _write_deepfloyd(
             rows.append({"folder": place.name})
         if model.defaults:
             for row, default in zip(rows, model.defaults, strict=True):
-                row["defaults"] = release.defaults_row(default)
+                row["defaults"] = defaults_row(default)
             write_json(beside / "if_jax.json", {"format": 1, "stages": rows})
             if card := _card(model):
                 (beside / "README.md").write_text(card, encoding="utf-8")
@@ -267,8 +280,7 @@ def _write_deepfloyd_stage(
     beside = {"format": 1, "scheduler": scheduler_to_diffusers(stage.scheduler)}
     beside |= {release.HASH_KEY: stage.text_encoder_sha256, "notes": dict(stage.notes)}
     write_json(folder / "if_jax.json", beside)
-    if stage.text_params is not None:
-        text = TextEncoder(stage.text_config, stage.text_params, stage.tokenizer, stage.text_encoder_sha256)
+    if text := stage.text_encoder():
         _write_text(folder / "t5", text, storage, progress)
 
 

@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
-Config = TypeVar("Config", bound="DataclassInstance")
+Config = TypeVar("Config")
 
 # A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
 _RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json", "tokenizer_config.json")
@@ -61,7 +58,7 @@ def parse_config(path: Path, content: Any, parse: Callable[[Any], Config]) -> Co
       ValueError: names the file and what does not fit.
     """
     try:
-        config = parse(content)
+        config: Any = parse(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (TypeError, AttributeError, KeyError, OverflowError) as error:

@@ -10,7 +10,11 @@ from typing import Any
 from if_jax.diffusion.process import Prediction
 from if_jax.diffusion.schedule import Schedule, cosine_schedule, schedule_from_betas
 
-PREDICTIONS: dict[Prediction, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # our words → those of diffusers
+PREDICTIONS: dict[Prediction, str] = {
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "x0": "sample",
+}  # our words → those of diffusers
 
 
 @dataclass(frozen=True)

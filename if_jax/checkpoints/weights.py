@@ -16,7 +16,8 @@ import numpy as np
 from if_jax.checkpoints import names
 from if_jax.checkpoints.files import write_json
 from if_jax.checkpoints.names import Params
-from if_jax.checkpoints.tensors import BytesWritten, Storage, read_tensors, write_tensors
+from if_jax.checkpoints.tensors import BytesWritten, Storage, read_tensors
+from if_jax.checkpoints.write_tensors import write_tensors
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from if_jax.checkpoints.release import StageKind
+from if_jax.checkpoints.stages import StageKind
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 from if_jax.diffusion.losses import Weight
@@ -208,6 +208,6 @@ def for_compiling(section: Section) -> Section:
         value = getattr(section, field.name)
         if not field.metadata.get("compiled", True):
             values[field.name] = field.default
-        elif dataclasses.is_dataclass(value):
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             values[field.name] = for_compiling(value)
     return dataclasses.replace(section, **values)

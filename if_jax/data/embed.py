@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from if_jax.checkpoints.release import TextEncoder
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.data.embeddings import Encode, Plan, make_plan, read_captions, write_embeddings
 from if_jax.data.preprocessing import Preparation

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from if_jax.checkpoints.release import StageRelease
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.inference.denoise_stage import draw_stage
 from if_jax.inference.loading import Placement
 from if_jax.inference.options import Progress, StepInfo

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages, read_cascade
+from if_jax.checkpoints.release import read_cascade
+from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
 from if_jax.inference import inputs, loading
 from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.diffusion import augment, guidance, samplers
 from if_jax.diffusion.samplers import State
 from if_jax.diffusion.schedule import Schedule, cosine_schedule, padded, respace

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from if_jax.checkpoints.release import StageRelease
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig

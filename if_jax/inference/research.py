@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from if_jax.checkpoints.release import StageRelease
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.diffusion import augment, guidance, process
 from if_jax.diffusion.schedule import Schedule, cosine_schedule
 from if_jax.inference.denoise_stage import Conditioning, make_denoiser

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from if_jax.checkpoints.release import StageDefaults, StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageDefaults, StageRelease
 from if_jax.diffusion.samplers import SAMPLERS
 from if_jax.diffusion.schedule import parse_steps
 

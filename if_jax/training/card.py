@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, StageDefaults, StageRelease
+from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 
 _HEAD = """---

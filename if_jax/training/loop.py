@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from if_jax.checkpoints import release, run
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.config import Recipe, for_compiling, recipe_to_dict
 from if_jax.data import pipeline
@@ -330,7 +331,7 @@ def _open_batches(
     )
 
 
-def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
+def _frozen_text(recipe: Recipe) -> TextEncoder | None:
     if not recipe.text_encoder_from:
         return None
     text = release.read_text_encoder(recipe.text_encoder_from, None)
@@ -339,7 +340,7 @@ def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
 
 
 def _place_text(
-    recipe: Recipe, networks: objective.Networks, text: release.TextEncoder, mesh: Mesh, placed: rules.Rules
+    recipe: Recipe, networks: objective.Networks, text: TextEncoder, mesh: Mesh, placed: rules.Rules
 ) -> Any:
     """The frozen text encoder on the mesh, read tensor by tensor."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(recipe, networks, mesh, placed))

@@ -11,6 +11,7 @@ from typing import Any
 
 from if_jax.checkpoints import release, run
 from if_jax.checkpoints.scheduler import PREDICTIONS, SchedulerConfig
+from if_jax.checkpoints.stages import StageDefaults, StageRelease
 from if_jax.checkpoints.tensors import Storage
 from if_jax.config import Recipe, recipe_to_dict
 from if_jax.diffusion.schedule import cosine_betas
@@ -70,24 +71,24 @@ def publish(
     release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
 
 
-def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.StageRelease:
+def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> StageRelease:
     """What a recipe trains, without its text, as inference and release know it; `size`: draw at another size."""
     unet = presets.UNETS[recipe.unet]
     unet = dataclasses.replace(unet, sample_size=size or unet.sample_size)
     betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
     prediction = PREDICTIONS[recipe.prediction]
     scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
-    return release.StageRelease(recipe.stage, unet, unet_params, scheduler)
+    return StageRelease(recipe.stage, unet, unet_params, scheduler)
 
 
-def stage_defaults(recipe: Recipe) -> release.StageDefaults:
+def stage_defaults(recipe: Recipe) -> StageDefaults:
     """How a stage draws unless told otherwise: as its recipe samples."""
     level = recipe.sample.aug_level if recipe.stage == "super-resolution" else None
     case = recipe.data.preparation.preserve_case
-    return release.StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case)
+    return StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case)
 
 
-def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> release.StageRelease:
+def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> StageRelease:
     """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked."""
     stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
     if recipe.stage == "super-resolution":

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from if_jax import Cascade
-from if_jax.checkpoints.release import TextEncoder
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.data import embed, embeddings, sources
 from if_jax.data.builders import build
 from if_jax.data.preprocessing import Preparation

@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, StageDefaults, StageRelease, write_stage
+from if_jax.checkpoints.release import write_stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.diffusion.samplers import State
 from if_jax.inference import cascade as cascades

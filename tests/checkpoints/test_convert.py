@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from if_jax.checkpoints import names, release
 from if_jax.checkpoints.convert import open_model, stored_bytes, write_model
-from if_jax.checkpoints.release import StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Lazy, Storage, read_tensors
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.cli import main

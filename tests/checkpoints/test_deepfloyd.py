@@ -19,14 +19,8 @@ import numpy as np
 import pytest
 
 from if_jax.checkpoints import names
-from if_jax.checkpoints.deepfloyd import (
-    Row,
-    join,
-    split,
-    table,
-    unet_config_from_deepfloyd,
-    unet_config_to_deepfloyd,
-)
+from if_jax.checkpoints.deepfloyd import Row, join, split, table
+from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
 from if_jax.checkpoints.weights import abstract_params, load_params
 from if_jax.models.presets import SCALE, UNETS
 from if_jax.models.unet import UNet, UNetConfig

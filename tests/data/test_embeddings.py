@@ -12,7 +12,7 @@ import pytest
 import record_stores
 import tiny
 
-from if_jax.checkpoints.release import TextEncoder
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.data import embed, embeddings, pipeline, sources
 from if_jax.data.preprocessing import Preparation
 from if_jax.parallel import mesh, rules

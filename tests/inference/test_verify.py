@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from if_jax.checkpoints import release
 from if_jax.checkpoints.convert import open_model, write_model
-from if_jax.checkpoints.release import StageRelease
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Storage
 from if_jax.cli import main
 from if_jax.inference.verify import activations

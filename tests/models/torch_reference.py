@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from if_jax.checkpoints.names import lazy_from_torch, unet_config_to_diffusers
+from if_jax.checkpoints.weights import load_params
 from if_jax.models.presets import SCALE
 from if_jax.models.unet import UNet, UNetConfig
 
