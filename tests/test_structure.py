@@ -20,7 +20,7 @@ LAYERS = [
     {"training", "evaluation"},
     {"doctor"},
     {"cli_errors"},
-    {"cli_draw"},
+    {"cli_data", "cli_draw"},
     {"cli_evaluate"},
     {"cli"},
 ]
