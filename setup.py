@@ -1,4 +1,4 @@
-"""Package metadata of if_jax. Tool settings (ruff, pytest) are in pyproject.toml."""
+"""Package metadata of if_jax. Tool settings (ruff, pyright, pytest) are in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",
         "mitsuba>=3.5",
         "nbclient>=0.10",  # runs the notebooks
+        "pyright[nodejs]>=1.1.400",  # the extra brings its Node.js, so that it runs offline
         "pytest>=8",
         "pytest-xdist>=3.7",
         "ruff==0.17.6",
@@ -85,7 +86,7 @@ setup(
     license_expression="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["if_jax", "if_jax.*"]),
-    package_data={"if_jax": ["demo/**/*", "evaluation/synth/*.safetensors"]},
+    package_data={"if_jax": ["py.typed", "demo/**/*", "evaluation/synth/*.safetensors"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["if-jax = if_jax.cli:main"]},
