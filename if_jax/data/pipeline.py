@@ -69,7 +69,7 @@ def batches(
 
     Args:
       source: "scenes" or "tasks" (drawn on the fly), what `sources.open_stored` opens, or a weighted mixture of such:
-        "0.7*scenes + 0.3*data/mine".
+        `0.7*scenes + 0.3*data/mine`.
       size: side of the pictures in pixels; stored pictures are scaled down to it, never up.
       batch_size: rows of a whole batch, over all shards.
       seed: decides scenes or shuffling, cuts, wording and dropped captions.
