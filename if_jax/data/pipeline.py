@@ -69,17 +69,19 @@ def batches(
 
     Args:
       source: "scenes" or "tasks" (drawn on the fly), what `sources.open_stored` opens, or a weighted mixture of such:
-        "0.7*scenes + 0.3*data/mine".
+        `0.7*scenes + 0.3*data/mine`.
       size: side of the pictures in pixels; stored pictures are scaled down to it, never up.
       batch_size: rows of a whole batch, over all shards.
       seed: decides scenes or shuffling, cuts, wording and dropped captions.
       tokenize: captions -> (ids, mask), each int32 (B, L). Dropped captions are "".
       start_step: number of the first batch.
       caption_dropout: share of captions dropped.
-      shard_index, shard_count: this host draws rows [i B/n, (i+1) B/n) of every batch.
+      shard_index: i, which of the hosts this is: it draws rows [i B/n, (i+1) B/n) of every batch.
+      shard_count: n, how many hosts there are.
       threads: batches made ahead at the same time (in each worker); 0 makes each when asked.
       workers: processes that read and decode; 0: this one does.
-      preparation, keep: what is done to stored records, and which are used.
+      preparation: what is done to stored records.
+      keep: which of them are used.
       embeddings: folder of text states that `if-jax embed` wrote for this source, with the encoder of hash `encoder`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""launch/gke.sh and launch/slurm.sh against stand-ins for xpk, kubectl, srun, scontrol and squeue; launch/README.md."""
+"""launch/gke.sh and launch/slurm.sh against stand-ins for xpk, kubectl, srun, scontrol and squeue; docs/launch.md."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ def test_slurm_with_modules(home):
 
 
 def test_the_table_of_meshes_is_that_of_the_recipes():
-    """Every cell of launch/README.md: mesh and accumulation of the recipe's docstring, and what that leaves a chip."""
-    table = (ROOT / "launch/README.md").read_text()
+    """Every cell of docs/launch.md: mesh and accumulation of the recipe's docstring, and what that leaves a chip."""
+    table = (ROOT / "docs/launch.md").read_text()
     rows = re.findall(r"^\| (?:IF-)?(I+-\w+), batch (\d+) \| (\d+) \|(.*)\|$", table, re.MULTILINE)
     told = {(stage, chips): (int(batch), cells) for stage, batch, chips, cells in rows}
     for path in sorted((ROOT / "configs").glob("if_*.py")):
