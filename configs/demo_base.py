@@ -18,8 +18,8 @@ and the last two with `large`, `pairs`, `numbers` and `last` in place of `small`
 small, large: tasks at 32 px, where a step is four times less work, then at 64 px. Both were run twice, the second time
 `small` from `cascades/large/stage_I` (`--config.init_from`). This alone gives a bag of words: right colours and shapes,
 paired by chance. Between a caption and the same with its two colours swapped, the true one explains a picture better in
-61 of 100 (`tools/caption_binding.py`, one object each, timestep 250). Pooled text, which tells the whole picture at once
-which words occur, leaves attention nothing to learn that would show.
+61 of 100 (`tools/caption_binding.py`, one object each, timestep 250). Pooled text, which tells the whole picture at
+once which words occur, leaves attention nothing to learn that would show.
 
 pairs, numbers, last: without pooled text, on pictures in which the pairing is everything, attention learns to read at
 each place. Then half of it comes back, at 32 px, where pictures are cheap and the numbers are learned, and at 64 px.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -56,7 +55,7 @@ def train(
     """
     from if_jax.config import to_recipe
     from if_jax.parallel import hosts
-    from if_jax.parallel.rendezvous import Absent
+    from if_jax.parallel.rendezvous import ProcessMissing
     from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
 
@@ -66,11 +65,11 @@ def train(
         hosts.connect(coordinator, processes, process, **waits)
         cache_compilations()
         run_training(recipe, workdir, began=process_start())
-    except Absent as error:
-        hosts.exit_process(str(error), hosts.ABSENT)
+    except ProcessMissing as error:
+        hosts.exit_process(str(error), hosts.EXIT_PROCESS_MISSING)
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
-        context.exit(hosts.TERMINATED)
+        context.exit(hosts.EXIT_TERMINATED)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 
 
@@ -227,7 +226,7 @@ def doctor(context: click.Context, config: str | None, as_json: bool, **options:
     \b
     Example:  if-jax doctor --config configs/demo_base.py --workdir runs/I
     """
-    from if_jax.doctor.examine import examine, leave
+    from if_jax.doctor.examine import disconnect, examine
     from if_jax.parallel.hosts import check_address
 
     check_address(options["coordinator"], options["processes"], options["process"])
@@ -239,9 +238,9 @@ def doctor(context: click.Context, config: str | None, as_json: bool, **options:
         if not as_json:
             click.echo(finding.line())
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+        click.echo(json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False))
     code = int(any(finding.status == "fail" for finding in findings))
-    leave(code)
+    disconnect(code)
     context.exit(code)
 
 

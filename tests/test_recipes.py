@@ -13,9 +13,7 @@ import pytest
 from if_jax.config import differences, recipe_to_dict, to_recipe
 from if_jax.models import presets
 from if_jax.parallel import mesh as meshes
-from if_jax.parallel import rules
-from if_jax.training import objective, optimizer
-from if_jax.training.loop import abstract_state, abstract_text, lower_step
+from if_jax.training import setup
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.py"))}
 IF_STAGES = [name for name in CONFIGS if name.startswith("if_")]
@@ -35,16 +33,15 @@ def recipe_of(name, form=""):
 
 def lower(recipe):
     """The step on eight fake devices, four of them along fsdp, as the trainer traces it; with its abstract state."""
-    mesh, placed = meshes.make_mesh(2, 4, 1), rules.PRESETS[recipe.mesh.rules]
+    mesh = meshes.make_mesh(2, 4, 1)
     text = None
     if recipe.text_encoder_from:
         text = presets.T5_ENCODERS["demo" if recipe.text_encoder_from.startswith("if_jax") else "t5-v1_1-xxl"]
-    networks = objective.make_networks(recipe, text)
-    tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
+    parts = setup.make_setup(recipe, text, mesh)
     with jax.set_mesh(mesh):
-        state = abstract_state(recipe, networks, tx, mesh, placed)
-        frozen = {"text_encoder": abstract_text(recipe, networks, mesh, placed)} if text else {}
-        return state, lower_step(recipe, networks, tx, state, frozen, mesh, placed)
+        state = setup.abstract_state(parts)
+        frozen = {"text_encoder": setup.abstract_text(parts)} if text else {}
+        return state, setup.lower_step(parts, state, frozen)
 
 
 def test_there_is_a_recipe_for_every_stage():

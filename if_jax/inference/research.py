@@ -73,8 +73,8 @@ class OpenStage:
 
         Source: Poole et al. 2022 (arXiv:2209.14988), eq. 3: the network's own Jacobian is left out.
         """
-        x_t = process.add_noise(self.schedule, x0, t, eps)
-        guided = self.denoise(x_t, t, text, uncond, guidance_scale, low)
+        guide = partial(self.denoise, text=text, uncond=uncond, guidance_scale=guidance_scale, low=low)
+        x_t, guided = process.noise_and_predict(self.schedule, guide, x0, t, eps)
         weight = jnp.asarray(self.schedule.sqrt_one_minus_alpha_bar)[t].reshape(-1, 1, 1, 1) ** 2
         return jax.lax.stop_gradient(weight * (process.eps_from_x0(self.schedule, x_t, t, guided) - eps))
 

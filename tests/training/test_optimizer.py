@@ -41,8 +41,8 @@ def _params(key):
 PARAMS = jax.jit(_params, compiler_options=QUICK)(jax.random.key(0))
 
 
-def _config(name, **other):
-    return OptimizerConfig(**{"name": name, "learning_rate": 0.03, "warmup_steps": 0, **other})
+def _config(name, **settings):
+    return OptimizerConfig(**{"name": name, "learning_rate": 0.03, "warmup_steps": 0, **settings})
 
 
 def _leaves(tree):
@@ -156,8 +156,8 @@ def test_a_large_gradient_is_clipped_to_the_norm(name):
     tx = optimizer.make_optimizer(_config(name, clip_norm=1.0), 10)
     grads = {"kernel": jnp.arange(12.0).reshape(4, 3) - 3}
     states = [tx.update(jax.tree.map(lambda g, f=f: f * g, grads), tx.init(params), params)[1] for f in (1, 2)]
-    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for small, large in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(small, large, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
