@@ -184,7 +184,7 @@ def _compose(
     return _place_in_sight(scene, key, total, has_sign)
 
 
-def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: jax.Array) -> Scene:
+def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: bool | jax.Array) -> Scene:
     """The first placement in which everything is placed and seen; else the first object alone, which always is."""
     chances = jax.random.uniform(key, (_WAYS, MAX_OBJECTS * _TRIES * 2))
 
@@ -197,7 +197,7 @@ def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: ja
     positions, good = jax.vmap(attempt)(chances)
     first = jnp.argmax(good)
     only = jnp.arange(MAX_OBJECTS) == 0
-    alone = scene.valid & only & ~has_sign  # beside a sign nothing stays: it might hide the word
+    alone = scene.valid & only & jnp.logical_not(has_sign)  # beside a sign nothing stays: it might hide the word
     valid = jnp.where(good.any(), scene.valid, alone)
     position = jnp.where(good.any(), positions[first], 0.0)
     return scene._replace(valid=valid, position=jnp.where(valid[:, None], position, 0.0))

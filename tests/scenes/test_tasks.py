@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from if_jax.scenes import grammar, sources, tasks
+from if_jax.scenes import grammar, sampling, sources, tasks
 from if_jax.scenes.scene import Scene, as_numpy
 from if_jax.text.captions import clean_caption
 
@@ -94,6 +94,12 @@ def test_pairs_differ_in_shape_and_colour_and_are_named_in_full() -> None:
                 assert groups[0].shape != groups[1].shape and groups[0].colour != groups[1].colour
                 seen.add(tuple(len(group.slots) for group in groups))
     assert len(seen) == 9  # one to three of each, and seldom one group alone, where two found no place
+
+
+def test_slots_are_marked_by_booleans() -> None:
+    """Also where the scenes have no sign, which is then known before anything is traced."""
+    for sample in (sampling.sample_scenes, tasks.sample_pairs, lambda *args: tasks.sample_tasks(*args)[0]):
+        assert sample(np.arange(CHUNK), 3).valid.dtype == bool
 
 
 def test_every_task_comes_up_and_counts_go_to_six(split: tuple[bool, Sampled]) -> None:
