@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from if_jax.checkpoints import deepfloyd, names, release
-from if_jax.checkpoints.files import appears_whole, parse_config, read_json, require_file, write_json
+from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
 from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, TextEncoder
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
 from if_jax.checkpoints.tensors import Lazy, Progress, Storage, read_bin, tensor_bytes, write_bin
@@ -93,7 +93,7 @@ def write_model(
             progress=progress,
         )
     else:
-        with appears_whole(Path(folder), overwrite) as beside:
+        with atomic_folder(Path(folder), overwrite) as beside:
             if model.text is not None:
                 _write_text(beside, model.text, storage, progress)
             else:
@@ -216,7 +216,7 @@ def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bo
         raise ValueError("the DeepFloyd layout is one pytorch_model.bin: leave out the shard size and the variant")
     stages = [release.with_hash(stage) for stage in model.stages]
     configs = [deepfloyd.unet_config_to_deepfloyd(stage.unet_config, _main_dtype(stage, storage)) for stage in stages]
-    with appears_whole(folder, overwrite) as beside:
+    with atomic_folder(folder, overwrite) as beside:
         rows = []
         for name, stage, config in zip(STAGE_NAMES, stages, configs, strict=False):
             place = beside / f"stage_{name}" if model.defaults else beside

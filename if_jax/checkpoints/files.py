@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and the small JSON files in them."""
+"""Files and folders that are written whole or not at all, and the small JSON files in them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from etils import epath
+
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
 # A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
 _RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json", "tokenizer_config.json")
@@ -74,11 +79,38 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def appears_whole(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder beside `destination`, renamed onto it on success and removed, with its new parents, on failure.
+def atomic_file(path: AnyPath) -> Iterator[AnyPath]:
+    """Write a file whole or not at all: beside its place, then renamed; several processes may do so at once.
 
-    Raises ValueError where the destination exists and `overwrite` is false, or where it is no release and would be
-    lost; OSError with one clear line where the disk is full.
+    Args:
+      path: where the file will stand, on a disk or in a bucket; its folder must exist.
+
+    Yields:
+      The path to write to. It is renamed onto `path` on success and removed on failure.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder whole or not at all: beside its place, then renamed.
+
+    Args:
+      destination: where the folder will stand; its parents are made.
+      overwrite: replace what stands there, if it is a release or an empty folder.
+
+    Yields:
+      A new folder. It is renamed onto `destination` on success and removed, with the new parents, on failure.
+
+    Raises:
+      ValueError: the destination exists and `overwrite` is false, or it is no release and would be lost.
+      OSError: the disk is full, in one clear line.
     """
     destination = Path(os.path.abspath(destination))
     _check_destination(destination, overwrite)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints import names
-from if_jax.checkpoints.files import appears_whole, parse_config, read_json, require_file, sha256_of, write_json
+from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, sha256_of, write_json
 from if_jax.checkpoints.scheduler import (
     SchedulerConfig,
     noising_scheduler_to_diffusers,
@@ -110,7 +110,7 @@ def write_stage(
     storage: float32 in one file unless given (T5's `wo` stays float32 in float16, as transformers keeps it).
     Raises ValueError where the folder exists and `overwrite` is false, OSError when the disk is full.
     """
-    with appears_whole(Path(folder), overwrite) as beside:
+    with atomic_folder(Path(folder), overwrite) as beside:
         write_stage_files(beside, with_hash(stage), storage or Storage())
 
 
@@ -197,7 +197,7 @@ def write_cascade(
     """
     stages = [with_hash(stage) for stage in stages]
     check_stages(stages, defaults)
-    with appears_whole(Path(folder), overwrite) as beside:
+    with atomic_folder(Path(folder), overwrite) as beside:
         rows = []
         for name, stage, default in zip(STAGE_NAMES, stages, defaults, strict=False):
             told = replace(stage, text_encoder_sha256=stages[0].text_encoder_sha256)

@@ -13,6 +13,8 @@ from pathlib import Path
 import tensorstore
 from etils import epath
 
+from if_jax.checkpoints.files import atomic_file
+
 SEAL = "sha256.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's, with the run's own in `custom_metadata`
 _ALWAYS = (METADATA, "state/_METADATA", "state/_sharding")  # without them nothing can be read
@@ -20,11 +22,10 @@ _CHUNK = 1 << 22
 
 
 def seal(folder: epath.Path) -> None:
-    """Writes size and SHA-256 of every file of a checkpoint to its `sha256.json`, beside and then in place."""
+    """Writes size and SHA-256 of every file of a checkpoint to its `sha256.json`."""
     content = {name: list(pair) for name, pair in sorted(_measure(folder, _files(folder)).items())}
-    beside = folder / (SEAL + ".partial")
-    beside.write_text(json.dumps(content, indent=1))
-    beside.rename(folder / SEAL)
+    with atomic_file(folder / SEAL) as beside:
+        beside.write_text(json.dumps(content, indent=1))
 
 
 def damage(folder: epath.Path) -> str | None:
@@ -95,7 +96,7 @@ def _text(path: epath.Path) -> str:
 
 
 def _files(folder: epath.Path) -> list[str]:
-    return [name for name in _walk(folder, "") if not name.startswith(SEAL)]
+    return [name for name in _walk(folder, "") if SEAL not in name]  # nor a half-written one
 
 
 def _walk(folder: epath.Path, prefix: str) -> Iterator[str]:

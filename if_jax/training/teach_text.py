@@ -27,7 +27,7 @@ import tqdm
 from flax import linen as nn
 from flax.core import meta
 
-from if_jax.checkpoints.files import appears_whole
+from if_jax.checkpoints.files import atomic_folder
 from if_jax.checkpoints.release import write_text_encoder
 from if_jax.checkpoints.tensors import Storage
 from if_jax.models.presets import T5_ENCODERS
@@ -110,7 +110,7 @@ def main() -> None:
     config = T5_ENCODERS[given.encoder]
     params, heads = teach(config, given.steps, given.scenes)
     print(json.dumps(measure(config, params, heads)))
-    with appears_whole(given.out) as beside:
+    with atomic_folder(given.out) as beside:
         write_text_encoder(beside, config, jax.tree.map(np.asarray, params), Storage(), {})
         ByteTokenizer().save(beside)
 
