@@ -21,10 +21,10 @@ and the last two once more, each from what the one before has published.
 
 What is in the package so far knows a bag of words: right colours and right shapes, paired by chance. Between a
 caption and the same with its two colours swapped, the true one explains a picture better in 61 of 100
-(`docs/told_apart.py`, one object each, timestep 250). Pooled text, which tells the whole picture at once which words
-occur, leaves attention nothing to learn that would show. Without it, on pictures in which the pairing is everything,
-attention learns to read at each place (48,000 pictures at 32 px); then half of it comes back, first at 32 px, where
-pictures are cheap and the numbers are learned, then at 64 px:
+(`tools/caption_binding.py`, one object each, timestep 250). Pooled text, which tells the whole picture at once which
+words occur, leaves attention nothing to learn that would show. Without it, on pictures in which the pairing is
+everything, attention learns to read at each place (48,000 pictures at 32 px); then half of it comes back, first at 32
+px, where pictures are cheap and the numbers are learned, then at 64 px:
 
     if-jax train --config configs/demo_base.py --workdir runs/pairs --config.text_encoder_from=encoders/demo \\
         --config.data.source="0.85*pairs + 0.15*scenes" --config.pooled_dropout=1.0 --config.data.size=32 \\

@@ -5,7 +5,7 @@
 Published: batch 1536, 2.5 M steps, AdamW, 10 % of captions dropped. Ours: everything else, among it 64 px crops
 (`:full_frame` is the phase that follows, started with init_from).
 
-Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (docs/state_bytes.py), T5-XXL included,
+Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (tools/state_bytes.py), T5-XXL included,
 with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 
 | | v4 (32 GB) | v5e (16 GB) | v5p (95 GB) | v6e (32 GB) |

@@ -75,7 +75,7 @@ def test_a_form_that_is_not_there_is_refused(name, form):
 
 @pytest.mark.parametrize("name", IF_STAGES)
 def test_the_meshes_of_the_table_fit(name):
-    """Chips, batch and accumulation of every cell divide; what lies on a chip is told by docs/state_bytes.py."""
+    """Chips, batch and accumulation of every cell divide; what lies on a chip is told by tools/state_bytes.py."""
     recipe = recipe_of(name)
     for line in CONFIGS[name].read_text().splitlines():
         if not re.match(r"\| \d+ chips", line):

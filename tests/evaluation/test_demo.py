@@ -23,12 +23,12 @@ from if_jax.inference.cascade import DEMO
 from if_jax.inference.pictures import to_pil
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+TOOLS = ROOT / "tools"
 PROMPTS, SEED = 60, 11
 
 
 def test_the_reader_sees_in_generated_pictures_what_a_person_sees():
-    script = runpy.run_path(str(DOCS / "reader_agreement.py"))
+    script = runpy.run_path(str(TOOLS / "reader_agreement.py"))
     labels, seen = script["load"]()
     found = [script["compare"](label, read) for label, read in zip(labels, seen, strict=True)]
     assert len(labels) == 100
@@ -38,7 +38,7 @@ def test_the_reader_sees_in_generated_pictures_what_a_person_sees():
 
 
 def test_a_pairing_takes_the_reading_that_fits_best():
-    compare = runpy.run_path(str(DOCS / "reader_agreement.py"))["compare"]
+    compare = runpy.run_path(str(TOOLS / "reader_agreement.py"))["compare"]
     label = [("red", "cube"), ("blue", None)]
     assert compare(label, [("blue", "sphere"), ("red", "cube")]) == {
         "colour": [True, True],
@@ -53,7 +53,7 @@ def test_a_pairing_takes_the_reading_that_fits_best():
 
 
 def test_colours_change_places_and_articles_follow():
-    swapped = runpy.run_path(str(DOCS / "told_apart.py"))["swapped"]
+    swapped = runpy.run_path(str(TOOLS / "caption_binding.py"))["swapped"]
     assert swapped("a red cube and an orange sphere") == "an orange cube and a red sphere"
     assert swapped("two small pink cubes behind a blue cylinder") == "two small blue cubes behind a pink cylinder"
     assert swapped(swapped("an orange metal cube and three cyan metal spheres")).startswith("an orange metal cube and")
@@ -64,7 +64,7 @@ def test_the_pictures_of_the_readme_are_drawn_again(tmp_path):
     """By the printed command, but for what WebP loses; another seed draws others."""
     shell = [block.text for block in blocks(ROOT / "README.md") if block.language == "bash"]
     words = next(words for text in shell for words in commands(text) if "gallery" in words)[1:]
-    shown = np.asarray(Image.open(ROOT / "docs/gallery.webp").convert("RGB"), np.float32)
+    shown = np.asarray(Image.open(ROOT / "docs/assets/gallery.webp").convert("RGB"), np.float32)
     errors = []
     for name, more in (("same", []), ("other", ["--seed", "123"])):
         words[words.index("--out") + 1] = str(tmp_path / name)
