@@ -60,6 +60,11 @@ def test_diffusion_knows_jax_and_numpy_only():
         assert names <= {"jax", "numpy"} | sys.stdlib_module_names, path
 
 
+def test_scenes_import_nothing_else_of_the_package():
+    for path in (ROOT / "scenes").glob("*.py"):
+        assert _imports(path) <= {"scenes"}, path
+
+
 def test_import_is_light():
     code = "import sys, if_jax; print(sorted({'jax', 'torch', 'transformers', 'tensorflow'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

@@ -20,9 +20,16 @@ _BATCH = 4
 
 
 def losses(cascade: Cascade, name: str, pictures: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
-    """Mean squared error of v at each of `TIMESTEPS` ("t050", …) and their "mean".
+    """Measure a stage on true pictures; the noise of a picture depends on its number and the timestep.
 
-    pictures (B, S, S, 3) in [-1, 1] of the stage's size. The noise of a picture depends on its number and the timestep.
+    Args:
+      cascade: whose text encoder and stage it is.
+      name: of the stage, "I", "II" or "III".
+      pictures: (B, S, S, 3) in [-1, 1] of the stage's size.
+      captions: one for each picture.
+
+    Returns:
+      Mean squared error of v at each of `TIMESTEPS` ("t050", …) and their "mean".
     """
     stage = cascade.stage(name)
     text = cascade.embed(captions)
@@ -41,8 +48,8 @@ def losses(cascade: Cascade, name: str, pictures: np.ndarray, captions: Sequence
             eps = _noise(rows, timestep, x0.shape[1:])
             x_t = process.add_noise(stage.schedule, x0, t, eps)
             guess = stage.denoise(x_t, t, jnp.asarray(text[rows]), low=low)
-            told = process.v_from_x0_eps(stage.schedule, guess, t, process.eps_from_x0(stage.schedule, x_t, t, guess))
-            error = jnp.square(told - process.v_from_x0_eps(stage.schedule, x0, t, eps)).mean((1, 2, 3))
+            v = process.v_from_x0_eps(stage.schedule, guess, t, process.eps_from_x0(stage.schedule, x_t, t, guess))
+            error = jnp.square(v - process.v_from_x0_eps(stage.schedule, x0, t, eps)).mean((1, 2, 3))
             totals[i] += float(np.asarray(error)[used].sum())
     means = totals / len(pictures)
     named = {f"t{t:03d}": round(float(mean), 5) for t, mean in zip(TIMESTEPS, means, strict=True)}
