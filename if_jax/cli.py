@@ -277,7 +277,7 @@ def embed(context: click.Context, config: str, out: str | None, form: str, batch
         form=form,
         preparation=recipe.data.preparation,
         mesh=mesh.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor),
-        placed=rules.PRESETS[recipe.mesh.rules],
+        sharding_rules=rules.PRESETS[recipe.mesh.rules],
         batch_size=batch_size,
         overwrite=overwrite,
         say=click.echo,

@@ -33,7 +33,7 @@ def evaluate(
     json_path: str | None,
     out: str | None,
     overwrite: bool,
-    **given: Any,
+    **stage_options: Any,
 ) -> None:
     """Score a cascade on prompts whose truth is known: objects, counts, colours, places and words, read by programs.
 
@@ -43,20 +43,20 @@ def evaluate(
     Example:  if-jax evaluate --cascade demo --suite synth --prompts 60 --seed 1 --json scores.json
     """
     from if_jax.checkpoints.files import write_json
-    from if_jax.evaluation.synth import suite as suites
+    from if_jax.evaluation.synth import suite as synth
     from if_jax.inference.options import Bars
 
     if json_path and not Path(json_path).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json {json_path}: its folder does not exist; make it first")
-    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in stage_words(given).items() if kwargs}
+    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in stage_words(stage_options).items() if kwargs}
     out = out or f"out/{suite}"
     cache_compilations()
     with Bars("picture") as bars:
-        result = suites.evaluate(
+        result = synth.evaluate(
             cascade,
             suite,
             out,
-            prompts=suites.DEFAULT_PROMPTS if prompts is None else prompts,
+            count=synth.DEFAULT_PROMPTS if prompts is None else prompts,
             seed=seed,
             options=options,
             overwrite=overwrite,
@@ -65,6 +65,6 @@ def evaluate(
         )
     if json_path:
         write_json(Path(json_path), result)
-    for line in suites.summary(result):
+    for line in synth.summary(result):
         click.echo(line)
     click.echo(f"{out}/report.html and report.json written")

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from if_jax.evaluation.statistics import share_of
 from if_jax.evaluation.synth import reading
-from if_jax.evaluation.synth.scoring import share_of
 
 ASSETS = Path(__file__).parents[1] / "docs/assets"
 Label = tuple[str | None, str | None]  # colour and shape of an object

@@ -30,7 +30,7 @@ from if_jax import Cascade
 from if_jax.checkpoints.files import read_json, write_json
 from if_jax.evaluation import draw_prompts
 from if_jax.evaluation.synth import eval_prompts, reading
-from if_jax.evaluation.synth.suite import score_objects
+from if_jax.evaluation.synth.scoring import score_objects
 from if_jax.inference.cascade import DEMO
 from if_jax.inference.pictures import grid
 
@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     work = args.workdir or Path(tempfile.mkdtemp(prefix="sweep-"))
     cascade = Cascade.load(args.cascade)
-    prompts = [prompt for prompt in eval_prompts.prompts(args.prompts, args.seed)[0] if prompt.skill != "words"]
+    prompts = [prompt for prompt in eval_prompts.sample_prompts(args.prompts, args.seed)[0] if prompt.skill != "words"]
     default = cascade.defaults[0]
     identity = draw_prompts.cascade_sha256(DEMO if args.cascade == "demo" else Path(args.cascade))
     settings = {f"guidance {scale:g}": {"guidance_scale": scale} for scale in GUIDANCE} | STEPS
@@ -84,8 +84,8 @@ def measure(
     seed: int,
 ) -> tuple[list[Image.Image], dict[str, Any]]:
     """The pictures of one setting, and its scores with the seconds a picture takes once its program is compiled."""
-    draw_prompts.prepare(
-        folder, {"how": words, "asks": eval_prompts.sha256(prompts), "seed": seed, "cascade": cascade_sha256}
+    draw_prompts.claim_folder(
+        folder, {"settings": words, "prompts": eval_prompts.sha256(prompts), "seed": seed, "cascade": cascade_sha256}
     )
     times: list[float] = []
     options = {"seed": seed, "if_I_kwargs": words}

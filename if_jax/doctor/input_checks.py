@@ -13,7 +13,7 @@ from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import load_index
-from if_jax.data.preprocessing import Unusable
+from if_jax.data.preprocessing import UnusableRecord
 from if_jax.data.sources import find_record_stores, open_stored
 from if_jax.doctor.findings import Finding, attempt
 from if_jax.models.t5 import T5Config
@@ -91,7 +91,7 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
         if all(load_index(store) for store in find_record_stores(data.source)):
             stored = open_stored(data.source, data.keep.at_least(data.size))
             cache.check(stored, data.preparation, text.sha256 if text else "")
-        return f"{data.embeddings}, {cache.plan.captions} captions", None
+        return f"{data.embeddings}, {cache.spec.captions} captions", None
 
     return attempt("text states", "run `if-jax embed` again", read)[0]
 
@@ -102,7 +102,7 @@ def _part(name: str, recipe: Recipe) -> str:
     if all(load_index(store) is not None for store in stores):
         return f"{name}: {len(open_stored(name, keep)):,} pictures"
     records = list(itertools.islice((record for store in stores for _, _, record in store.scan()), _LOOKED_AT))
-    flaws = [str(record) for record in records if isinstance(record, Unusable)]
+    flaws = [str(record) for record in records if isinstance(record, UnusableRecord)]
     if len(flaws) == len(records):
         raise ValueError(
             f"no usable picture in {name!r} ({flaws[0] if flaws else 'it is empty'}): `if-jax data inspect {name}` "

@@ -20,9 +20,16 @@ _BATCH = 4
 
 
 def losses(cascade: Cascade, name: str, pictures: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
-    """Mean squared error of v at each of `TIMESTEPS` ("t050", …) and their "mean".
+    """Measure a stage on true pictures; the noise of a picture depends on its number and the timestep.
 
-    pictures (B, S, S, 3) in [-1, 1] of the stage's size. The noise of a picture depends on its number and the timestep.
+    Args:
+      cascade: whose text encoder and stage it is.
+      name: of the stage, "I", "II" or "III".
+      pictures: (B, S, S, 3) in [-1, 1] of the stage's size.
+      captions: one for each picture.
+
+    Returns:
+      Mean squared error of v at each of `TIMESTEPS` ("t050", …) and their "mean".
     """
     stage = cascade.stage(name)
     text = cascade.embed(captions)

@@ -16,7 +16,7 @@ from urllib.parse import unquote_plus
 
 
 def prepare_captions(captions: Sequence[str], clean: bool = False, preserve_case: bool = False) -> list[str]:
-    """Bring captions to the form the tokenizer is given: `clean_caption` or `plain_caption` of each."""
+    """Bring captions to the form that is tokenized: `clean_caption` or `plain_caption` of each."""
     prepare = clean_caption if clean else plain_caption
     return [prepare(caption, preserve_case) for caption in captions]
 
