@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from if_jax.diffusion.process import Prediction
 from if_jax.diffusion.schedule import Schedule, cosine_schedule, schedule_from_betas
 
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # our words → those of diffusers
+# Our words → those of diffusers
+PREDICTIONS: dict[Prediction, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SchedulerConfig:
         return cosine_schedule(self.num_train_timesteps)
 
     @property
-    def prediction(self) -> str:
+    def prediction(self) -> Prediction:
         """What the UNet's first three channels mean: "eps", "v" or "x0"."""
         return next(ours for ours, theirs in PREDICTIONS.items() if theirs == self.prediction_type)
 
