@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import click
 
-from if_jax.cli_draw import stage_words
+from if_jax.cli_draw import StageOptions, stage_words
 from if_jax.cli_errors import cache_compilations, plain_errors
 
 
@@ -33,7 +33,7 @@ def evaluate(
     json_path: str | None,
     out: str | None,
     overwrite: bool,
-    **given: Any,
+    **stage_options: Unpack[StageOptions],
 ) -> None:
     """Score a cascade on prompts whose truth is known: objects, counts, colours, places and words, read by programs.
 
@@ -48,7 +48,7 @@ def evaluate(
 
     if json_path and not Path(json_path).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json {json_path}: its folder does not exist; make it first")
-    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in stage_words(given).items() if kwargs}
+    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in stage_words(stage_options).items() if kwargs}
     out = out or f"out/{suite}"
     cache_compilations()
     with Bars("picture") as bars:
