@@ -6,11 +6,17 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack, cast
 
 import click
 
 from if_jax.cli_errors import cache_compilations, plain_errors
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from if_jax.inference.cascade import Cascade
+    from if_jax.inference.pictures import Notes
 
 _SHARED = (
     click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package."),
@@ -36,7 +42,36 @@ _SHARED = (
 )
 
 
-def _drawing(command: Callable[..., Any]) -> Callable[..., Any]:
+class StageOptions(TypedDict):
+    """Values of the options that speak of stages, in turn; `evaluate` has them too."""
+
+    guidance: tuple[float, ...]
+    steps: tuple[str, ...]
+    sampler: tuple[str, ...]
+    noise_level: tuple[int, ...]
+    words: tuple[str, ...]
+
+
+class DrawOptions(StageOptions):
+    """Values of the options that all four commands have."""
+
+    cascade: str
+    out: str
+    seed: int
+    stages: int | None
+    negative_prompt: str | None
+    style_prompt: str | None
+    batch_size: int | None
+    dtype: str
+    low_memory: bool
+    text_int8: bool
+    watermark: str | None
+    wandb: str | None
+    overwrite: bool
+    first_picture: NotRequired[int]  # of --like
+
+
+def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     """The options that all four commands have."""
     command = plain_errors(command)
     for option in reversed(_SHARED):
@@ -57,7 +92,7 @@ def dream(
     like: str | None,
     embeds: str | None,
     save_embeds: str | None,
-    **given: Any,
+    **options: Unpack[DrawOptions],
 ) -> None:
     """Draw PROMPTS: OUT/0000-I.png, OUT/0000-II.png, … and OUT/grid-I.png, …
 
@@ -68,35 +103,35 @@ def dream(
     if sum(map(bool, (prompts, like, embeds))) != 1:
         raise ValueError("give either PROMPTS, or --embeds, or --like")
     if like:
-        _repeat(like, given)
+        _repeat(like, options)
         return
-    request: dict[str, Any] = {"aspect_ratio": aspect_ratio or "1:1"}
+    request: dict[str, object] = {"aspect_ratio": aspect_ratio or "1:1"}
     names = list(prompts)
     if save_embeds:
-        _save_embeds(save_embeds, names, given)
+        _save_embeds(save_embeds, names, options)
         return
     if embeds:
         from if_jax.inference.prompts import load_embeds
 
         names, states = load_embeds(embeds)
         request |= states
-    _draw("dream", names, request, given)
+    _draw("dream", names, request, options)
 
 
 @click.command("style-transfer")
 @click.argument("image", type=click.Path())
 @click.argument("prompts", nargs=-1)
 @_drawing
-def style_transfer(image: str, prompts: tuple[str, ...], **given: Any) -> None:
+def style_transfer(image: str, prompts: tuple[str, ...], **options: Unpack[DrawOptions]) -> None:
     """Draw IMAGE anew after PROMPTS, one picture for each; without, after --style-prompt.
 
     \b
     Example:  if-jax style-transfer photo.jpg "a wooden toy" --set I.strength=0.6
     """
-    texts = list(prompts) or ([given["style_prompt"]] if given["style_prompt"] else [])
+    texts = list(prompts) or ([options["style_prompt"]] if options["style_prompt"] else [])
     if not texts:
         raise ValueError("give PROMPTS, or --style-prompt")
-    _draw("style_transfer", texts, {"image": image}, given)
+    _draw("style_transfer", texts, {"image": image}, options)
 
 
 @click.command("super-resolution")
@@ -104,13 +139,13 @@ def style_transfer(image: str, prompts: tuple[str, ...], **given: Any) -> None:
 @click.argument("prompts", nargs=-1)
 @click.option("--stage", default="II", show_default=True, help="The stage that enlarges first.")
 @_drawing
-def super_resolution(image: str, prompts: tuple[str, ...], stage: str, **given: Any) -> None:
+def super_resolution(image: str, prompts: tuple[str, ...], stage: str, **options: Unpack[DrawOptions]) -> None:
     """Enlarge IMAGE; PROMPTS say what it shows.
 
     \b
     Example:  if-jax super-resolution small.png "two red spheres" --noise-level 100
     """
-    _draw("super_resolution", list(prompts) or [""], {"image": image, "stage": stage}, given)
+    _draw("super_resolution", list(prompts) or [""], {"image": image, "stage": stage}, options)
 
 
 @click.command()
@@ -118,81 +153,87 @@ def super_resolution(image: str, prompts: tuple[str, ...], stage: str, **given: 
 @click.argument("mask", type=click.Path())
 @click.argument("prompts", nargs=-1, required=True)
 @_drawing
-def inpaint(image: str, mask: str, prompts: tuple[str, ...], **given: Any) -> None:
+def inpaint(image: str, mask: str, prompts: tuple[str, ...], **options: Unpack[DrawOptions]) -> None:
     """Draw the white part of MASK anew in IMAGE after PROMPTS, and keep the rest.
 
     \b
     Example:  if-jax inpaint room.png mask.png "a blue cube"
     """
-    _draw("inpainting", list(prompts), {"image": image, "mask_image": mask}, given)
+    _draw("inpainting", list(prompts), {"image": image, "mask_image": mask}, options)
 
 
 COMMANDS = (dream, style_transfer, super_resolution, inpaint)
 
 
-def _draw(mode: str, names: list[str], request: dict[str, Any], given: dict[str, Any]) -> None:
-    """Load, draw, save, log. names: the prompts, for files and tables; request: what this mode alone takes."""
+def _draw(mode: str, names: list[str], request: dict[str, object], options: DrawOptions) -> None:
+    """Load, draw, save, log.
+
+    Args:
+        mode: name of the method of `Cascade`.
+        names: the prompts, for files and tables.
+        request: what this mode alone takes.
+        options: of the command.
+    """
     from if_jax.inference.options import Bars
     from if_jax.inference.pictures import save_pictures
 
-    out = Path(given["out"])
-    _check_files(out, given["watermark"])
-    words = stage_words(given)
-    cascade = _load(given)
-    _check_counts(given, len(cascade.stages))
-    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
-    options |= {word: given[word] for word in ("seed", "stages", "negative_prompt", "style_prompt", "batch_size")}
-    options |= {word: value for word, value in request.items() if word not in ("image", "mask_image")}
-    if given.get("first_picture"):
-        options["first_picture"] = given["first_picture"]
+    out, mark, first = Path(options["out"]), options["watermark"], options.get("first_picture", 0)
+    _check_files(out, mark)
+    words = stage_words(options)
+    cascade = _load(options)
+    _check_counts(options, len(cascade.stages))
+    arguments: dict[str, object] = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
+    arguments |= {word: options[word] for word in ("seed", "stages", "negative_prompt", "style_prompt", "batch_size")}
+    arguments |= {word: value for word, value in request.items() if word not in ("image", "mask_image")}
+    if first:
+        arguments["first_picture"] = first
     pictures = {word: request[word] for word in ("image", "mask_image") if word in request}
     texts = None if "prompt_embeds" in request else names
     with Bars() as bars:
-        drawn = getattr(cascade, mode)(prompt=texts, **pictures, **options, progress=bars.show)
-    notes = _notes(mode, names, request, options, given)
-    mark = given["watermark"]
+        drawn = getattr(cascade, mode)(prompt=texts, **pictures, **arguments, progress=bars.show)
+    notes = _notes(mode, names, request, arguments, options)
     written, kept = save_pictures(
         drawn,
         out,
-        overwrite=given["overwrite"],
-        first=given.get("first_picture", 0),
+        overwrite=options["overwrite"],
+        first=first,
         captions=names,
         notes=notes,
         watermark=mark if mark is None else Path(mark) if mark else True,
     )
-    if given["wandb"]:
-        _log_table(given["wandb"], out, names, drawn, notes)
+    if options["wandb"]:
+        _log_table(options["wandb"], out, options["seed"], names, drawn, notes)
     click.echo(
         f"{len(written)} pictures written to {out}" + (f", {len(kept)} kept (--overwrite replaces)" if kept else "")
     )
 
 
-def _load(given: dict[str, Any]) -> Any:
+def _load(options: DrawOptions) -> Cascade:
     import jax.numpy as jnp
 
     from if_jax.inference.cascade import Cascade
 
     cache_compilations()
     return Cascade.load(
-        given["cascade"],
-        stages=given["stages"],
-        dtype=jnp.dtype(given["dtype"]),
-        param_dtype=given["dtype"],
-        text_dtype="int8" if given["text_int8"] else given["dtype"],
-        low_memory=given["low_memory"],
+        options["cascade"],
+        stages=options["stages"],
+        dtype=jnp.dtype(options["dtype"]),
+        param_dtype=options["dtype"],
+        text_dtype="int8" if options["text_int8"] else options["dtype"],
+        low_memory=options["low_memory"],
     )
 
 
-def stage_words(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the options say of each stage, in the words of `if_I_kwargs`."""
-    words: dict[str, dict[str, Any]] = {"I": {}, "II": {}, "III": {}}
+def stage_words(options: StageOptions) -> dict[str, dict[str, object]]:
+    """What the options say of each stage: its name → the words of `if_I_kwargs`; ValueError for a malformed --set."""
+    words: dict[str, dict[str, object]] = {"I": {}, "II": {}, "III": {}}
     named = {"guidance_scale": "guidance", "sample_timestep_respacing": "steps", "sample_loop": "sampler"}
     for word, option in named.items():
-        for stage, value in zip(words, given[option], strict=False):
+        for stage, value in zip(words, options[option], strict=False):
             words[stage][word] = value
-    for stage, level in zip(("II", "III"), given["noise_level"], strict=False):
+    for stage, level in zip(("II", "III"), options["noise_level"], strict=False):
         words[stage]["noise_level"] = level
-    for pair in given["words"]:
+    for pair in options["words"]:
         name, _, value = pair.partition("=")
         stage, _, word = name.partition(".")
         if stage not in words or not word or not value:
@@ -201,24 +242,24 @@ def stage_words(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return words
 
 
-def _check_counts(given: dict[str, Any], stages: int) -> None:
+def _check_counts(options: DrawOptions, stages: int) -> None:
     """Repeatable options speak of the stages in turn."""
     for option, count in (("guidance", stages), ("steps", stages), ("sampler", stages), ("noise_level", stages - 1)):
-        if len(given[option]) > count:
+        if len(options[option]) > count:
             name = option.replace("_", "-")
             raise ValueError(
-                f"--{name} is given {len(given[option])} times: the cascade has {count} stages that take it"
+                f"--{name} is given {len(options[option])} times: the cascade has {count} stages that take it"
             )
 
 
-def _parsed(value: str) -> Any:
+def _parsed(value: str) -> object:
     try:
         return json.loads(value)
     except ValueError:
         return value
 
 
-def _repeat(path: str, given: dict[str, Any]) -> None:
+def _repeat(path: str, options: DrawOptions) -> None:
     """Draw what `dream` has drawn into a picture, from the settings that the file holds."""
     from if_jax.inference.pictures import read_notes
 
@@ -233,15 +274,15 @@ def _repeat(path: str, given: dict[str, Any]) -> None:
         for stage in ("I", "II", "III")
         for word, value in notes["options"].get(f"if_{stage}_kwargs", {}).items()
     )
-    given |= chosen | {"words": words, "guidance": (), "steps": (), "sampler": (), "noise_level": ()}
-    given |= {"cascade": notes["cascade"], "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
-    given |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
-    _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, given)
+    repeated = {**options, **chosen, "words": words, "guidance": (), "steps": (), "sampler": (), "noise_level": ()}
+    repeated |= {"cascade": notes["cascade"], "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
+    repeated |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
+    _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, cast(DrawOptions, repeated))
 
 
 def _notes(
-    mode: str, names: list[str], request: dict[str, Any], options: dict[str, Any], given: dict[str, Any]
-) -> Callable[[str, int], dict[str, Any]]:
+    mode: str, names: list[str], request: dict[str, object], arguments: dict[str, object], options: DrawOptions
+) -> Notes:
     """What each PNG says of itself: everything that it takes to draw it again."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -249,24 +290,26 @@ def _notes(
         release = version("if_jax")
     except PackageNotFoundError:  # a source tree that is not installed
         release = "source"
-    keep = {word: value for word, value in options.items() if not word.endswith("_embeds") and word != "first_picture"}
-    shared = {"if_jax": release, "mode": mode, "cascade": given["cascade"], "options": keep}
+    keep = {
+        word: value for word, value in arguments.items() if not word.endswith("_embeds") and word != "first_picture"
+    }
+    shared = {"if_jax": release, "mode": mode, "cascade": options["cascade"], "options": keep}
     shared |= {word: str(request[word]) for word in ("image", "mask_image") if word in request}
-    shared |= {"dtype": given["dtype"], "text_int8": given["text_int8"], "embeds": "prompt_embeds" in request}
-    first = given.get("first_picture", 0)
+    shared |= {"dtype": options["dtype"], "text_int8": options["text_int8"], "embeds": "prompt_embeds" in request}
+    first = options.get("first_picture", 0)
     return lambda stage, row: {**shared, "stage": stage, "picture": first + row, "prompt": names[row]}
 
 
-def _save_embeds(path: str, prompts: list[str], given: dict[str, Any]) -> None:
+def _save_embeds(path: str, prompts: list[str], options: DrawOptions) -> None:
     from if_jax.inference.prompts import save_embeds
 
-    states = _load(given | {"stages": 1, "low_memory": True}).embed([*prompts, ""])
+    states = _load({**options, "stages": 1, "low_memory": True}).embed([*prompts, ""])
     save_embeds(path, prompts, states[:-1], states[-1])
     click.echo(f"{path}: text states of {len(prompts)} prompts, {states[:-1].shape}")
 
 
 def _log_table(
-    project: str, out: Path, names: list[str], drawn: Any, notes: Callable[[str, int], dict[str, Any]]
+    project: str, out: Path, seed: int, names: list[str], drawn: dict[str, list[Image.Image]], notes: Notes
 ) -> None:
     """One row for each prompt; the run's files lie in OUT/wandb, and WANDB_MODE=offline keeps them there."""
     try:
@@ -279,7 +322,7 @@ def _log_table(
         for row, name in enumerate(names):
             about = notes(stages[-1], row)
             pictures = [wandb.Image(drawn[stage][row]) for stage in stages]
-            table.add_data(name, about["options"]["seed"], json.dumps(about), *pictures)
+            table.add_data(name, seed, json.dumps(about), *pictures)
         run.log({"pictures": table})
 
 

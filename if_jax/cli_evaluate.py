@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import click
 
-from if_jax.cli_draw import stage_words
+from if_jax.cli_draw import StageOptions, stage_words
 from if_jax.cli_errors import cache_compilations, plain_errors
 
 
@@ -33,7 +33,7 @@ def evaluate(
     json_path: str | None,
     out: str | None,
     overwrite: bool,
-    **stage_options: Any,
+    **stage_options: Unpack[StageOptions],
 ) -> None:
     """Score a cascade on prompts whose truth is known: objects, counts, colours, places and words, read by programs.
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from if_jax import Cascade
 from if_jax.diffusion import augment
-from if_jax.inference.denoise_stage import draw_stage
+from if_jax.inference.denoise_stage import begin_stage, finish_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
+from if_jax.inference.stage_inputs import StageInputs
 from if_jax.scenes import sources
 
 ASSETS = Path(__file__).parents[1] / "docs/assets"
@@ -53,14 +54,9 @@ def super_resolution_sheet(cascade: Cascade, pictures: Sequence[np.ndarray], cap
     truth = np.stack(pictures).astype(np.float32) / 127.5 - 1
     low = augment.downsample(jnp.asarray(truth), cascade.stages[0].unet_config.sample_size)
     states = cascade.embed([*captions, ""])
-    ours = draw_stage(
-        stage,
-        stage_settings("II", stage, default, None),
-        jax.random.split(jax.random.key(0), len(captions)),
-        states[:-1],
-        jnp.broadcast_to(states[-1:], states[:-1].shape),
-        low,
-    )
+    inputs = StageInputs(states[:-1], np.broadcast_to(states[-1:], states[:-1].shape), low)
+    keys = jax.random.split(jax.random.key(0), len(captions))
+    ours = finish_stage(*begin_stage(stage, stage_settings("II", stage, default, None), keys, inputs))
     small = [to_pil(image) for image in np.asarray(low)]
     bicubic = [picture.resize((size, size), 3) for picture in small]
     plain = np.stack([np.asarray(picture, np.float32) / 127.5 - 1 for picture in bicubic])

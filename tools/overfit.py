@@ -27,9 +27,10 @@ from if_jax import Cascade
 from if_jax.config import to_recipe
 from if_jax.data import builders
 from if_jax.inference.cascade import DEMO
-from if_jax.inference.denoise_stage import draw_stage
+from if_jax.inference.denoise_stage import begin_stage, finish_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
+from if_jax.inference.stage_inputs import StageInputs
 from if_jax.scenes import grammar, raycast, sampling
 from if_jax.scenes.scene import as_numpy
 from if_jax.training.loop import train
@@ -93,17 +94,13 @@ def learn(
 
 def enlarge(cascade: Cascade, low: list[Image.Image], captions: list[str], size: int) -> list[Image.Image]:
     """What stage II draws from the small pictures without noise on them, at another size than its release says."""
-    stage, settings = cascade.stages[1], {"guidance_scale": 1.0, "aug_level": 0.0}
+    stage = cascade.stages[1]
+    settings = stage_settings("II", stage, cascade.defaults[1], {"guidance_scale": 1.0, "aug_level": 0.0})
     states = cascade.embed([*captions, ""])
-    pictures = draw_stage(
-        stage,
-        stage_settings("II", stage, cascade.defaults[1], settings),
-        jax.random.split(jax.random.key(0), len(captions)),
-        states[:-1],
-        jnp.broadcast_to(states[-1:], states[:-1].shape),
-        jnp.asarray(np.stack([np.asarray(image, np.float32) for image in low]) / 127.5 - 1),
-        size=(size, size),
-    )
+    low_res = jnp.asarray(np.stack([np.asarray(image, np.float32) for image in low]) / 127.5 - 1)
+    inputs = StageInputs(states[:-1], np.broadcast_to(states[-1:], states[:-1].shape), low_res)
+    keys = jax.random.split(jax.random.key(0), len(captions))
+    pictures = finish_stage(*begin_stage(stage, settings, keys, inputs, size=(size, size)))
     return [to_pil(picture) for picture in np.asarray(pictures)]
 
 

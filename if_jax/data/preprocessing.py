@@ -52,11 +52,27 @@ def read_picture(encoded: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # damaged metadata is no reason to refuse a readable picture, but
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # a bomb is
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as stored:
-                return _to_rgb(ImageOps.exif_transpose(stored))
+                return to_rgb(stored)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnusableRecord("too many pixels") from None
     except Exception:  # decoders raise whatever they stumble over in a damaged file; one file must not end a run
         raise UnusableRecord("unreadable image") from None
+
+
+def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
+    """Any picture as upright 8-bit RGB: what is transparent shows the background, 16 bits become 8.
+
+    Modes I (32 bits) and F do not say how deep they are: values past 255 are 16-bit ones, others 8-bit ones.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode[0] in "IF":  # Pillow would clip them rather than scale
+        values = np.asarray(picture, np.float32)
+        deep = picture.mode.startswith("I;16") or values.max(initial=0) > 255
+        picture = Image.fromarray(np.rint(np.clip(values / (257 if deep else 1), 0, 255)).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
+    return picture.convert("RGB")
 
 
 def fit(picture: Image.Image, size: int, shift: float = 0.0) -> Image.Image:
@@ -95,14 +111,3 @@ def read_caption(encoded: bytes) -> str:
 
 def _start(slack: int, side: int, shift: float) -> int:
     return min(max(slack // 2 + round(shift * side), 0), slack)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")

@@ -19,37 +19,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from if_jax.diffusion.process import add_noise
-from if_jax.diffusion.schedule import Schedule
+from if_jax.diffusion.schedule import Array, Schedule
 
 
-def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
-    """(B, h, w, C) → (B, H, W, C), bilinear with corner pixels on corner pixels (torch's align_corners=True).
+def upsample(low: Array, size: int | tuple[int, int]) -> jax.Array:
+    """Enlarge bilinearly with corner pixels on corner pixels (torch's align_corners=True).
 
-    size is H = W or (H, W). Pixel i of the result lies at i · (h − 1)/(H − 1) of the input.
+    Args:
+        low: (B, h, w, C).
+        size: H = W or (H, W).
+
+    Returns:
+        (B, H, W, C); its pixel i lies at i · (h − 1)/(H − 1) of the input.
     """
     height, width = _pair(size)
     return _resample(low, _bilinear_matrix(low.shape[1], height), _bilinear_matrix(low.shape[2], width))
 
 
-def downsample(x0: jax.Array, size: int | tuple[int, int]) -> jax.Array:
-    """(B, H, W, C) in [−1, 1] → (B, h, w, C) in [−1, 1], antialiased bicubic with Pillow's kernel.
+def downsample(x0: Array, size: int | tuple[int, int]) -> jax.Array:
+    """Make smaller by antialiased bicubic resampling with Pillow's kernel.
 
-    size is h = w or (h, w). Bicubic weights overshoot at edges; like an 8-bit picture the result is clipped.
+    Args:
+        x0: (B, H, W, C) in [−1, 1].
+        size: h = w or (h, w).
+
+    Returns:
+        (B, h, w, C). Bicubic weights overshoot at edges; like an 8-bit picture it is clipped to [−1, 1].
     """
     height, width = _pair(size)
     small = _resample(x0, _bicubic_matrix(x0.shape[1], height), _bicubic_matrix(x0.shape[2], width))
     return jnp.clip(small, -1, 1)
 
 
-def noise_augment(schedule: Schedule, low_up: jax.Array, level: jax.Array, eps: jax.Array) -> jax.Array:
-    """y of equation (1). low_up, eps (B, H, W, C); level (B,) int, a timestep of the full training schedule."""
+def noise_augment(schedule: Schedule, low_up: Array, level: Array, eps: Array) -> jax.Array:
+    """Noise the enlarged low-res image: y of equation (1).
+
+    Args:
+        schedule: the training chain that level indexes.
+        low_up, eps: (B, H, W, C).
+        level: (B,) int.
+    """
     return add_noise(schedule, low_up, level, eps)
 
 
 def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
-    """Gaussian blur of (B, H, W, C) with sigma (B,) in pixels, at most `max_sigma` (which sets the kernel's reach).
+    """Gaussian blur with mirrored edges.
 
-    Edges are mirrored. A sigma of 0 changes nothing.
+    Args:
+        image: (B, H, W, C).
+        sigma: (B,), in pixels; 0 changes nothing.
+        max_sigma: the largest of them, which sets the kernel's reach.
     """
     reach = max(1, math.ceil(3 * max_sigma))
     offset = jnp.arange(-reach, reach + 1)
@@ -60,7 +79,8 @@ def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
         padding = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
         wide = jnp.pad(image, padding, mode="reflect")
         shifted = [jax.lax.slice_in_dim(wide, i, i + size, axis=axis) for i in range(2 * reach + 1)]
-        image = sum(weights[:, i, None, None, None] * part for i, part in enumerate(shifted))
+        terms = [weights[:, i, None, None, None] * part for i, part in enumerate(shifted)]
+        image = functools.reduce(jnp.add, terms)
     return image
 
 
@@ -77,7 +97,7 @@ def random_level(key: jax.Array, batch: int, num_timesteps: int = 1000) -> jax.A
     return jax.random.randint(key, (batch,), 0, num_timesteps)
 
 
-def _resample(image: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+def _resample(image: Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """Apply (H, h) and (W, w) weights to (B, h, w, C); full precision, since bfloat16 products would add a grain."""
     out = jnp.einsum("Hh,bhwc->bHwc", rows, image, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum("Ww,bHwc->bHWc", columns, out, precision=jax.lax.Precision.HIGHEST)

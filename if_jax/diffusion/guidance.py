@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from if_jax.diffusion.process import Prediction, prediction_from_x0, split_model_output, x0_from_prediction
-from if_jax.diffusion.schedule import Schedule
+from if_jax.diffusion.schedule import Array, Schedule
 
 # (x_t (B, H, W, C), t (B,) int32, a timestep of the training chain) → prediction and variance channels (B, H, W, 2C)
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
@@ -36,9 +36,14 @@ Combine = Callable[[Sequence[jax.Array], jax.Array, jax.Array], jax.Array]
 def guided(net: ConditionalNet, branches: Sequence[Any], combine: Combine) -> Denoiser:
     """The denoiser that runs net once on all branches, a batch of K B rows, and combines what they predict.
 
-    branches: K pytrees of one structure, arrays (B, …) each: conditional first, unconditional last; first axes of 1
-    are repeated B times. The rows of one picture stand together, so that a batch split over devices needs no exchange
-    between them. The variance channels come from the conditional branch unchanged, as in IF.
+    The rows of one picture stand together, so that a batch split over devices needs no exchange between them. The
+    variance channels come from the conditional branch unchanged, as in IF.
+
+    Args:
+        net: the network.
+        branches: K pytrees of one structure, arrays (B, …) each: conditional first, unconditional last; first axes of 1
+            are repeated B times.
+        combine: K predictions to one: `classifier_free` or `projected`.
     """
 
     def interleave(*rows: jax.Array) -> jax.Array:
@@ -59,10 +64,12 @@ def guided(net: ConditionalNet, branches: Sequence[Any], combine: Combine) -> De
     return denoise
 
 
-def classifier_free(weight: float | jax.Array, positive_mixer: float | jax.Array = 0.0) -> Combine:
-    """Equation (1) for two branches, (3) for three (conditional, positive, unconditional).
+def classifier_free(weight: float | Array, positive_mixer: float | Array = 0.0) -> Combine:
+    """Classifier-free guidance: equation (1) for two branches, (3) for three (conditional, positive, unconditional).
 
-    weight, positive_mixer: scalars or (B,); they may be traced.
+    Args:
+        weight: w, the guidance scale; a scalar or (B,), it may be traced.
+        positive_mixer: m, the share of the positive branch; a scalar or (B,), it may be traced.
     """
     w, m = _column(weight), _column(positive_mixer)
 
@@ -74,17 +81,22 @@ def classifier_free(weight: float | jax.Array, positive_mixer: float | jax.Array
 
 
 def projected(
-    weight: float | jax.Array,
+    weight: float | Array,
     schedule: Schedule,
     prediction: Prediction,
-    parallel: float | jax.Array = 0.0,
-    norm: float | jax.Array = jnp.inf,
-    positive_mixer: float | jax.Array = 0.0,
+    parallel: float | Array = 0.0,
+    norm: float | Array = jnp.inf,
+    positive_mixer: float | Array = 0.0,
 ) -> Combine:
-    """Equation (4), adaptive projected guidance, for a net that predicts `prediction` along the training `schedule`.
+    """Adaptive projected guidance, equation (4).
 
-    parallel: η; norm: r, the largest root mean square of Δ over a picture (the paper's r is a norm over a latent of
-    fixed size; ours does not depend on the size of the picture). Scalars or (B,); they may be traced.
+    Args:
+        weight, positive_mixer: as in `classifier_free`.
+        schedule: the training chain.
+        prediction: what the net predicts.
+        parallel: η, a scalar or (B,); it may be traced.
+        norm: r, the largest root mean square of Δ over a picture (the paper's r is a norm over a latent of fixed size;
+            ours does not depend on the size of the picture). A scalar or (B,); it may be traced.
     """
     w, m, eta, r = _column(weight), _column(positive_mixer), _column(parallel), _column(norm)
 
@@ -99,11 +111,21 @@ def projected(
     return combine
 
 
-def dynamic_threshold(x0: jax.Array, ratio: float | jax.Array = 0.95, max_value: float | jax.Array = 1.5) -> jax.Array:
-    """x0' of equation (2) in [−1, 1], for each image of x0 (B, H, W, C) by itself; p = ratio, c = max_value ≥ 1.
+def dynamic_threshold(x0: jax.Array, ratio: float | Array = 0.95, max_value: float | Array = 1.5) -> jax.Array:
+    """Dynamic thresholding: x0' of equation (2), for each image by itself.
 
-    Both may be traced. With c = 1, as super-resolution stages have it, s = 1 whatever the quantile, and the sort that
-    it takes is spared.
+    With c = 1, as super-resolution stages have it, s = 1 whatever the quantile, and the sort that it takes is spared.
+
+    Args:
+        x0: (B, H, W, C).
+        ratio: p, the quantile; it may be traced.
+        max_value: c ≥ 1, the ceiling; it may be traced.
+
+    Returns:
+        (B, H, W, C) in [−1, 1].
+
+    Raises:
+        ValueError: for a ceiling below 1 that is known while tracing.
     """
     if isinstance(max_value, int | float) and max_value < 1:
         raise ValueError(f"sample_max_value is {max_value}: use 1.0 (plain clipping) or more")
@@ -124,7 +146,7 @@ def _mixed(predicted: Sequence[jax.Array], m: jax.Array) -> tuple[jax.Array, jax
     return (1 - m) * cond + m * positive, uncond
 
 
-def _column(value: float | jax.Array) -> jax.Array:
+def _column(value: float | Array) -> jax.Array:
     return jnp.asarray(value, jnp.float32).reshape(-1, 1, 1, 1)
 
 

@@ -44,11 +44,19 @@ def hybrid_loss(
     prediction: Prediction = "eps",
     weight: Weight = "none",
 ) -> dict[str, jax.Array]:
-    """The loss of each image: {"loss": w · mse + vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
+    """The loss of each image.
 
-    model_output (B, H, W, 2C): the prediction and the variance channels; x0, x_t, eps (B, H, W, C); t (B,) index into
-    schedule. `prediction` says what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the
-    ε error divided by √ᾱ_t: the noisy steps, which decide the composition, weigh more. `weight`: see `loss_weight`.
+    Args:
+        schedule: the chain that t indexes.
+        model_output: (B, H, W, 2C), the prediction and the variance channels.
+        x0, x_t, eps: (B, H, W, C).
+        t: (B,) int.
+        prediction: what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the ε error divided
+            by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
+        weight: see `loss_weight`.
+
+    Returns:
+        {"loss": w · mse + vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
     """
     model_output, x0, x_t, eps = (a.astype(jnp.float32) for a in (model_output, x0, x_t, eps))
     predicted, variance = split_model_output(model_output)
@@ -60,7 +68,7 @@ def hybrid_loss(
 
 
 def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: jax.Array) -> jax.Array:
-    """w_t (B,) by which the squared error of the prediction counts; with λ = ln SNR:
+    """The weight by which the squared error of the prediction counts; with λ = ln SNR:
 
         none      1, whatever is predicted
         min-snr   min(SNR, 5) / SNR         on the ε error
@@ -70,6 +78,18 @@ def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: j
     schedule, shifted or not, lie along λ, so that λ as such is weighted by the sigmoid; along the cosine schedule
     |dλ/du| / 2π is cosh(λ / 2), some hundreds at both ends: clip gradients.
     Sources: Hang et al. 2023 (arXiv:2303.09556), eq. 8; Kingma & Gao 2023 (arXiv:2303.00848), section 4.3, bias 2.
+
+    Args:
+        schedule: the training chain, its tables known while tracing.
+        prediction: what the net predicts.
+        weight: one of the three names above.
+        t: (B,) int.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ValueError: for another name, or a schedule that is traced.
     """
     if weight == "none":
         return jnp.ones(t.shape, jnp.float32)
@@ -91,7 +111,18 @@ def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: j
 def variational_bound(
     schedule: Schedule, x0_hat: jax.Array, v: jax.Array, x0: jax.Array, x_t: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """L_vb of equation (2), (B,) bits per dimension; x̂0 is not clipped."""
+    """The variational bound L_vb of equation (2).
+
+    Args:
+        schedule: the chain that t indexes.
+        x0_hat: (B, H, W, C), the net's x̂0, not clipped.
+        v: (B, H, W, C), the variance channels.
+        x0, x_t: (B, H, W, C).
+        t: (B,) int.
+
+    Returns:
+        (B,), bits per dimension.
+    """
     true_mean, true_log_variance = posterior(schedule, x0, x_t, t)
     mean, _ = posterior(schedule, x0_hat, x_t, t)
     log_variance = learned_range_log_variance(schedule, v, t)

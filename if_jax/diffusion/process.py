@@ -20,23 +20,23 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from if_jax.diffusion.schedule import Schedule
+from if_jax.diffusion.schedule import Array, Schedule
 
 Prediction = Literal["eps", "v", "x0"]  # what the first C channels of a model output mean
 
 
-def add_noise(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
-    """x_t of equation (1)."""
+def add_noise(schedule: Schedule, x0: Array, t: Array, eps: Array) -> jax.Array:
+    """Noise pictures: x_t of equation (1)."""
     return _at(schedule.sqrt_alpha_bar, t) * x0 + _at(schedule.sqrt_one_minus_alpha_bar, t) * eps
 
 
 def noise_and_predict(
     schedule: Schedule,
     network: Callable[[jax.Array, jax.Array], jax.Array],
-    x0: jax.Array,
-    t: jax.Array,
-    eps: jax.Array,
-    low_res: jax.Array | None = None,
+    x0: Array,
+    t: Array,
+    eps: Array,
+    low_res: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Noises pictures and asks a network about them: what losses and gradients through a network start from.
 
@@ -52,7 +52,7 @@ def noise_and_predict(
       x_t (B, H, W, 3), and the network's output.
     """
     x_t = add_noise(schedule, x0, t, eps)
-    return x_t, network(x_t if low_res is None else jnp.concatenate([x_t, low_res], -1), t)
+    return x_t, network(x_t if low_res is None else jnp.concatenate([x_t, low_res], -1), jnp.asarray(t))
 
 
 def sample_noise(seed: int, samples: jax.Array, purpose: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -62,61 +62,59 @@ def sample_noise(seed: int, samples: jax.Array, purpose: int | jax.Array, shape:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def x0_from_eps(schedule: Schedule, x_t: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+def x0_from_eps(schedule: Schedule, x_t: Array, t: Array, eps: Array) -> jax.Array:
     """x0 from the noise in x_t, by (1). Ill-conditioned at the noisy end: 1/√ᾱ_999 = 20291."""
-    return (x_t - _at(schedule.sqrt_one_minus_alpha_bar, t) * eps) / _at(schedule.sqrt_alpha_bar, t)
+    return (jnp.asarray(x_t) - _at(schedule.sqrt_one_minus_alpha_bar, t) * eps) / _at(schedule.sqrt_alpha_bar, t)
 
 
-def eps_from_x0(schedule: Schedule, x_t: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+def eps_from_x0(schedule: Schedule, x_t: Array, t: Array, x0: Array) -> jax.Array:
     """The noise in x_t from x0, by (1). Ill-conditioned at the clean end."""
-    return (x_t - _at(schedule.sqrt_alpha_bar, t) * x0) / _at(schedule.sqrt_one_minus_alpha_bar, t)
+    return (jnp.asarray(x_t) - _at(schedule.sqrt_alpha_bar, t) * x0) / _at(schedule.sqrt_one_minus_alpha_bar, t)
 
 
-def v_from_x0_eps(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+def v_from_x0_eps(schedule: Schedule, x0: Array, t: Array, eps: Array) -> jax.Array:
     """The velocity v of equation (2)."""
     return _at(schedule.sqrt_alpha_bar, t) * eps - _at(schedule.sqrt_one_minus_alpha_bar, t) * x0
 
 
-def x0_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
+def x0_from_v(schedule: Schedule, x_t: Array, t: Array, v: Array) -> jax.Array:
     """x0 from the velocity: (1) and (2) are a rotation, which is inverted by its transpose."""
     return _at(schedule.sqrt_alpha_bar, t) * x_t - _at(schedule.sqrt_one_minus_alpha_bar, t) * v
 
 
-def eps_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
-    """The noise from the velocity, see x0_from_v."""
-    return _at(schedule.sqrt_one_minus_alpha_bar, t) * x_t + _at(schedule.sqrt_alpha_bar, t) * v
+def x0_from_prediction(schedule: Schedule, prediction: Prediction, x_t: Array, t: Array, predicted: Array) -> jax.Array:
+    """x0 from what the network predicts.
 
+    Args:
+        schedule: the chain that t indexes.
+        prediction: what `predicted` means.
+        x_t, t, predicted: as everywhere here.
 
-def x0_from_prediction(
-    schedule: Schedule, prediction: Prediction, x_t: jax.Array, t: jax.Array, predicted: jax.Array
-) -> jax.Array:
-    """x0 from what the network predicts. Raises ValueError for a prediction that is not one of `Prediction`."""
+    Raises:
+        ValueError: for a prediction that is not one of `Prediction`.
+    """
     _check(prediction)
     if prediction == "x0":
-        return predicted
+        return jnp.asarray(predicted)
     return (x0_from_eps if prediction == "eps" else x0_from_v)(schedule, x_t, t, predicted)
 
 
-def prediction_from_x0(
-    schedule: Schedule, prediction: Prediction, x_t: jax.Array, t: jax.Array, x0: jax.Array
-) -> jax.Array:
+def prediction_from_x0(schedule: Schedule, prediction: Prediction, x_t: Array, t: Array, x0: Array) -> jax.Array:
     """The inverse of x0_from_prediction: what a network would have predicted at x_t to mean x0."""
     _check(prediction)
     if prediction == "x0":
-        return x0
+        return jnp.asarray(x0)
     eps = eps_from_x0(schedule, x_t, t, x0)
     return eps if prediction == "eps" else v_from_x0_eps(schedule, x0, t, eps)
 
 
-def prediction_target(
-    schedule: Schedule, prediction: Prediction, x0: jax.Array, t: jax.Array, eps: jax.Array
-) -> jax.Array:
-    """What the network should have predicted for x_t made of x0 and eps. Raises ValueError as x0_from_prediction."""
+def prediction_target(schedule: Schedule, prediction: Prediction, x0: Array, t: Array, eps: Array) -> jax.Array:
+    """What the network should have predicted for x_t made of x0 and eps; raises as `x0_from_prediction`."""
     _check(prediction)
-    return {"eps": eps, "x0": x0, "v": v_from_x0_eps(schedule, x0, t, eps)}[prediction]
+    return {"eps": jnp.asarray(eps), "x0": jnp.asarray(x0), "v": v_from_x0_eps(schedule, x0, t, eps)}[prediction]
 
 
-def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+def posterior(schedule: Schedule, x0: Array, x_t: Array, t: Array) -> tuple[jax.Array, jax.Array]:
     """Mean (B, H, W, C) and log variance (B, 1, 1, 1) of q(x_{t−1} | x_t, x0), equation (3).
 
     At index 0 the variance is 0; its logarithm is replaced by that of index 1.
@@ -125,16 +123,16 @@ def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array) -
     return mean, _at(schedule.posterior_log_variance, t)
 
 
-def learned_range_log_variance(schedule: Schedule, v: jax.Array, t: jax.Array) -> jax.Array:
+def learned_range_log_variance(schedule: Schedule, v: Array, t: Array) -> jax.Array:
     """ln σ² (B, H, W, C) of equation (4) from the variance channels v of a model output.
 
     v = −1 gives the posterior variance β̃, v = 1 gives β; it is not clamped, as in IF.
     """
-    r = (v + 1) / 2
+    r = (jnp.asarray(v) + 1) / 2
     return r * _at(schedule.log_beta, t) + (1 - r) * _at(schedule.posterior_log_variance, t)
 
 
-def split_model_output(model_output: jax.Array) -> tuple[jax.Array, jax.Array]:
+def split_model_output(model_output: Array) -> tuple[jax.Array, jax.Array]:
     """(B, H, W, 2C) → the prediction (ε, or the velocity) and the variance channels, each (B, H, W, C)."""
     predicted, variance = jnp.split(model_output, 2, axis=-1)
     return predicted, variance
@@ -145,6 +143,6 @@ def _check(prediction: str) -> None:
         raise ValueError(f"prediction is {prediction!r}: use one of {', '.join(get_args(Prediction))}")
 
 
-def _at(table: jax.Array, t: jax.Array) -> jax.Array:
+def _at(table: Array, t: Array) -> jax.Array:
     """table[t] shaped (B, 1, 1, 1), to multiply images."""
     return jnp.asarray(table)[t].reshape(-1, 1, 1, 1)

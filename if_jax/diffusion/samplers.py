@@ -21,6 +21,8 @@ Sources: ddpm: Ho et al. 2020 (arXiv:2006.11239), algorithm 2, with the learned 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
@@ -37,14 +39,16 @@ from if_jax.diffusion.process import (
     split_model_output,
     x0_from_prediction,
 )
-from if_jax.diffusion.schedule import Schedule
+from if_jax.diffusion.schedule import Array, Schedule
 
 SamplerName = Literal["ddpm", "ddim", "dpm++"]  # IF's word for it is `sample_loop`
-SAMPLERS = get_args(SamplerName)
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 _INITIAL = 2**31 - 1  # what the key of an image is folded with for x_T; no timestep is this large
 
 
-class State(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplerState:
     """Where a sampler stands; it may be stopped after any step and go on from here, to the same picture."""
 
     x: jax.Array  # (B, H, W, C) float32, x_t
@@ -54,10 +58,10 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a sampler's own equation is given: one index of the schedule and what the net said there."""
+    """What a sampler's own equation reads: one index of the schedule and what the net said there."""
 
     i: jax.Array  # (B,) int32, all equal
-    state: State
+    state: SamplerState
     x0: jax.Array  # thresholded
     eps: jax.Array  # ε̂ that the net's prediction means, before thresholding
     v: jax.Array  # variance channels
@@ -68,80 +72,74 @@ Noise = Callable[[jax.Array], jax.Array]  # index of the schedule → z (B, H, W
 Update = Callable[[Schedule, Step], jax.Array]
 
 
-def start(x: jax.Array, index: int | jax.Array) -> State:
-    """The state before the first step, at an index of the schedule: its last one, or less for a support."""
-    x = jnp.asarray(x, jnp.float32)
-    return State(x, jnp.zeros_like(x), jnp.asarray(index, jnp.int32), jnp.zeros((), jnp.int32))
+def start(x: Array, index: int | jax.Array) -> SamplerState:
+    """The state before the first step.
 
-
-def ddpm(denoise: Denoiser, schedule: Schedule, state: State, count: int | jax.Array, noise: Noise, **how) -> State:
-    """`count` steps of ancestral sampling with learned variance, equation (2); `how`: see `run_sampler`."""
-    return run_sampler(ddpm_update, denoise, schedule, state, count, noise, **how)
-
-
-def ddim(
-    denoise: Denoiser,
-    schedule: Schedule,
-    state: State,
-    count: int | jax.Array,
-    noise: Noise,
-    *,
-    eta: float | jax.Array = 0.0,
-    clipped_eps: bool = False,
-    **how,
-) -> State:
-    """`count` steps of DDIM, equation (3); eta = 0 draws no noise, eta = 1 as much as DDPM with its lower variance.
-
-    clipped_eps: take ε̂ from the thresholded x̂0, so that the two belong to one x_t, as IF's own code does; diffusers'
-    pipelines take the net's own.
+    Args:
+        x: (B, H, W, C), x_T, or a picture that is drawn over, noised.
+        index: of the schedule, the first step: its last one, or less for a picture that is drawn over.
     """
-
-    def update(schedule: Schedule, step: Step) -> jax.Array:
-        return ddim_update(schedule, step, eta, clipped_eps)
-
-    return run_sampler(update, denoise, schedule, state, count, noise, **how)
+    x_start = jnp.asarray(x, jnp.float32)
+    return SamplerState(x_start, jnp.zeros_like(x_start), jnp.asarray(index, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def dpm_solver_pp(
-    denoise: Denoiser, schedule: Schedule, state: State, count: int | jax.Array, noise: Noise, **how
-) -> State:
-    """`count` steps of DPM-Solver++ (2M), equation (4): no noise is drawn; `how`: see `run_sampler`."""
-    return run_sampler(dpm_update, denoise, schedule, state, count, noise, **how)
+def make_update(sampler: SamplerName, eta: float | Array = 0.0, clipped_eps: bool = False) -> Update:
+    """The equation by which a sampler goes on, for `run_sampler`.
+
+    Args:
+        sampler: "ddpm": ancestral sampling with learned variance, equation (2). "ddim": equation (3). "dpm++":
+            DPM-Solver++ (2M), equation (4), which draws no noise.
+        eta: of ddim: 0 draws no noise, 1 as much as DDPM with its lower variance.
+        clipped_eps: of ddim: take ε̂ from the thresholded x̂0, so that the two belong to one x_t, as IF's own code does;
+            diffusers' pipelines take the net's own.
+    """
+    ddim = functools.partial(ddim_update, eta=eta, clipped_eps=clipped_eps)
+    updates: dict[SamplerName, Update] = {"ddpm": ddpm_update, "ddim": ddim, "dpm++": dpm_update}
+    return updates[sampler]
 
 
 def run_sampler(
     update: Update,
     denoise: Denoiser,
     schedule: Schedule,
-    state: State,
+    state: SamplerState,
     count: int | jax.Array,
     noise: Noise,
     *,
-    mask: jax.Array | None = None,
+    mask: Array | None = None,
     prediction: Prediction = "eps",
-    sample_max_value: float | jax.Array = 1.5,
-    threshold_ratio: float | jax.Array = 0.95,
-) -> State:
-    """What the samplers share: `count` steps down the schedule from where `state` stands, as one loop.
+    sample_max_value: float | Array = 1.5,
+    threshold_ratio: float | Array = 0.95,
+) -> SamplerState:
+    """Take steps down the schedule from where `state` stands, as one loop.
 
-    count: an int makes a scan, which can be differentiated; traced, any number of steps is one compiled program.
-    noise(index) -> z, see `keyed_noise`; the schedule may be longer than the chain (`schedule.padded`).
-    mask (B, H, W, 1): 1 where to draw, 0 where x stays as `state` has it, at every step (IF's inpainting).
-    sample_max_value, threshold_ratio: of `guidance.dynamic_threshold`.
-    The result is not clamped; once finished, x is x̂0 up to rounding.
+    Args:
+        update: of `make_update`.
+        denoise: x_t (B, H, W, C), t (B,) → prediction and variance channels (B, H, W, 2C).
+        schedule: may be longer than the chain (`schedule.padded`).
+        state: see `start`.
+        count: how many steps. An int makes a scan, which can be differentiated; traced, any number of steps is one
+            compiled program.
+        noise: see `keyed_noise` and `array_noise`.
+        mask: (B, H, W, 1), 1 where to draw, 0 where x stays as `state` has it, at every step (IF's inpainting).
+        prediction: what the first C channels of the denoiser mean.
+        sample_max_value, threshold_ratio: of `guidance.dynamic_threshold`.
+
+    Returns:
+        The state after them. Its x is not clamped; once finished, it is x̂0 up to rounding.
     """
-    timesteps = jnp.asarray(schedule.timesteps)
+    timesteps, drawn = jnp.asarray(schedule.timesteps), None if mask is None else jnp.asarray(mask)
 
-    def body(_: jax.Array, state: State) -> State:
+    def body(_: jax.Array, state: SamplerState) -> SamplerState:
         i = jnp.full((state.x.shape[0],), state.index)
         predicted, v = split_model_output(denoise(state.x, timesteps[i]).astype(jnp.float32))
         raw = x0_from_prediction(schedule, prediction, state.x, i, predicted)
         eps = predicted if prediction == "eps" else eps_from_x0(schedule, state.x, i, raw)
         x0 = dynamic_threshold(raw, threshold_ratio, sample_max_value)
         x = update(schedule, Step(i, state, x0, eps, v, noise(state.index)))
-        if mask is not None:
-            x = (1 - mask) * state.x + mask * x
-        return State(x, x0, state.index - 1, state.done + 1)
+        if drawn is not None:
+            x = (1 - drawn) * state.x + drawn * x
+        return SamplerState(x, x0, state.index - 1, state.done + 1)
 
     return jax.lax.fori_loop(0, count, body, state)
 
@@ -154,7 +152,7 @@ def ddpm_update(schedule: Schedule, step: Step) -> jax.Array:
     return mean + jnp.where((step.i > 0).reshape(-1, 1, 1, 1), sigma * step.z, 0.0)
 
 
-def ddim_update(schedule: Schedule, step: Step, eta: float | jax.Array = 0.0, clipped_eps: bool = False) -> jax.Array:
+def ddim_update(schedule: Schedule, step: Step, eta: float | Array = 0.0, clipped_eps: bool = False) -> jax.Array:
     """x_{t−1} of equation (3)."""
     variance = _at(schedule.posterior_variance, step.i) * jnp.square(eta)
     eps = eps_from_x0(schedule, step.state.x, step.i, step.x0) if clipped_eps else step.eps
@@ -178,21 +176,30 @@ def dpm_update(schedule: Schedule, step: Step) -> jax.Array:
     return jnp.where((i > 0).reshape(-1, 1, 1, 1), x, step.x0)
 
 
-def initial_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """x_T: standard normal (B, *shape) float32 for B keys."""
     return _normal(keys, _INITIAL, shape)
 
 
-def keyed_noise(keys: jax.Array, schedule: Schedule, shape: tuple[int, int, int]) -> Noise:
-    """The noise of each step (B, *shape) from the B keys of the images and the step's timestep alone."""
+def keyed_noise(keys: jax.Array, schedule: Schedule, shape: tuple[int, ...]) -> Noise:
+    """The noise of each step from the keys of the images and the step's timestep alone.
+
+    Args:
+        keys: (B,).
+        schedule: whose indices the noise is asked for.
+        shape: (H, W, C).
+
+    Returns:
+        Index of the schedule → (B, H, W, C) float32.
+    """
     timesteps = jnp.asarray(schedule.timesteps)
     return lambda index: _normal(keys, timesteps[index], shape)
 
 
-def given_noise(noise: jax.Array) -> Noise:
+def array_noise(steps: Array) -> Noise:
     """The noise of each step out of an array (N, B, H, W, C), row i for index i of the schedule."""
-    noise = jnp.asarray(noise, jnp.float32)
-    return lambda index: noise[index]
+    table = jnp.asarray(steps, jnp.float32)
+    return lambda index: table[index]
 
 
 def _normal(keys: jax.Array, data: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -202,5 +209,5 @@ def _normal(keys: jax.Array, data: int | jax.Array, shape: tuple[int, ...]) -> j
     return flat.reshape(-1, *shape)
 
 
-def _at(table: jax.Array, i: jax.Array) -> jax.Array:
+def _at(table: Array, i: jax.Array) -> jax.Array:
     return jnp.asarray(table)[i].reshape(-1, 1, 1, 1)

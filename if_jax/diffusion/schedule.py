@@ -23,6 +23,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+Array = jax.Array | np.ndarray
+
 STEP_LISTS: dict[str, str] = {  # steps per section of the training chain, from the clean end to the noisy end
     "fast27": "10,10,3,2,2",
     "smart27": "7,4,2,1,2,4,7",
@@ -52,18 +54,18 @@ class Schedule:
     The tables are numpy arrays made in float64, because 1 − ᾱ in float32 has no accurate digits left near index 0.
     """
 
-    timesteps: np.ndarray  # (N,) int32: the t the network sees, out of the training chain
-    beta: np.ndarray
-    log_beta: np.ndarray
-    alpha_bar: np.ndarray
-    alpha_bar_prev: np.ndarray
-    one_minus_alpha_bar_prev: np.ndarray
-    sqrt_alpha_bar: np.ndarray
-    sqrt_one_minus_alpha_bar: np.ndarray
-    posterior_variance: np.ndarray  # β̃; 0 at index 0
-    posterior_log_variance: np.ndarray  # ln β̃; index 0 repeats index 1, since ln 0 has no use
-    posterior_coef_x0: np.ndarray
-    posterior_coef_xt: np.ndarray
+    timesteps: Array  # (N,) int32: the t the network sees, out of the training chain
+    beta: Array
+    log_beta: Array
+    alpha_bar: Array
+    alpha_bar_prev: Array
+    one_minus_alpha_bar_prev: Array
+    sqrt_alpha_bar: Array
+    sqrt_one_minus_alpha_bar: Array
+    posterior_variance: Array  # β̃; 0 at index 0
+    posterior_log_variance: Array  # ln β̃; index 0 repeats index 1, since ln 0 has no use
+    posterior_coef_x0: Array
+    posterior_coef_xt: Array
 
     @property
     def num_steps(self) -> int:
@@ -72,12 +74,20 @@ class Schedule:
 
 
 def cosine_betas(num_timesteps: int = 1000, max_beta: float = 0.999, size: int = 64) -> np.ndarray:
-    """β of the cosine schedule, float64 (N,): ᾱ follows cos²((u + 0.008)/1.008 · π/2), u in [0, 1].
+    """β of the cosine schedule: ᾱ follows cos²((u + 0.008)/1.008 · π/2), u in [0, 1].
 
-    size: shifts it for pictures of that side, so that their 64 px averages are as noisy at each step as pictures of
-    64 px are: ln SNR falls by 2 ln(size / 64), since averaging (size / 64)² pixels removes that much noise.
     Source: Nichol & Dhariwal 2021, eq. 17, named `squaredcos_cap_v2` in scheduler configurations; the shift is eq. 4 of
     Hoogeboom et al. 2023 (arXiv:2301.11093).
+
+    Args:
+        num_timesteps: N.
+        max_beta: ceiling of β.
+        size: shifts the schedule for pictures of that side, so that their 64 px averages are as noisy at each step as
+            pictures of 64 px are: ln SNR falls by 2 ln(size / 64), since averaging (size / 64)² pixels removes that
+            much noise.
+
+    Returns:
+        (N,) float64.
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -93,10 +103,16 @@ def cosine_schedule(num_timesteps: int = 1000) -> Schedule:
 
 
 def schedule_from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
-    """The chain of given β (N,), each in (0, 1), N ≥ 2.
+    """The chain of a list of β.
 
     α = 1 − β is rounded to float32 and only then multiplied up in float64: schedulers that read a release from its
     configuration do the same, and so share ᾱ with us to the last bit.
+
+    Args:
+        betas: (N,), each in (0, 1), N ≥ 2.
+
+    Raises:
+        ValueError: for anything else.
     """
     betas = np.asarray(betas, np.float32)
     if betas.ndim != 1 or betas.size < 2 or not np.all((betas > 0) & (betas < 1)):
@@ -105,18 +121,25 @@ def schedule_from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
     return _chain(np.arange(betas.size), np.cumprod(alpha.astype(np.float64)))
 
 
-def parse_steps(spec: str | int | Sequence[int], num_timesteps: int = 1000) -> np.ndarray:
-    """The timesteps that a step specification selects: ascending int32, a subset of 0 … num_timesteps − 1.
+def parse_steps(spec: str | int | Sequence[int] | np.ndarray, num_timesteps: int = 1000) -> np.ndarray:
+    """The timesteps that a step specification selects.
 
-    spec is a name out of STEP_LISTS ("smart50") or TIMESTEP_LISTS ("ays10"), a number of evenly spread steps (50 or
-    "50"), steps per section ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a section), an
-    integer stride that gives exactly that many steps ("ddim25"), or a sequence of timesteps in any order.
-    Raises ValueError where the specification selects nothing or something outside the chain.
+    Args:
+        spec: a name out of STEP_LISTS ("smart50") or TIMESTEP_LISTS ("ays10"), a number of evenly spread steps (50 or
+            "50"), steps per section ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a
+            section), an integer stride that gives exactly that many steps ("ddim25"), or timesteps in any order.
+        num_timesteps: of the training chain.
+
+    Returns:
+        Ascending int32, a subset of 0 … num_timesteps − 1.
+
+    Raises:
+        ValueError: where the specification selects nothing or something outside the chain.
     """
     if isinstance(spec, int | np.integer) and not isinstance(spec, bool):
         spec = str(int(spec))
     if not isinstance(spec, str):
-        return _explicit_steps(spec, num_timesteps)
+        return _explicit_steps(np.asarray(spec), num_timesteps)
     if spec.strip() in TIMESTEP_LISTS:
         return _explicit_steps(TIMESTEP_LISTS[spec.strip()], num_timesteps)
     text = STEP_LISTS.get(spec.strip(), spec.strip())
@@ -129,9 +152,14 @@ def parse_steps(spec: str | int | Sequence[int], num_timesteps: int = 1000) -> n
 
 
 def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedule:
-    """The shorter chain that visits only `timesteps` of a training chain (any order), equation (4).
+    """The shorter chain that visits only some timesteps of a training chain, equation (4).
 
-    Raises ValueError if the schedule is respaced already: its tables no longer hold the steps in between.
+    Args:
+        schedule: the training chain.
+        timesteps: those it visits, in any order.
+
+    Raises:
+        ValueError: if the schedule is respaced already: its tables no longer hold the steps in between.
     """
     if not np.array_equal(schedule.timesteps, np.arange(schedule.num_steps)):
         raise ValueError(
@@ -145,7 +173,10 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
 def padded(schedule: Schedule, length: int = 1000) -> Schedule:
     """The chain with its tables filled up to `length`: chains of any number of steps are then one shape to a compiler.
 
-    The noisiest step is repeated, and no sampler visits the repetitions. Raises ValueError for a longer chain.
+    The noisiest step is repeated, and no sampler visits the repetitions.
+
+    Raises:
+        ValueError: for a longer chain.
     """
     fill = length - schedule.num_steps
     if fill < 0:

@@ -102,7 +102,7 @@ def stage_two(
     def draw(rows: Sequence[int]) -> list[Image.Image]:
         texts, pictures = [captions[row] for row in rows], [low_of[row] for row in rows]
         made = cascade.super_resolution(
-            pictures, texts, **options, first_picture=rows[0], stages=2, batch_size=_LARGE_TILE
+            tuple(pictures), texts, **options, first_picture=rows[0], stages=2, batch_size=_LARGE_TILE
         )
         return made["II"]
 

@@ -2,88 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
 from if_jax.checkpoints.stages import StageRelease
-from if_jax.inference.denoise_stage import draw_stage
+from if_jax.diffusion.samplers import SamplerState
+from if_jax.inference.denoise_stage import StepCallback, StepProgress, begin_stage, finish_stage
 from if_jax.inference.loading import Placement
-from if_jax.inference.options import Progress, StepInfo
+from if_jax.inference.options import StageProgress, StepInfo
 from if_jax.inference.settings import StageSettings
+from if_jax.inference.stage_inputs import StageInputs
 
 
 @dataclass(frozen=True)
 class StageRequest:
     """One stage's share of a request."""
 
-    name: str
-    index: int
+    name: str  # "I", "II", …
+    index: int  # of the stage in the cascade
     settings: StageSettings
-    size: tuple[int, int]
+    inputs: StageInputs  # of all B pictures
+    size: tuple[int, int]  # (H, W) of the pictures
     seed: int
-    first_picture: int
-    batch_size: int
+    first_picture: int  # number of the first picture
+    batch_size: int  # pictures of one program
+    progress: StageProgress | None = None
+    callback: Callable[[StepInfo], None] | None = None
 
 
-def draw_pictures(
-    stage: StageRelease,
-    job: StageRequest,
-    placement: Placement,
-    arrays: Mapping[str, Any],
-    progress: Progress | None = None,
-    callback: Callable[[StepInfo], None] | None = None,
-) -> np.ndarray:
-    """All pictures of one stage (B, H, W, 3). arrays: what `draw_stage` takes of B pictures, by its words.
+def draw_pictures(stage: StageRelease, request: StageRequest, placement: Placement) -> np.ndarray:
+    """Draw all pictures of one stage.
 
     Where they do not fit into memory, half as many are drawn at a time, and half of those.
-    Raises MemoryError saying what to lower where one picture per device does not fit.
+
+    Args:
+        stage: with its UNet's parameters on the device.
+        request: what to draw, of B pictures.
+        placement: over which devices they are split, and what to compute in.
+
+    Returns:
+        Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
+
+    Raises:
+        MemoryError: saying what to lower where one picture per device does not fit.
     """
     while True:
         try:
-            return _draw(stage, job, placement, arrays, progress, callback)
+            return _draw(stage, request, placement)
         except jax.errors.JaxRuntimeError as error:
-            half = job.batch_size // 2 // placement.ways * placement.ways
+            half = request.batch_size // 2 // placement.ways * placement.ways
             if not _exhausted(error):
                 raise
             if not half:
-                raise _too_large(job) from error
+                raise _too_large(request) from error
             logging.warning(
-                "stage %s: %s pictures at a time do not fit into memory, drawing %s", job.name, job.batch_size, half
+                "stage %s: %s pictures at a time do not fit into memory, drawing %s",
+                request.name,
+                request.batch_size,
+                half,
             )
-            job = replace(job, batch_size=half)
+            request = replace(request, batch_size=half)
 
 
-def _draw(
-    stage: StageRelease,
-    job: StageRequest,
-    placement: Placement,
-    arrays: Mapping[str, Any],
-    progress: Progress | None,
-    callback: Callable[[StepInfo], None] | None,
-) -> np.ndarray:
-    total, drawn = len(arrays["text"]), []
-    tiles = list(_tiles(total, job.batch_size))
+def _draw(stage: StageRelease, request: StageRequest, placement: Placement) -> np.ndarray:
+    total, drawn = len(request.inputs.text), []
+    tiles = list(_tiles(total, request.batch_size))
     for number, rows in enumerate(tiles):
-        part = {word: None if value is None else value[rows] for word, value in arrays.items()}
-        noise, place = part.pop("noise"), placement.batch
-        keys = _picture_keys(np.uint32(job.seed), np.uint32(job.index), np.asarray(rows + job.first_picture, np.uint32))
-        kept = min(job.batch_size, total - number * job.batch_size)
-        images = draw_stage(
+        pictures = np.asarray(rows + request.first_picture, np.uint32)
+        keys = _picture_keys(np.uint32(request.seed), np.uint32(request.index), pictures)
+        state, advance = begin_stage(
             stage,
-            job.settings,
-            place(keys),
-            **{word: place(value) for word, value in part.items()},
-            noise=noise,
+            request.settings,
+            placement.batch(keys),
+            request.inputs.select(rows, placement.batch),
+            size=request.size,
             dtype=placement.dtype,
-            size=job.size,
-            progress=_step_progress(progress, job.name, number, len(tiles)),
-            callback=_step_callback(callback, job.name, rows[:kept] + job.first_picture),
         )
+        kept = min(request.batch_size, total - number * request.batch_size)
+        callback = _step_callback(request, rows[:kept] + request.first_picture)
+        images = finish_stage(state, advance, _step_progress(request, number, len(tiles)), callback)
         drawn.append(np.asarray(images)[:kept])
     return np.concatenate(drawn)
 
@@ -101,30 +102,35 @@ def _tiles(total: int, batch_size: int) -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(start, start + batch_size), total - 1)
 
 
-def _step_progress(progress: Progress | None, name: str, tile: int, tiles: int) -> Callable[[int, int], None] | None:
+def _step_progress(request: StageRequest, tile: int, tiles: int) -> StepProgress | None:
+    """Progress within one of the programs, as that of the whole stage."""
+    progress = request.progress
     if progress is None:
         return None
-    return lambda done, total: progress(name, tile * total + done, tiles * total)
+    return lambda done, total: progress(request.name, tile * total + done, tiles * total)
 
 
-def _step_callback(callback: Callable[[StepInfo], None] | None, name: str, pictures: np.ndarray) -> Any:
+def _step_callback(request: StageRequest, pictures: np.ndarray) -> StepCallback | None:
+    """The user's callback for a program that draws `pictures`, without the rows that fill it up."""
+    callback, kept = request.callback, len(pictures)
     if callback is None:
         return None
-    kept = len(pictures)
 
-    def tell(left: int, timestep: int, x: np.ndarray, x0: np.ndarray) -> None:
-        callback(StepInfo(name, pictures, left, timestep, x[:kept], x0[:kept]))
+    def after_step(left: int, state: SamplerState) -> None:
+        timestep = request.settings.timesteps[left]
+        x, x0 = np.asarray(state.x)[:kept], np.asarray(state.x0)[:kept]
+        callback(StepInfo(request.name, pictures, left, timestep, x, x0))
 
-    return tell
+    return after_step
 
 
 def _exhausted(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def _too_large(job: StageRequest) -> MemoryError:
-    height, width = job.size
+def _too_large(request: StageRequest) -> MemoryError:
+    height, width = request.size
     return MemoryError(
-        f"out of memory in stage {job.name}, {job.batch_size} picture(s) of {width}x{height} at a time: compute and"
-        " keep weights in bfloat16 (dtype, param_dtype), load with low_memory=True, or draw fewer stages"
+        f"out of memory in stage {request.name}, {request.batch_size} picture(s) of {width}x{height} at a time: compute"
+        " and keep weights in bfloat16 (dtype, param_dtype), load with low_memory=True, or draw fewer stages"
     )

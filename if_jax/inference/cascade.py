@@ -8,30 +8,49 @@ IF's four modes. Where IF's own code and diffusers differ:
 * `style_prompt` is IF's: pooled in place of the prompt, and a branch of its own in guidance (`positive_mixer`).
 * In an inpainting the kept part is the clean picture at every step, as in both.
 * Other than square, later stages keep the exact proportions of the first; diffusers rounds anew at every size.
+
+A request takes four forms on its way:
+
+1. the call: a mode's own arguments and `options.Options`, as the user wrote them;
+2. `mode_plan.ModePlan` and `prompts.TextStates`: what tells the modes apart, pictures fitted; and the texts, encoded;
+3. `batching.StageRequest`, one for each stage: its settings, and the `stage_inputs.StageInputs` of all pictures;
+4. the `StageInputs` of the pictures of one program, on its device: what the compiled program of `denoise_stage` takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from if_jax.checkpoints.release import read_cascade
 from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
+from if_jax.checkpoints.weights import Params
 from if_jax.inference import inputs, loading
 from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement
+from if_jax.inference.mode_plan import (
+    ModePlan,
+    Pictures,
+    plan_dream,
+    plan_inpainting,
+    plan_settings,
+    plan_style_transfer,
+    plan_super_resolution,
+)
 from if_jax.inference.options import Options, checked_batch_size, checked_numbers
 from if_jax.inference.pictures import Drawn, to_pil
-from if_jax.inference.prompts import Conditioning, Texts, condition
+from if_jax.inference.prompts import encode_texts
 from if_jax.inference.research import OpenStage
-from if_jax.inference.settings import SUPPORT_WORDS, StageSettings, stage_settings
+from if_jax.inference.stage_inputs import StageInputs
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.text.encode import encode
 from if_jax.text.tokens import TEXT_LENGTH
@@ -39,18 +58,14 @@ from if_jax.text.tokens import TEXT_LENGTH
 DEMO = Path(__file__).parent.parent / "demo"
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What distinguishes the modes: which stages draw, over what, at what size, with which strength."""
+class PlacementOptions(TypedDict, total=False):
+    """What `Cascade.load` passes on to `loading.Placement`, which says what each means."""
 
-    sizes: tuple[tuple[int, int], ...]  # (H, W) of each stage that draws
-    first: int = 0  # index of the first stage that draws
-    low_res: np.ndarray | None = None  # (1 or B, h, w, 3), what the first stage is shown, where it enlarges
-    supports: tuple[np.ndarray, ...] | None = None  # (1 or B, H, W, 3) of each stage, to draw over
-    masks: tuple[np.ndarray, ...] | None = None
-    strengths: tuple[float, float] = (1.0, 1.0)  # defaults of the first stage and of later ones
-    negative_everywhere: bool = True
-    noise_level: int | None = None  # another default of the later stages
+    param_dtype: str
+    text_dtype: str
+    low_memory: bool
+    mesh: Mesh | None
+    rules: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,137 +78,178 @@ class Cascade:
 
     @classmethod
     def load(
-        cls, folder: str | Path = "demo", *, stages: int | None = None, dtype: Any = jnp.float32, **placement: Any
+        cls,
+        folder: str | Path = "demo",
+        *,
+        stages: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        **placement: Unpack[PlacementOptions],
     ) -> Cascade:
-        """Open a release: "demo" (ships with the package), a cascade folder or a base stage folder.
+        """Open a release.
 
-        stages: read only so many. dtype: what to compute in. placement: `param_dtype`, `text_dtype` (also "int8"),
-        `low_memory`, `mesh`, `rules`: see `loading.Placement`.
-        Raises FileNotFoundError naming what is missing, ValueError where parts do not belong together.
+        Args:
+            folder: "demo" (ships with the package), a cascade folder or a base stage folder.
+            stages: read only so many.
+            dtype: what to compute in.
+            **placement: `param_dtype`, `text_dtype` (also "int8"), `low_memory`, `mesh`, `rules`: see
+                `loading.Placement`.
+
+        Raises:
+            FileNotFoundError: naming what is missing.
+            ValueError: where parts do not belong together.
         """
         if str(folder) == "demo":
             folder = DEMO
         if stages is not None and stages < 1:
             raise ValueError(f"stages is {stages}: use 1 or more")
-        found, defaults = read_cascade(folder, None, stages)
-        if stages is not None and stages > len(found):
-            raise ValueError(f"stages is {stages}, but {folder} has {len(found)}: use {len(found)} or fewer")
-        return cls.of(found, defaults, dtype, **placement)
+        opened, defaults = read_cascade(folder, None, stages)
+        if stages is not None and stages > len(opened):
+            raise ValueError(f"stages is {stages}, but {folder} has {len(opened)}: use {len(opened)} or fewer")
+        return cls.of(opened, defaults, dtype, **placement)
 
     @classmethod
     def of(
         cls,
         stages: Sequence[StageRelease],
         defaults: Sequence[StageDefaults] = (),
-        dtype: Any = jnp.float32,
-        **placement: Any,
+        dtype: DTypeLike = jnp.float32,
+        **placement: Unpack[PlacementOptions],
     ) -> Cascade:
-        """A cascade of stages that are open already; without defaults they draw as IF's own code calls them."""
+        """Make a cascade of stages that are open already.
+
+        Args:
+            stages: in order, the first with the text encoder.
+            defaults: how each draws unless asked otherwise; without, as IF's own code calls its stages.
+            dtype, placement: as in `load`.
+
+        Raises:
+            ValueError: where the stages do not belong together.
+        """
         defaults = tuple(defaults) or IF_DEFAULTS[: len(stages)]
         check_stages(stages, defaults)
-        how = Placement(dtype, **placement)
-        return cls(tuple(loading.place_stage(stage, how) for stage in stages), defaults, how)
+        where = Placement(dtype, **placement)
+        return cls(tuple(loading.place_stage(stage, where) for stage in stages), defaults, where)
 
     def dream(
         self, prompt: str | Sequence[str] | None = None, *, aspect_ratio: str = "1:1", **options: Unpack[Options]
-    ) -> dict[str, list]:
-        """Draw one picture for each prompt: {"I": [PIL, …], "II": [PIL, …], …}.
+    ) -> Drawn:
+        """Draw one picture for each prompt.
 
-        aspect_ratio: width:height, the short side being the stage's own size.
-        Raises ValueError where an argument cannot work, MemoryError where a stage does not fit.
+        Args:
+            prompt: one text or several.
+            aspect_ratio: width:height, the short side being the stage's own size.
+            **options: what all modes take, see `options.Options`.
+
+        Returns:
+            {"I": [PIL, …], "II": [PIL, …], …}
+
+        Raises:
+            ValueError: where an argument cannot work.
+            MemoryError: where a stage does not fit.
         """
-        base = self.stages[0].unet_config
-        size = inputs.size_of(inputs.parse_aspect_ratio(aspect_ratio), base.sample_size, base.size_multiple)
-        plan = _Plan(self._sizes(0, size, options.get("stages")), negative_everywhere=False)
-        return self._draw_all(plan, prompt, **options)
+        plan = plan_dream(self.stages, aspect_ratio, options.get("stages"))
+        return self._draw_all(plan, prompt, options)
 
     def style_transfer(
         self,
-        support_pil_img: Any = None,
+        support_pil_img: Pictures | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
-        image: Any = None,
+        image: Pictures | None = None,
         **options: Unpack[Options],
-    ) -> dict[str, list]:
+    ) -> Drawn:
         """Draw a picture anew after its prompt: noised to `strength` (0.7 in stage I, 0.8 later) and denoised.
 
-        support_pil_img (diffusers: image): PIL, file, or floats (H, W, 3) in [-1, 1], of any size; or one for each
-        prompt. style_prompt: IF's third branch of guidance; alone, it is the prompt as well.
+        Args:
+            support_pil_img: PIL, file, or floats (H, W, 3) in [-1, 1], of any size; or one for each prompt.
+            prompt: one text or several. Without, `style_prompt` is the prompt as well.
+            image: diffusers' word for support_pil_img.
+            **options, returns and raises: as in `dream`.
         """
         if prompt is None and options.get("prompt_embeds") is None:
             prompt = options.get("style_prompt")
-        pictures = self._pictures("support_pil_img", support_pil_img, "image", image)
-        sizes = self._sizes(0, self._size_like(pictures[0], 0), options.get("stages"))
-        plan = _Plan(sizes, supports=_fitted(pictures, sizes), strengths=(0.7, 0.8))
-        return self._draw_all(plan, prompt, **options)
+        plan = plan_style_transfer(self.stages, support_pil_img, image, options.get("stages"))
+        return self._draw_all(plan, prompt, options)
 
     def super_resolution(
         self,
-        support_pil_img: Any = None,
+        support_pil_img: Pictures | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
-        image: Any = None,
+        image: Pictures | None = None,
         stage: str = "II",
         **options: Unpack[Options],
-    ) -> dict[str, list]:
+    ) -> Drawn:
         """Enlarge pictures, of any size: each is fitted to what `stage` enlarges, and the stages after it follow.
 
-        support_pil_img (diffusers: image): as in `style_transfer`. prompt: what it shows; without, the empty caption.
-        stages: the last stage to draw, counted from stage I.
+        Args:
+            support_pil_img, image: as in `style_transfer`.
+            prompt: what it shows; without, the empty caption.
+            stage: the first to draw, "II" or later.
+            **options, returns and raises: as in `dream`; `stages`: the last stage to draw, counted from stage I.
         """
-        if stage not in STAGE_NAMES[1 : len(self.stages)]:
-            own = ", ".join(STAGE_NAMES[1 : len(self.stages)]) or "none"
-            raise ValueError(f"stage is {stage!r}: the super-resolution stages of this cascade are {own}")
-        first = STAGE_NAMES.index(stage)
-        pictures = self._pictures("support_pil_img", support_pil_img, "image", image)
-        low = self._size_like(pictures[0], first - 1)
-        scale = self._scale(first)
-        sizes = self._sizes(first, (low[0] * scale, low[1] * scale), options.get("stages"))
-        low_res = np.stack([inputs.fit_picture(picture, low) for picture in pictures])
-        if prompt is None and options.get("prompt_embeds") is None:
-            prompt = [""] * len(pictures)
-        return self._draw_all(_Plan(sizes, first, low_res), prompt, **options)
+        plan = plan_super_resolution(self.stages, support_pil_img, image, stage, options.get("stages"))
+        if prompt is None and options.get("prompt_embeds") is None and plan.low_res is not None:
+            prompt = [""] * len(plan.low_res)
+        return self._draw_all(plan, prompt, options)
 
     def inpainting(
         self,
-        support_pil_img: Any = None,
-        inpainting_mask: Any = None,
+        support_pil_img: Pictures | None = None,
+        inpainting_mask: Pictures | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
-        image: Any = None,
-        mask_image: Any = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
         **options: Unpack[Options],
-    ) -> dict[str, list]:
+    ) -> Drawn:
         """Draw the masked part of a picture anew and keep the rest.
 
-        support_pil_img (diffusers: image): as in `style_transfer`. inpainting_mask (mask_image): of the same size,
-        white or 1 where to draw; one for each picture. `strength` is 1 in stage I and 0.8 later, where the noise on the
-        low-resolution picture is least (level 0), as in diffusers.
+        `strength` is 1 in stage I and 0.8 later, where the noise on the low-resolution picture is least (level 0), as
+        in diffusers.
+
+        Args:
+            support_pil_img, image: as in `style_transfer`.
+            inpainting_mask: of the picture's size, white or 1 where to draw; one for each picture.
+            prompt: one text or several.
+            mask_image: diffusers' word for inpainting_mask.
+            **options, returns and raises: as in `dream`.
         """
-        given = self._pictures("support_pil_img", support_pil_img, "image", image)
-        masks = inputs.as_list(_either("inpainting_mask", inpainting_mask, "mask_image", mask_image))
-        if len(masks) != len(given):
-            raise ValueError(f"{len(masks)} masks for {len(given)} pictures: give one for each")
-        masks = [inputs.read_mask(m, inputs.picture_size(p), "mask") for m, p in zip(masks, given, strict=True)]
-        sizes = self._sizes(0, self._size_like(given[0], 0), options.get("stages"))
-        fitted = tuple(np.stack([inputs.fit_mask(mask, size) for mask in masks]) for size in sizes)
-        plan = _Plan(sizes, supports=_fitted(given, sizes), masks=fitted, strengths=(1.0, 0.8), noise_level=0)
-        return self._draw_all(plan, prompt, **options)
+        plan = plan_inpainting(self.stages, support_pil_img, image, inpainting_mask, mask_image, options.get("stages"))
+        return self._draw_all(plan, prompt, options)
 
     def embed(self, captions: Sequence[str], clean_caption: bool = True) -> np.ndarray:
-        """Text states (B, 77, D) of captions, float32: what `prompt_embeds` takes.
+        """Text states of captions: what `prompt_embeds` takes.
 
-        They are lower-cased, as IF's are, unless the cascade was trained on captions whose case was preserved.
+        Args:
+            captions: B of them, lower-cased as IF's are, unless the cascade was trained on captions whose case was
+                preserved.
+            clean_caption: clean them by IF's rules first.
+
+        Returns:
+            (B, 77, D) float32.
         """
-        base, case = self.stages[0], self.defaults[0].preserve_case
-        apply = partial(_encode_text, config=base.text_config, dtype=jnp.dtype(self.placement.dtype))
+        base, config = self.stages[0], self._text_config
+        assert base.tokenizer is not None  # a stage has a tokenizer where it has a text encoder
+        apply = partial(_encode_text, config=config, dtype=jnp.dtype(self.placement.dtype))
         params = loading.place_text(base, self.placement) if self.placement.low_memory else base.text_params
-        # Two rows, prompt and empty caption, are the commonest case; equal captions are encoded once.
-        how = {"clean": clean_caption, "preserve_case": case, "batch_size": 2}
-        return np.asarray(encode(apply, params, base.tokenizer, captions, **how))
+        states = encode(
+            apply,
+            params,
+            base.tokenizer,
+            captions,
+            clean=clean_caption,
+            preserve_case=self.defaults[0].preserve_case,
+            batch_size=2,  # prompt and empty caption are the commonest case; equal captions are encoded once
+        )
+        return np.asarray(states)
 
     def stage(self, name: str = "I") -> OpenStage:
-        """One stage for research: its network, its denoiser, gradients through it."""
+        """One stage for research: its network, its denoiser, gradients through it.
+
+        Raises:
+            ValueError: where the cascade has no stage of that name.
+        """
         if name not in STAGE_NAMES[: len(self.stages)]:
             raise ValueError(f"stage is {name!r}: this cascade has {', '.join(STAGE_NAMES[: len(self.stages)])}")
         return OpenStage(self._ready(STAGE_NAMES.index(name)), self.placement.dtype)
@@ -205,112 +261,60 @@ class Cascade:
             return stage
         return replace(stage, unet_params=loading.place_unet(stage, self.placement))
 
-    def _scale(self, index: int) -> int:
-        """By how much a super-resolution stage enlarges."""
-        return self.stages[index].unet_config.sample_size // self.stages[index - 1].unet_config.sample_size
-
-    def _sizes(self, first: int, size: tuple[int, int], stages: int | None) -> tuple[tuple[int, int], ...]:
-        """(H, W) of each stage that draws, from the first one's on."""
-        last = len(self.stages) if stages is None else stages
-        if not first < last <= len(self.stages):
-            have = f"this cascade has {len(self.stages)}"
-            raise ValueError(f"stages is {stages}: {have}, use {first + 1}…{len(self.stages)}")
-        sizes = [size]
-        for index in range(first + 1, last):
-            scale = self._scale(index)
-            sizes.append((sizes[-1][0] * scale, sizes[-1][1] * scale))
-        return tuple(sizes)
-
-    def _size_like(self, picture: Any, index: int) -> tuple[int, int]:
-        """(H, W) at which a stage draws a picture of such proportions."""
-        width, height = inputs.picture_size(picture)
-        config = self.stages[index].unet_config
-        return inputs.size_of(width / height, config.sample_size, config.size_multiple)
-
-    def _pictures(self, word: str, given: Any, alias: str, other: Any) -> list[Any]:
-        pictures = [inputs.read_picture(p, word) for p in inputs.as_list(_either(word, given, alias, other))]
-        if not pictures or len({self._size_like(picture, 0) for picture in pictures}) > 1:
-            raise ValueError(f"{word}: {len(pictures)} pictures of different proportions: draw them one after another")
-        return pictures
-
-    def _settings(self, plan: _Plan, options: Mapping[str, Any]) -> list[StageSettings]:
-        """How each stage that draws is to do it."""
-        words = {name: options.get(f"if_{name}_kwargs") for name in STAGE_NAMES}
-        drawing = STAGE_NAMES[plan.first : plan.first + len(plan.sizes)]
-        for name, given in words.items():
-            if given and name not in STAGE_NAMES[: len(self.stages)]:
-                raise ValueError(f"if_{name}_kwargs is given, but this cascade has {len(self.stages)} stage(s)")
-            if plan.supports is None and (word := next((w for w in SUPPORT_WORDS if w in (given or {})), None)):
-                raise ValueError(f"if_{name}_kwargs: {word} is for pictures that are drawn over; leave it out")
-        settings = []
-        for index, name in enumerate(drawing, plan.first):
-            defaults = self.defaults[index]
-            if plan.noise_level is not None and defaults.noise_level is not None:
-                defaults = replace(defaults, noise_level=plan.noise_level)
-            strength = plan.strengths[index > 0]
-            settings.append(stage_settings(name, self.stages[index], defaults, words[name], strength))
-        return settings
-
-    def _draw_all(self, plan: _Plan, prompt: str | Sequence[str] | None, **options: Unpack[Options]) -> dict[str, list]:
+    def _draw_all(self, plan: ModePlan, prompt: str | Sequence[str] | None, options: Options) -> Drawn:
         """What the four modes share: check everything, encode the texts once, let one stage after the other draw."""
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown argument {sorted(unknown)[0]!r}: use {', '.join(Options.__annotations__)}")
-        settings = self._settings(plan, options)
-        numbers = checked_numbers(options)
+        settings = plan_settings(plan, self.stages, self.defaults, options)
+        seed, first_picture = checked_numbers(options)
         batch_size = checked_batch_size(options.get("batch_size")) * self.placement.ways
-        text = self._conditioning(prompt, options)
+        embed = partial(self.embed, clean_caption=options.get("clean_caption", True))
+        text = encode_texts(prompt, options, embed, (TEXT_LENGTH, self._text_config.d_model))
         count = len(text.text)
-        given = _spread(plan, count)
-        drawn = Drawn()
-        low_res = given.low_res
-        for position, how in enumerate(settings):
+        drawn, low_res = Drawn(), _for_each(plan.low_res, count)
+        for position, stage_settings in enumerate(settings):
             index = plan.first + position
             name = STAGE_NAMES[index]
-            uncond = text.uncond if index == 0 or plan.negative_everywhere else text.empty
-            arrays = {"text": text.text, "uncond": uncond, "style": text.style, "low_res": low_res}
-            arrays["support"] = given.supports and given.supports[position]
-            arrays["mask"] = given.masks and given.masks[position]
-            arrays["noise"] = (options.get("noise") or {}).get(name)
-            job = StageRequest(name, index, how, plan.sizes[position], numbers[0], numbers[1], batch_size)
-            low_res = draw_pictures(
-                self._ready(index), job, self.placement, arrays, options.get("progress"), options.get("callback")
+            stage_inputs = StageInputs(
+                text.text,
+                text.uncond if index == 0 or plan.negative_everywhere else text.empty,
+                low_res,
+                text.style,
+                _for_each(plan.supports[position] if plan.supports else None, count),
+                _for_each(plan.masks[position] if plan.masks else None, count),
+                (options.get("noise") or {}).get(name),
             )
+            request = StageRequest(
+                name,
+                index,
+                stage_settings,
+                stage_inputs,
+                plan.sizes[position],
+                seed,
+                first_picture,
+                batch_size,
+                options.get("progress"),
+                options.get("callback"),
+            )
+            low_res = draw_pictures(self._ready(index), request, self.placement)
             tensors = options.get("return_tensors", False)
             drawn[name] = list(low_res) if tensors else [to_pil(image) for image in low_res]
         return drawn
 
-    def _conditioning(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Conditioning:
-        words = ("negative_prompt", "style_prompt", "prompt_embeds", "negative_prompt_embeds", "empty_embeds")
-        texts = Texts(prompt, **{word: options.get(word) for word in words})
-        embed = partial(self.embed, clean_caption=options.get("clean_caption", True))
-        return condition(texts, embed, (TEXT_LENGTH, self.stages[0].text_config.d_model))
+    @property
+    def _text_config(self) -> T5Config:
+        config = self.stages[0].text_config
+        if config is None:
+            raise ValueError("stage I has no text encoder: load a base stage that was written with one")
+        return config
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def _encode_text(params: Any, ids: jax.Array, mask: jax.Array, *, config: T5Config, dtype: Any) -> jax.Array:
-    return T5Encoder(config, dtype=dtype).apply({"params": loading.dequantize(params, dtype)}, ids, mask)
+def _encode_text(params: Params, ids: jax.Array, mask: jax.Array, *, config: T5Config, dtype: jnp.dtype) -> jax.Array:
+    states = T5Encoder(config, dtype=dtype).apply({"params": loading.dequantize(params, dtype)}, ids, mask)
+    return cast(jax.Array, states)
 
 
-def _fitted(pictures: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
-    """The pictures at each size: (B, H, W, 3) float32 in [-1, 1]."""
-    return tuple(np.stack([inputs.fit_picture(picture, size) for picture in pictures]) for size in sizes)
-
-
-def _spread(plan: _Plan, count: int) -> _Plan:
-    """The pictures of a plan, one for all prompts or one for each, as `count` of them."""
-
-    def spread(stack: np.ndarray) -> np.ndarray:
-        return inputs.batch_of(list(stack), count, "support_pil_img")
-
-    return replace(
-        plan,
-        low_res=None if plan.low_res is None else spread(plan.low_res),
-        supports=plan.supports and tuple(map(spread, plan.supports)),
-        masks=plan.masks and tuple(map(spread, plan.masks)),
-    )
-
-
-def _either(word: str, given: Any, alias: str, other: Any) -> Any:
-    if (given is None) == (other is None):
-        raise ValueError(f"give {word} (or {alias}, the same thing), once")
-    return other if given is None else given
+def _for_each(pictures: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Pictures (1 or B, H, W, C) for `count` prompts; None stays."""
+    return None if pictures is None else inputs.batch_of(pictures, count, "support_pil_img")

@@ -7,125 +7,84 @@ guidance or none, an interval of guidance, projected guidance, a style prompt, a
 
 What depends on the text alone (its projection, the pooled text, the keys and values of every attention layer) does not
 change from step to step, and the compiler moves it out of the loop.
+
+    pictures = finish_stage(*begin_stage(stage, settings, keys, StageInputs(text, uncond)))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.stages import StageRelease
+from if_jax.checkpoints.weights import Params
 from if_jax.diffusion import augment, guidance, samplers
-from if_jax.diffusion.samplers import State
-from if_jax.diffusion.schedule import Schedule, cosine_schedule, padded, respace
+from if_jax.diffusion.process import Prediction
+from if_jax.diffusion.samplers import SamplerName, SamplerState
+from if_jax.diffusion.schedule import Array, Schedule, cosine_schedule, padded, respace
 from if_jax.inference.settings import StageSettings
+from if_jax.inference.stage_inputs import StageInputs
 from if_jax.models.unet import UNet, UNetConfig
 
-Params = Any
-Conditioning = dict[
-    str, jax.Array
-]  # what a network is shown beside x_t and t: "text", and where needed "pooled", "low", "level"
-StepCallback = Callable[[int, int, np.ndarray, np.ndarray], None]  # steps left, timestep, x_{t−1}, x̂0: (B, H, W, 3)
-Progress = Callable[[int, int], None]  # steps done, of how many
+Advance = Callable[[SamplerState, int], SamplerState]  # a stage's state → the same, so many steps on
+StepCallback = Callable[[int, SamplerState], None]  # steps left, the state after a step
+StepProgress = Callable[[int, int], None]  # steps done, of how many
 
 
-@dataclass(frozen=True)
-class StageNoise:
-    """Noise given instead of drawn, to compare with another implementation; float32, B pictures, N steps."""
+class LowRes(NamedTuple):
+    """What a super-resolution network sees of the low-resolution picture."""
 
-    initial: np.ndarray  # (B, H, W, 3)
-    steps: np.ndarray  # (N, B, H, W, 3), row i is used at the i-th least noisy step, row 0 never
-    low_res: np.ndarray | None = None  # (B, H, W, 3), super-resolution only
-
-    def __getitem__(self, rows: np.ndarray) -> StageNoise:
-        """The noise of some of the B pictures."""
-        low_res = None if self.low_res is None else self.low_res[rows]
-        return StageNoise(self.initial[rows], self.steps[:, rows], low_res)
+    image: jax.Array  # (B, H, W, 3), enlarged and noised
+    level: Array  # (B,) int, how much: a timestep of the cosine chain
 
 
-def draw_stage(
-    stage: StageRelease,
-    settings: StageSettings,
-    keys: jax.Array,
-    text: jax.Array,
-    uncond: jax.Array,
-    low_res: jax.Array | None = None,
-    noise: StageNoise | None = None,
-    dtype: Any = jnp.float32,
-    *,
-    style: jax.Array | None = None,
-    support: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    size: tuple[int, int] | None = None,
-    progress: Progress | None = None,
-    callback: StepCallback | None = None,
-) -> jax.Array:
-    """Draw B pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
+class Conditioning(NamedTuple):
+    """What a network is given beside x_t and t."""
 
-    keys (B,): picture b depends on keys[b] alone, not on the batch. text, uncond (B, L, D). low_res (B, h, w, 3): what
-    the previous stage drew. A guidance scale of 1 needs the conditional half only, and draws twice as fast.
-    style (B, L, D): text states of a style prompt, IF's third branch; it needs guidance.
-    support (B, H, W, 3): picture to draw over, noised as `settings.strength` says. mask (B, H, W, 1): 1 where.
-    size (H, W): of the pictures, unless it is the stage's own square or that of `support`.
-    progress: told of steps done now and then. callback: given every step's x_{t−1} and x̂0; both cost a little.
-    """
-    state, advance = begin_stage(
-        stage, settings, keys, text, uncond, low_res, noise, dtype, style=style, support=support, mask=mask, size=size
-    )
-    total = int(state.index) + 1
-    for done, count in _chunks(total, 1 if callback else 10 if progress else 1_000):
-        if progress is not None:
-            progress(done, total)
-        state = advance(state, count)
-        if callback is not None:
-            left = total - done - 1
-            callback(left, settings.timesteps[left], np.asarray(state.x), np.asarray(state.x0))
-        if progress is not None:
-            state.x.block_until_ready()
-            progress(done + count, total)
-    return state.x
+    text: Array  # (B, L, D)
+    low: LowRes | None = None  # super-resolution only
+    pooled: Array | None = None  # (B, L, D), where another text than `text` is pooled into the step embedding
 
 
 def begin_stage(
     stage: StageRelease,
     settings: StageSettings,
     keys: jax.Array,
-    text: jax.Array,
-    uncond: jax.Array,
-    low_res: jax.Array | None = None,
-    noise: StageNoise | None = None,
-    dtype: Any = jnp.float32,
+    inputs: StageInputs,
     *,
-    style: jax.Array | None = None,
-    support: jax.Array | None = None,
-    mask: jax.Array | None = None,
     size: tuple[int, int] | None = None,
-) -> tuple[State, Callable[[State, int], State]]:
-    """Where a stage starts, and the compiled function that takes it so many steps on; arguments as in `draw_stage`."""
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[SamplerState, Advance]:
+    """Where a stage starts, and the compiled function that takes it so many steps on.
+
+    Args:
+        stage: with its UNet's parameters on the device.
+        settings: how it draws. A guidance scale of 1 needs the conditional half only, and draws twice as fast.
+        keys: (B,); picture b depends on keys[b] alone, not on the batch.
+        inputs: of B pictures.
+        size: (H, W) of the pictures, unless it is the stage's own square or that of `inputs.support`.
+        dtype: of matrix products and convolutions.
+    """
+    support = inputs.support
     total = settings.first_index + 1 if support is not None else len(settings.timesteps)
     side = stage.unet_config.sample_size
     height, width = np.shape(support)[1:3] if support is not None else size or (side, side)
     training = settings.scheduler.schedule()
     schedule = padded(respace(training, settings.timesteps))
-    guided = settings.guided or style is not None
     state, low = _begin(
         schedule,
         keys,
         np.int32(total - 1),
         np.int32(total - 1 - settings.less_qsample_steps),
-        support,
-        mask,
-        low_res,
-        None if settings.noise_level is None else np.int32(settings.noise_level),
-        None if noise is None else noise.initial,
-        None if noise is None else noise.low_res,
+        np.int32(settings.noise_level or 0),
+        inputs,
         shape=(int(height), int(width), stage.unet_config.out_channels // 2),
     )
     program = partial(
@@ -134,61 +93,119 @@ def begin_stage(
         schedule,
         training,
         keys=keys,
-        branches=_branches(text, uncond if guided else None, style if guided else None),
+        inputs=inputs,
         low=low,
-        scales=_scales(settings),
-        mask=mask,
-        noise=None if noise is None else jnp.asarray(noise.steps, jnp.float32),
+        scales=_Scales.of(settings),
         config=stage.unet_config,
-        rules=_StaticOptions.of(settings, guided),
+        options=_StaticOptions.of(settings, styled=inputs.style is not None),
         dtype=jnp.dtype(dtype),
     )
 
-    def advance(state: State, count: int) -> State:
+    def advance(state: SamplerState, count: int) -> SamplerState:
         return program(state=state, counts=_counts(settings, int(state.index), count))
 
     return state, advance
+
+
+def finish_stage(
+    state: SamplerState, advance: Advance, progress: StepProgress | None = None, callback: StepCallback | None = None
+) -> jax.Array:
+    """Take all steps that are left.
+
+    Args:
+        state, advance: of `begin_stage`.
+        progress: called with steps done and their total, now and then.
+        callback: called after every step with how many are left and the state. Both cost a little.
+
+    Returns:
+        Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
+    """
+    total = int(state.index) + 1
+    chunk = 1 if callback else 10 if progress else 1_000
+    if progress is not None:
+        progress(0, total)
+    for done in range(0, total, chunk):
+        count = min(chunk, total - done)
+        state = advance(state, count)
+        if callback is not None:
+            callback(total - done - 1, state)
+        if progress is not None:
+            state.x.block_until_ready()
+            progress(done + count, total)
+    return state.x
 
 
 def make_denoiser(
     params: Params,
     config: UNetConfig,
     branches: tuple[Conditioning, ...],
-    combine: guidance.Combine | None = None,
-    dtype: Any = jnp.float32,
+    combine: guidance.Combine,
+    dtype: DTypeLike = jnp.float32,
 ) -> guidance.Denoiser:
-    """The denoiser of a stage: (x_t (B, H, W, 3), t (B,)) -> (B, H, W, 6), guided where there are more branches.
+    """The denoiser of a stage: (x_t (B, H, W, 3), t (B,)) → (B, H, W, 6).
 
-    Each branch: "text" (B, L, D), where another text is pooled "pooled", and for super-resolution the noised picture
-    "low" (B, H, W, 3) and its "level" (B,). First the conditional, last the unconditional one; see `guidance.guided`.
+    Args:
+        params: of the UNet.
+        config: of the UNet.
+        branches: first the conditional, last the unconditional one; a single one is not guided.
+        combine: how the branches become one prediction, see `guidance.guided`.
+        dtype: of matrix products and convolutions.
     """
-    net = UNet(config, dtype=dtype)
+    net = UNet(config, dtype=jnp.dtype(dtype))
 
-    def apply(x_t: jax.Array, t: jax.Array, shown: Conditioning) -> jax.Array:
-        x = jnp.concatenate([x_t, shown["low"]], axis=-1) if "low" in shown else x_t
-        return net.apply({"params": params}, x, t, shown["text"], shown.get("level"), shown.get("pooled"))
+    def apply(x_t: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
+        x, level = (x_t, None) if cond.low is None else (jnp.concatenate([x_t, cond.low.image], -1), cond.low.level)
+        return cast(jax.Array, net.apply({"params": params}, x, t, cond.text, level, cond.pooled))
 
     if len(branches) == 1:
-        return partial(apply, shown=branches[0])
+        return partial(apply, cond=branches[0])
     return guidance.guided(apply, branches, combine)
+
+
+class _Scales(NamedTuple):
+    """The numbers of the settings, scalar arrays to the compiled program."""
+
+    guidance: Array
+    mixer: Array
+    apg_parallel: Array
+    apg_norm: Array
+    eta: Array
+    max_value: Array
+    ratio: Array
+
+    @classmethod
+    def of(cls, settings: StageSettings) -> _Scales:
+        scheduler = settings.scheduler
+        values = (
+            settings.guidance_scale,
+            settings.positive_mixer,
+            *(settings.apg or (0.0, np.inf)),
+            settings.eta,
+            scheduler.sample_max_value,
+            scheduler.dynamic_thresholding_ratio,
+        )
+        return cls(*(np.asarray(value, np.float32) for value in values))
 
 
 @dataclass(frozen=True)
 class _StaticOptions:
     """What of the settings changes the computation, and not only its numbers."""
 
-    prediction: str
-    sampler: str
+    prediction: Prediction
+    sampler: SamplerName
     clipped_eps: bool
+    guided: bool
     interval: bool
     projected: bool
 
     @classmethod
-    def of(cls, settings: StageSettings, guided: bool) -> _StaticOptions:
+    def of(cls, settings: StageSettings, styled: bool) -> _StaticOptions:
+        guided = settings.guided or styled
         return cls(
             settings.scheduler.prediction,
             settings.sampler,
             settings.clipped_eps and settings.sampler == "ddim",
+            guided,
             guided and settings.guidance_interval is not None,
             guided and settings.apg is not None,
         )
@@ -200,67 +217,73 @@ def _begin(
     keys: jax.Array,
     index: jax.Array,
     noise_index: jax.Array,
-    support: jax.Array | None,
-    mask: jax.Array | None,
-    low_res: jax.Array | None,
-    level: jax.Array | None,
-    x_noise: jax.Array | None,
-    low_noise: jax.Array | None,
+    level: jax.Array,
+    inputs: StageInputs,
     *,
     shape: tuple[int, int, int],
-) -> tuple[State, Conditioning]:
-    """Where the loop starts, and what a super-resolution stage is shown of the low-resolution picture."""
+) -> tuple[SamplerState, LowRes | None]:
+    """Where the loop starts, and what a super-resolution stage sees of the low-resolution picture."""
     x_keys, low_keys = _stage_keys(keys)
-    x = samplers.initial_noise(x_keys, shape) if x_noise is None else x_noise
+    noise, support, mask = inputs.noise, inputs.support, inputs.mask
+    x = samplers.initial_noise(x_keys, shape) if noise is None else noise.initial
     if support is not None:
         tables = jnp.asarray(schedule.sqrt_alpha_bar), jnp.asarray(schedule.sqrt_one_minus_alpha_bar)
         x = tables[0][noise_index] * support + tables[1][noise_index] * x
         x = x if mask is None else (1 - mask) * support + mask * x
-    if low_res is None:
-        return samplers.start(x, index), {}
-    noise = samplers.initial_noise(low_keys, shape) if low_noise is None else low_noise
-    levels = jnp.full((low_res.shape[0],), level)
-    low = augment.noise_augment(cosine_schedule(), augment.upsample(low_res, shape[:2]), levels, noise)
-    return samplers.start(x, index), {"low": low, "level": levels}
+    state = samplers.start(x, index)
+    if inputs.low_res is None:
+        return state, None
+    eps = samplers.initial_noise(low_keys, shape) if noise is None or noise.low_res is None else noise.low_res
+    levels = jnp.full((inputs.low_res.shape[0],), level)
+    return state, noised_low_res(inputs.low_res, levels, eps, shape[:2])
 
 
-@partial(jax.jit, static_argnames=("config", "rules", "dtype"))
+def noised_low_res(low_res: Array, level: Array, eps: Array, size: int | tuple[int, int]) -> LowRes:
+    """Low-resolution pictures (B, h, w, 3) enlarged to `size` and noised to level (B,) by eps (B, H, W, 3)."""
+    return LowRes(augment.noise_augment(cosine_schedule(), augment.upsample(low_res, size), level, eps), level)
+
+
+@partial(jax.jit, static_argnames=("config", "options", "dtype"))
 def _advance(
     params: Params,
     schedule: Schedule,
     training: Schedule,
     *,
-    state: State,
+    state: SamplerState,
     counts: jax.Array,
     keys: jax.Array,
-    branches: tuple[Conditioning, ...],
-    low: Conditioning,
-    scales: Conditioning,
-    mask: jax.Array | None,
-    noise: jax.Array | None,
+    inputs: StageInputs,
+    low: LowRes | None,
+    scales: _Scales,
     config: UNetConfig,
-    rules: _StaticOptions,
-    dtype: Any,
-) -> State:
+    options: _StaticOptions,
+    dtype: DTypeLike,
+) -> SamplerState:
     """Steps of the loop: counts (3,) without guidance, with it, and without again (see `_counts`)."""
-    shape = state.x.shape[1:]
-    noise_at = samplers.given_noise(noise) if noise is not None else _noise_of(keys, schedule, shape)
-    how = {"mask": mask, "prediction": rules.prediction}
-    how |= {"sample_max_value": scales["max_value"], "threshold_ratio": scales["ratio"]}
-    branches = tuple(branch | low for branch in branches)
+    if inputs.noise is None:
+        noise = samplers.keyed_noise(_stage_keys(keys)[0], schedule, state.x.shape[1:])
+    else:
+        noise = samplers.array_noise(inputs.noise.steps)
+    branches, combine = _branches(inputs, low, options.guided), _combine(options, scales, training)
 
-    def run_sampler(branches: tuple[Conditioning, ...], state: State, count: jax.Array) -> State:
-        denoise = make_denoiser(params, config, branches, _combine(rules, scales, training), dtype)
-        if rules.sampler == "ddim":
-            ddim = partial(samplers.ddim, eta=scales["eta"], clipped_eps=rules.clipped_eps)
-            return ddim(denoise, schedule, state, count, noise_at, **how)
-        sampler = samplers.ddpm if rules.sampler == "ddpm" else samplers.dpm_solver_pp
-        return sampler(denoise, schedule, state, count, noise_at, **how)
+    def run_sampler(branches: tuple[Conditioning, ...], state: SamplerState, count: jax.Array) -> SamplerState:
+        return samplers.run_sampler(
+            samplers.make_update(options.sampler, scales.eta, options.clipped_eps),
+            make_denoiser(params, config, branches, combine, dtype),
+            schedule,
+            state,
+            count,
+            noise,
+            mask=inputs.mask,
+            prediction=options.prediction,
+            sample_max_value=scales.max_value,
+            threshold_ratio=scales.ratio,
+        )
 
-    if not rules.interval:
+    if not options.interval:
         return run_sampler(branches, state, counts.sum())
 
-    def part(k: jax.Array, state: State) -> State:
+    def part(k: jax.Array, state: SamplerState) -> SamplerState:
         """One of the three parts; a branch that is not taken is not computed."""
         return jax.lax.cond(
             k == 1, partial(run_sampler, branches), partial(run_sampler, branches[:1]), state, counts[k]
@@ -269,34 +292,21 @@ def _advance(
     return jax.lax.fori_loop(0, 3, part, state)
 
 
-def _combine(rules: _StaticOptions, scales: Conditioning, training: Schedule) -> guidance.Combine:
-    weight, mixer = scales["guidance"], scales["mixer"]
-    if not rules.projected:
-        return guidance.classifier_free(weight, mixer)
-    parallel, norm = scales["apg"]
-    return guidance.projected(weight, training, rules.prediction, parallel, norm, mixer)
+def _combine(options: _StaticOptions, scales: _Scales, training: Schedule) -> guidance.Combine:
+    if not options.projected:
+        return guidance.classifier_free(scales.guidance, scales.mixer)
+    parallel, norm = scales.apg_parallel, scales.apg_norm
+    return guidance.projected(scales.guidance, training, options.prediction, parallel, norm, scales.mixer)
 
 
-def _branches(text: jax.Array, uncond: jax.Array | None, style: jax.Array | None) -> tuple[Conditioning, ...]:
-    """The text of each branch. A style prompt is pooled in place of the prompt and has its own branch, as in IF."""
-    if uncond is None:
-        return ({"text": text},)
+def _branches(inputs: StageInputs, low: LowRes | None, guided: bool) -> tuple[Conditioning, ...]:
+    """The branches of guidance. A style prompt is pooled in place of the prompt and has its own branch, as in IF."""
+    text, uncond, style = inputs.text, inputs.uncond, inputs.style
+    if not guided:
+        return (Conditioning(text, low),)
     if style is None:
-        return ({"text": text}, {"text": uncond})
-    return tuple({"text": seen, "pooled": pooled} for seen, pooled in ((text, style), (style, style), (uncond, uncond)))
-
-
-def _scales(settings: StageSettings) -> dict[str, Any]:
-    """The numbers of the settings, as arrays of one program."""
-    scheduler: SchedulerConfig = settings.scheduler
-    return {
-        "guidance": np.float32(settings.guidance_scale),
-        "mixer": np.float32(settings.positive_mixer),
-        "apg": tuple(np.float32(value) for value in settings.apg or (0.0, np.inf)),
-        "eta": np.float32(settings.eta),
-        "max_value": np.float32(scheduler.sample_max_value),
-        "ratio": np.float32(scheduler.dynamic_thresholding_ratio),
-    }
+        return Conditioning(text, low), Conditioning(uncond, low)
+    return Conditioning(text, low, style), Conditioning(style, low, style), Conditioning(uncond, low, uncond)
 
 
 def _counts(settings: StageSettings, index: int, count: int) -> np.ndarray:
@@ -309,17 +319,7 @@ def _counts(settings: StageSettings, index: int, count: int) -> np.ndarray:
     return np.array([above, count - above - below, below], np.int32)
 
 
-def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """(steps done, steps to take) of each call of the program."""
-    for done in range(0, total, size):
-        yield done, min(size, total - done)
-
-
 def _stage_keys(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two keys for each picture (B,): of x, and of the noise on its low-resolution picture."""
     x_keys, low_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     return x_keys, low_keys
-
-
-def _noise_of(keys: jax.Array, schedule: Schedule, shape: tuple[int, int, int]) -> samplers.Noise:
-    return samplers.keyed_noise(_stage_keys(keys)[0], schedule, shape)

@@ -2,78 +2,103 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from if_jax.data.preprocessing import to_rgb
 from if_jax.diffusion import augment
 
-Picture = Image.Image | np.ndarray | str | Path  # arrays: (H, W, 3) in [-1, 1]
+ReadPicture = Image.Image | np.ndarray  # arrays: (H, W, 3) in [-1, 1]
+Picture = ReadPicture | str | Path
 _WIDEST = 8.0  # aspect ratio
 _LARGEST = 100_000_000  # pixels
 
 
-def read_picture(given: Picture, word: str = "image") -> Image.Image | np.ndarray:
-    """A picture as 8-bit RGB, upright; or, where an array (H, W, 3) in [-1, 1] is given, that array in float32.
+def read_picture(picture: Picture, word: str = "image") -> ReadPicture:
+    """A picture of any form, ready to be fitted.
 
     Alpha is laid over white, 16 bits become 8, palettes and other colour spaces RGB, and EXIF rotation is carried out.
-    Raises ValueError for what is no picture, is empty or is enormous; FileNotFoundError where there is no such file.
+
+    Args:
+        picture: PIL, a file, or floats (H, W, 3) in [-1, 1].
+        word: what to call it in error messages.
+
+    Returns:
+        8-bit RGB; or, of floats, those in float32.
+
+    Raises:
+        ValueError: for what is no picture, is empty or is enormous.
+        FileNotFoundError: where there is no such file.
     """
-    if isinstance(given, str | Path):
-        given = _open(given)
-    if isinstance(given, Image.Image):
-        _check_size(word, given.size)
-        return _rgb(ImageOps.exif_transpose(given))
-    array = np.asarray(given)
+    if isinstance(picture, str | Path):
+        picture = _open(picture)
+    if isinstance(picture, Image.Image):
+        _check_size(word, picture.size)
+        return to_rgb(picture)
+    array = np.asarray(picture)
     if array.ndim != 3 or array.shape[-1] != 3 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"{word} is an array of {array.dtype} {array.shape}: give a picture (PIL or a file), or floats (H, W, 3) in"
             " [-1, 1]"
         )
-    _check_size(word, array.shape[1::-1])
+    _check_size(word, picture_size(array))
     if not np.isfinite(array).all():
         raise ValueError(f"{word} holds values that are not finite: give floats in [-1, 1]")
     return array.astype(np.float32)
 
 
-def read_mask(given: Picture, size: tuple[int, int], word: str = "mask") -> Image.Image:
-    """A mask as 8-bit grey, white where to draw; `size` (width, height) is that of its picture.
+def read_mask(mask: Picture, size: tuple[int, int], word: str = "mask") -> Image.Image:
+    """A mask of any form, ready to be fitted.
 
-    An array (H, W) or (H, W, 1) is bool or in [0, 1]. Raises ValueError where the two sizes differ.
+    Args:
+        mask: PIL or a file, white where to draw; or (H, W) or (H, W, 1), bool or in [0, 1].
+        size: (width, height) of its picture.
+        word: what to call it in error messages.
+
+    Returns:
+        8-bit grey, white where to draw; what is transparent is not drawn.
+
+    Raises:
+        ValueError: for what is no mask, or where the two sizes differ.
+        FileNotFoundError: where there is no such file.
     """
-    if isinstance(given, str | Path):
-        given = _open(given)
-    if isinstance(given, Image.Image):
-        mask = _rgb(ImageOps.exif_transpose(given), "black").convert("L")
+    if isinstance(mask, str | Path):
+        mask = _open(mask)
+    if isinstance(mask, Image.Image):
+        grey = to_rgb(mask, "black").convert("L")
     else:
-        array = np.asarray(given)
+        array = np.asarray(mask)
         array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
         if array.ndim != 2 or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
             raise ValueError(f"{word} is an array of {array.dtype} {array.shape}: give (H, W), 0 to keep and 1 to draw")
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError(f"{word} holds values outside [0, 1]: 0 keeps, 1 draws")
-        mask = Image.fromarray(np.rint(array.astype(np.float32) * 255).astype(np.uint8))
-    if mask.size != size:
+        grey = Image.fromarray(np.rint(array.astype(np.float32) * 255).astype(np.uint8))
+    if grey.size != size:
         raise ValueError(
-            f"{word} is {mask.size[0]}x{mask.size[1]} and its picture {size[0]}x{size[1]}: make them the same size"
+            f"{word} is {grey.size[0]}x{grey.size[1]} and its picture {size[0]}x{size[1]}: make them the same size"
         )
-    return mask
+    return grey
 
 
-def picture_size(picture: Image.Image | np.ndarray) -> tuple[int, int]:
+def picture_size(picture: ReadPicture) -> tuple[int, int]:
     """(width, height)."""
-    return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
 
 
-def fit_picture(picture: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) float32 in [-1, 1] by bicubic resampling; arrays that fit already stay as they are. size (H, W)."""
+def fit_picture(picture: ReadPicture, size: tuple[int, int]) -> np.ndarray:
+    """A picture at the size (H, W): (H, W, 3) float32 in [-1, 1].
+
+    Resampled bicubic; arrays that fit already stay as they are.
+    """
+    height, width = size
     if isinstance(picture, Image.Image):
-        resized = picture.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=None)
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
         return np.asarray(resized, np.float32) / 127.5 - 1.0
     if picture.shape[:2] == size:
         return picture
@@ -81,13 +106,17 @@ def fit_picture(picture: Image.Image | np.ndarray, size: tuple[int, int]) -> np.
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 1) float32, 1 where to draw; resampled bicubic and cut at a half, as diffusers does."""
-    resized = mask.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=None)
+    """A mask at the size (H, W): (H, W, 1) float32, 1 where to draw.
+
+    Resampled bicubic and cut at a half, as diffusers does.
+    """
+    height, width = size
+    resized = mask.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
     return (np.asarray(resized, np.float32)[..., None] / 255 >= 0.5).astype(np.float32)
 
 
 def parse_aspect_ratio(text: str) -> float:
-    """Width over height of "3:2"; ValueError where that is none."""
+    """Width over height of "3:2"; ValueError for what is no ratio, or past 1:8 or 8:1."""
     try:
         width, height = (float(part) for part in str(text).split(":"))
         ratio = width / height
@@ -101,31 +130,29 @@ def parse_aspect_ratio(text: str) -> float:
 
 
 def size_of(ratio: float, short: int, multiple: int) -> tuple[int, int]:
-    """(H, W) of a picture with that short side; the long side is a multiple of 8, as in IF, and of `multiple`.
+    """(H, W) of a picture whose long side is a multiple of 8, as in IF.
 
-    ratio: width over height.
+    Args:
+        ratio: width over height.
+        short: the short side, in pixels.
+        multiple: the long side is a multiple of this as well.
     """
     unit = math.lcm(8, multiple)
     long = max(round(short / unit * max(ratio, 1 / ratio)) * unit, short)
     return (short, long) if ratio >= 1 else (long, short)
 
 
-def batch_of(pictures: Sequence[np.ndarray], count: int, word: str) -> np.ndarray:
-    """One picture for all of `count` prompts, or one for each: (count, H, W, C)."""
+def batch_of(pictures: np.ndarray, count: int, word: str) -> np.ndarray:
+    """Pictures (B, H, W, C) as (count, H, W, C); ValueError where B is neither 1 nor count."""
     if len(pictures) not in (1, count):
         raise ValueError(f"{len(pictures)} pictures ({word}) for {count} prompts: give one, or one for each")
-    stacked = np.stack(pictures)
-    return np.broadcast_to(stacked, (count, *stacked.shape[1:]))
-
-
-def as_list(given: Any) -> list[Any]:
-    """A single picture as a list of one."""
-    return list(given) if isinstance(given, list | tuple) else [given]
+    return np.broadcast_to(pictures, (count, *pictures.shape[1:]))
 
 
 def _open(path: str | Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        # From memory: Pillow maps an uncompressed TIFF from its file, and then loses its EXIF rotation.
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as picture:
             _check_size(str(path), picture.size)
             picture.load()
             return picture
@@ -149,15 +176,3 @@ def _check_size(word: str, size: tuple[int, int]) -> None:
         raise ValueError(
             f"{word} is {width}x{height}: crop it to an aspect ratio within 1:{_WIDEST:g} and {_WIDEST:g}:1"
         )
-
-
-def _rgb(picture: Image.Image, background: str = "white") -> Image.Image:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture, np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 or picture.mode.startswith("I;16") else 255.0
-        picture = Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        under = Image.new("RGBA", picture.size, background)
-        picture = Image.alpha_composite(under, picture)
-    return picture.convert("RGB")

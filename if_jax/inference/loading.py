@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from if_jax.checkpoints.stages import StageRelease
-from if_jax.checkpoints.weights import boxed_params, load_params
+from if_jax.checkpoints.tensors import Lazy
+from if_jax.checkpoints.weights import Params, boxed_params, load_params
+from if_jax.diffusion.schedule import Array
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 from if_jax.parallel.rules import PRESETS, batch_axes, state_shardings
@@ -23,15 +27,19 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 class Int8(NamedTuple):
     """A matrix (in, out) in 8 bits with one scale for each output channel."""
 
-    values: jax.Array  # (in, out) int8
-    scale: jax.Array  # (out,) float32
+    values: Array  # (in, out) int8
+    scale: Array  # (out,) float32
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a cascade keeps its weights. Raises ValueError for a precision or a set of rules that does not exist."""
+    """How a cascade keeps its weights.
 
-    dtype: Any = jnp.float32  # of matrix products and convolutions
+    Raises:
+        ValueError: at construction, for a precision or a set of rules that does not exist.
+    """
+
+    dtype: DTypeLike = jnp.float32  # of matrix products and convolutions
     param_dtype: str = "float32"  # of the UNets' weights on the device
     text_dtype: str = "float32"  # of the text encoder's weights: as above, or int8
     low_memory: bool = False  # a network is read when it is used and dropped right after
@@ -48,31 +56,28 @@ class Placement:
     @property
     def ways(self) -> int:
         """Over how many devices the pictures of one program are split."""
-        return (
-            1
-            if self.mesh is None
-            else int(np.prod([self.mesh.shape[axis] for axis in batch_axes(PRESETS[self.rules])]))
-        )
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in batch_axes(PRESETS[self.rules]))
 
-    def batch(self, tree: Any) -> Any:
-        """Arrays (B, …), or keys, on the device or split over several along their first axis; None stays."""
-        if self.mesh is None:  # where the weights are: a program is compiled again for a state that is not placed
-            return jax.device_put(tree, SingleDeviceSharding(jax.devices()[0]))
-        return jax.device_put(tree, NamedSharding(self.mesh, P(batch_axes(PRESETS[self.rules]))))
+    def batch(self, array: Array) -> jax.Array:
+        """An array (B, …), or keys, on the device or split over several along its first axis."""
+        if self.mesh is None:  # where the weights are: a program is compiled again for a state that lies elsewhere
+            return jax.device_put(array, SingleDeviceSharding(jax.devices()[0]))
+        return jax.device_put(array, NamedSharding(self.mesh, P(batch_axes(PRESETS[self.rules]))))
 
 
-def place_unet(stage: StageRelease, placement: Placement) -> Any:
+def place_unet(stage: StageRelease, placement: Placement) -> Params:
     """The UNet's parameters on the device: straight from the file, tensor by tensor."""
     return _place(stage.unet_params, stage.unet_config, placement, placement.param_dtype)
 
 
-def place_text(stage: StageRelease, placement: Placement) -> Any:
-    """The same for the text encoder; int8: matrices as `Int8`, everything else bfloat16."""
+def place_text(stage: StageRelease, placement: Placement) -> Params:
+    """The same for the text encoder of a stage that has one; int8: matrices as `Int8`, everything else bfloat16."""
     if placement.text_dtype != "int8":
+        assert stage.text_config is not None and stage.text_params is not None
         return _place(stage.text_params, stage.text_config, placement, placement.text_dtype)
     device = jax.devices()[0] if placement.mesh is None else NamedSharding(placement.mesh, P())
 
-    def load(path: Any, leaf: Any) -> Any:
+    def load(path: jax.tree_util.KeyPath, leaf: Lazy | Array | Int8) -> jax.Array | Int8:
         if isinstance(leaf, Int8):
             return leaf
         if path[-1].key != "kernel":
@@ -91,21 +96,21 @@ def place_stage(stage: StageRelease, placement: Placement) -> StageRelease:
 
 
 def quantize(kernel: np.ndarray) -> Int8:
-    """Round to 127 steps either side of zero, the largest weight of each output channel being 127 of them."""
+    """Round a matrix (in, out) to 127 steps either side of zero: the largest weight of an output channel is 127."""
     scale = np.maximum(np.abs(kernel).max(axis=0), 1e-12) / 127
     return Int8(np.rint(kernel / scale).astype(np.int8), scale.astype(np.float32))
 
 
-def dequantize(params: Any, dtype: Any) -> Any:
+def dequantize(params: Params, dtype: DTypeLike) -> Params:
     """Matrices in `dtype` again; inside a compiled program each is made where it is used."""
 
-    def make(leaf: Any) -> Any:
+    def make(leaf: Array | Int8) -> Array:
         return leaf.values.astype(dtype) * leaf.scale.astype(dtype) if isinstance(leaf, Int8) else leaf
 
     return jax.tree.map(make, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
-def _place(params: Any, config: UNetConfig | T5Config, placement: Placement, dtype: str) -> Any:
+def _place(params: Params, config: UNetConfig | T5Config, placement: Placement, dtype: str) -> Params:
     if placement.mesh is None:
         single = SingleDeviceSharding(jax.devices()[0])
         return load_params(params, dtype, jax.tree.map(lambda _: single, params))

@@ -1,21 +1,25 @@
-"""What all four modes take, what a step callback is told, and how progress is shown."""
+"""What all four modes take, what a step callback receives, and how progress is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import jax
 import numpy as np
 
-from if_jax.inference.denoise_stage import StageNoise
+from if_jax.inference.settings import StageKwargs
+from if_jax.inference.stage_inputs import StageNoise
 
-Progress = Callable[[str, int, int], None]  # stage, steps done, of how many
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+StageProgress = Callable[[str, int, int], None]  # stage, steps done, of how many
 ACCELERATOR_BATCH = 4
 
 
 class StepInfo(NamedTuple):
-    """What a step callback is given: arrays (b, H, W, 3) of the pictures whose numbers stand in `pictures`."""
+    """What a step callback receives: arrays (b, H, W, 3) of the pictures whose numbers stand in `pictures`."""
 
     stage: str
     pictures: np.ndarray
@@ -28,24 +32,31 @@ class StepInfo(NamedTuple):
 class Options(TypedDict, total=False):
     """What all four modes take.
 
-    seed: picture k of a seed is the same whatever stands beside it. stages: draw only so many of the cascade.
-    if_I_kwargs, …: how each stage draws, see `settings.stage_settings`.
-    negative_prompt: what to draw away from, where guidance_scale is not 1. style_prompt: IF's; see above.
-    prompt_embeds, negative_prompt_embeds (B, 77, D), empty_embeds (77, D): text states (of `embed`) in place of texts.
-    clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade says otherwise.
-    batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled up, so
-    that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
-    return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
-    first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
-    noise: by stage name, in place of drawn noise. progress(stage, steps done, of how many).
-    callback: is given a `StepInfo` after every step.
+    Keys:
+        seed: picture k of a seed is the same whatever stands beside it; 0…2³²−1, 0 by default.
+        stages: draw only so many of the cascade.
+        if_I_kwargs, if_II_kwargs, if_III_kwargs: how each stage draws, see `settings.stage_settings`.
+        negative_prompt: what to draw away from, where guidance_scale is not 1.
+        style_prompt: a style in IF's way: the network pools it in place of the prompt, and guidance mixes its
+            prediction with that of the prompt, by the share that `positive_mixer` of each stage says.
+        prompt_embeds, negative_prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of texts.
+        empty_embeds: (77, D), text states of the empty caption; with them and no text, no encoder is needed.
+        clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
+            were not.
+        batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled
+            up, so that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
+        return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
+        first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
+        noise: by stage name, in place of drawn noise.
+        progress: called with the stage's name, steps done and their total.
+        callback: called with a `StepInfo` after every step.
     """
 
     seed: int
     stages: int | None
-    if_I_kwargs: Mapping[str, Any] | None
-    if_II_kwargs: Mapping[str, Any] | None
-    if_III_kwargs: Mapping[str, Any] | None
+    if_I_kwargs: StageKwargs | None
+    if_II_kwargs: StageKwargs | None
+    if_III_kwargs: StageKwargs | None
     negative_prompt: str | Sequence[str] | None
     style_prompt: str | Sequence[str] | None
     prompt_embeds: np.ndarray | None
@@ -56,39 +67,38 @@ class Options(TypedDict, total=False):
     return_tensors: bool
     first_picture: int
     noise: Mapping[str, StageNoise] | None
-    progress: Progress | None
+    progress: StageProgress | None
     callback: Callable[[StepInfo], None] | None
 
 
 class Bars:
-    """One progress bar after the other, with the time left: `with Bars() as bars: … progress=bars.show`.
-
-    unit: of what is counted, the steps of a stage unless told otherwise.
-    """
+    """One progress bar after the other, with the time left: `with Bars() as bars: … progress=bars.show`."""
 
     def __init__(self, unit: str = "step") -> None:
+        """Args: unit: of what is counted; "step" are the steps of a stage."""
         self.unit, self.name = unit, ""
-        self.bar: Any = None
+        self.bar: tqdm | None = None
 
     def __enter__(self) -> Bars:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
     def show(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` units of `name`; another name closes the bar and opens the next."""
         from tqdm import tqdm
 
-        if name != self.name:
+        if self.bar is None or name != self.name:
             self.__exit__()
             title = f"stage {name}" if self.unit == "step" else name
             self.name, self.bar = name, tqdm(total=total, unit=self.unit, desc=title)
         self.bar.update(done - self.bar.n)
 
 
-def checked_numbers(options: Mapping[str, Any]) -> tuple[int, int]:
-    """Seed and number of the first picture, checked."""
+def checked_numbers(options: Options) -> tuple[int, int]:
+    """Seed and number of the first picture; ValueError where one is no whole number in 0…2³²−1."""
     seed, first = options.get("seed", 0), options.get("first_picture", 0)
     for word, value in (("seed", seed), ("first_picture", first)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
@@ -96,9 +106,10 @@ def checked_numbers(options: Mapping[str, Any]) -> tuple[int, int]:
     return int(seed), int(first)
 
 
-def checked_batch_size(given: int | None) -> int:
-    if given is None:
+def checked_batch_size(batch_size: int | None) -> int:
+    """Pictures on one device, by default what suits it; ValueError for less than 1."""
+    if batch_size is None:
         return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-    if given < 1:
-        raise ValueError(f"batch_size is {given}: use 1 or more")
-    return int(given)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: use 1 or more")
+    return int(batch_size)

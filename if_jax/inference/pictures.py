@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-Notes = Callable[[str, int], Mapping[str, Any]]  # stage, row → what the PNG says of itself
+Notes = Callable[[str, int], Mapping[str, object]]  # stage, row → what the PNG says of itself
 _KEY = "if_jax"  # of the PNG's text chunk
 _TEXT_LINES = 3
 
@@ -34,9 +34,16 @@ def to_pil(image: np.ndarray) -> Image.Image:
 def grid(
     pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Pictures of one size side by side, row by row; nearly square unless `columns` is given.
+    """Pictures of one size side by side, row by row.
 
-    captions: one for each picture, written below it, as much as fits.
+    Args:
+        pictures: at least one.
+        columns: how many in a row; without, the grid is nearly square.
+        gap: pixels between them.
+        captions: one for each picture, written below it, as much as fits.
+
+    Raises:
+        ValueError: where there is no picture.
     """
     if not pictures:
         raise ValueError("no pictures: a grid needs at least one")
@@ -66,10 +73,19 @@ def save_pictures(
     notes: Notes | None = None,
     watermark: bool | Path | None = None,
 ) -> tuple[list[Path], list[Path]]:
-    """Write OUT/0000-I.png, … in prompt order and one OUT/grid-I.png for each stage: (written, kept) paths.
+    """Write OUT/0000-I.png, … in prompt order and one OUT/grid-I.png for each stage.
 
-    Files that exist are kept unless `overwrite`. first: number of the first picture. captions: of the grids.
-    notes: kept in each PNG, see `read_notes`. watermark: our own mark, or the one in a PNG of the user.
+    Args:
+        drawn: stage → its pictures.
+        out: the folder; it is made.
+        overwrite: replace files that exist; otherwise they are kept.
+        first: number of the first picture.
+        captions: of the grids.
+        notes: kept in each PNG, see `read_notes`.
+        watermark: True: our own mark; or a PNG of the user's.
+
+    Returns:
+        Paths that were written, and paths that were kept.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +111,12 @@ def save_pictures(
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:
-    """What `save_pictures` has noted in a PNG. Raises FileNotFoundError, or ValueError where there is nothing."""
+    """What `save_pictures` has noted in a PNG (JSON).
+
+    Raises:
+        FileNotFoundError: where there is no file.
+        ValueError: where it holds no notes.
+    """
     try:
         with Image.open(path) as picture:
             return json.loads(picture.info[_KEY])
@@ -106,9 +127,13 @@ def read_notes(path: str | Path) -> dict[str, Any]:
 
 
 def with_watermark(picture: Image.Image, mark: Image.Image) -> Image.Image:
-    """The picture with a mark (RGBA) in its lower right corner, of the size and place that IF gives its own.
+    """The picture with a mark in its lower right corner, of the size and place that IF gives its own.
 
     On w×h pixels it is 62 K wide with a margin of 14 K, K = √(wh)/1024.
+
+    Args:
+        picture: RGB.
+        mark: RGBA, square.
     """
     width, height = picture.size
     scale = math.sqrt(width * height) / 1024
@@ -131,7 +156,7 @@ def own_mark() -> Image.Image:
     return mark.resize((62, 62), Image.Resampling.LANCZOS)
 
 
-def _write(path: Path, picture: Image.Image, notes: Mapping[str, Any] | None) -> None:
+def _write(path: Path, picture: Image.Image, notes: Mapping[str, object] | None) -> None:
     """Beside, then renamed: a file is whole or not there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     info = PngImagePlugin.PngInfo()
@@ -144,7 +169,7 @@ def _write(path: Path, picture: Image.Image, notes: Mapping[str, Any] | None) ->
         beside.unlink(missing_ok=True)
 
 
-def _lines(text: str, width: int, font: Any) -> list[str]:
+def _lines(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
     """The text broken at spaces into lines of at most `width` pixels; what does not fit is cut."""
     lines = [""]
     for word in text.split():

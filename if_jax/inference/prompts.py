@@ -1,19 +1,22 @@
-"""What the stages are told: texts or text states, checked, encoded once, kept in files."""
+"""What the stages are conditioned on: texts or text states, checked, encoded once, kept in files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+
+from if_jax.inference.options import Options
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # captions → text states (B, L, D)
 LONGEST = 20_000  # characters; a text encoder reads 77 tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Conditioning:
+class TextStates:
     """Text states (B, L, D) float32 of B pictures; `uncond` is what guidance draws away from."""
 
     text: np.ndarray
@@ -22,75 +25,61 @@ class Conditioning:
     style: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What a user gives: of each, texts or their states."""
+def encode_texts(
+    prompt: str | Sequence[str] | None, options: Options, embed: Embed, shape: tuple[int, int]
+) -> TextStates:
+    """Encode all texts of a request in one go; states that come in place of texts are checked.
 
-    prompt: str | Sequence[str] | None = None
-    negative_prompt: str | Sequence[str] | None = None
-    style_prompt: str | Sequence[str] | None = None
-    prompt_embeds: np.ndarray | None = None
-    negative_prompt_embeds: np.ndarray | None = None
-    empty_embeds: np.ndarray | None = None  # (L, D) or (1, L, D): with these and no texts, no encoder is needed
+    Args:
+        prompt: one text for each picture, or None where `options` holds `prompt_embeds`.
+        options: whose negative_prompt, style_prompt, prompt_embeds, negative_prompt_embeds and empty_embeds are read.
+        embed: encodes captions; not called where there is no text.
+        shape: (L, D) of the states.
 
-
-def condition(texts: Texts, embed: Embed, shape: tuple[int, int]) -> Conditioning:
-    """Encode all texts in one go. shape (L, D): of the states. Raises ValueError where what is given cannot work."""
-    if (texts.prompt is None) == (texts.prompt_embeds is None):
+    Raises:
+        ValueError: for texts or states that cannot work, or do not fit one another.
+    """
+    prompt_states, negative_states = options.get("prompt_embeds"), options.get("negative_prompt_embeds")
+    empty_states, negative_prompt = options.get("empty_embeds"), options.get("negative_prompt")
+    if (prompt is None) == (prompt_states is None):
         raise ValueError("give either prompt or prompt_embeds, not both and not neither")
-    if texts.negative_prompt is not None and texts.negative_prompt_embeds is not None:
+    if negative_prompt is not None and negative_states is not None:
         raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
-    groups = {
-        "prompt": captions_of("prompt", texts.prompt),
-        "empty": [""] if texts.empty_embeds is None else [],
-        "negative_prompt": captions_of("negative_prompt", texts.negative_prompt),
-        "style_prompt": captions_of("style_prompt", texts.style_prompt),
+    captions = {
+        "prompt": _captions("prompt", prompt),
+        "empty": [""] if empty_states is None else [],
+        "negative": _captions("negative_prompt", negative_prompt),
+        "style": _captions("style_prompt", options.get("style_prompt")),
     }
-    every = [caption for group in groups.values() for caption in group]
-    states = np.split(embed(every), np.cumsum([len(group) for group in groups.values()])[:-1]) if every else [None] * 4
-    text, empty, negative, style = (rows if rows is not None and len(rows) else None for rows in states)
-    text = states_of("prompt_embeds", texts.prompt_embeds, shape) if text is None else text
-    empty = states_of("empty_embeds", np.reshape(texts.empty_embeds, (-1, *shape)), shape) if empty is None else empty
-    if texts.negative_prompt_embeds is not None:
-        negative = states_of("negative_prompt_embeds", texts.negative_prompt_embeds, shape)
-    empty = np.broadcast_to(empty, text.shape)
-    return Conditioning(
+    every = [caption for group in captions.values() for caption in group]
+    ends = np.cumsum([len(group) for group in captions.values()])[:-1]
+    parts = np.split(embed(every), ends) if every else []
+    states = {name: part for name, part in zip(captions, parts, strict=False) if len(part)}
+    if prompt_states is not None:
+        states["prompt"] = _checked_states("prompt_embeds", prompt_states, shape)
+    if empty_states is not None:
+        states["empty"] = _checked_states("empty_embeds", np.reshape(empty_states, (-1, *shape)), shape)
+    if negative_states is not None:
+        states["negative"] = _checked_states("negative_prompt_embeds", negative_states, shape)
+    text = states["prompt"]
+    empty = np.broadcast_to(states["empty"], text.shape)
+    negative, style = states.get("negative"), states.get("style")
+    return TextStates(
         text,
         empty,
-        empty if negative is None else _one_or_each("negative prompts", negative, text.shape),
-        None if style is None else _one_or_each("style prompts", style, text.shape),
+        empty if negative is None else _single_or_each("negative prompts", negative, text.shape),
+        None if style is None else _single_or_each("style prompts", style, text.shape),
     )
 
 
-def captions_of(word: str, given: str | Sequence[str] | None) -> list[str]:
-    """The texts given, as a list; ValueError for what is no text, or far too long for one."""
-    if given is None:
-        return []
-    captions = list(given) if isinstance(given, list | tuple) else [given]
-    if not captions:
-        raise ValueError(f"{word} is empty: give at least one text")
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise ValueError(f"{word} holds {caption!r} ({type(caption).__name__}): give texts")
-        if len(caption) > LONGEST:
-            raise ValueError(
-                f"{word} has a text of {len(caption)} characters: 77 tokens are read, give {LONGEST} or fewer"
-            )
-    return captions
-
-
-def states_of(word: str, given: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Text states (B, *shape) float32; ValueError where they are of another shape."""
-    states = np.asarray(given, np.float32)
-    if states.ndim != 3 or states.shape[1:] != shape or not len(states):
-        raise ValueError(f"{word} has shape {states.shape}: expected (B, {shape[0]}, {shape[1]})")
-    return states
-
-
 def save_embeds(path: str | Path, prompts: Sequence[str], states: np.ndarray, empty: np.ndarray) -> None:
-    """Keep text states (B, L, D), and those of the empty caption (L, D), in a safetensors file, in float32.
+    """Keep text states in a safetensors file, in float32, whole or not at all.
 
-    Written beside and renamed, so that a file is whole or not there.
+    Args:
+        path: of the file; folders are made.
+        prompts: the B texts.
+        states: (B, L, D), theirs.
+        empty: (L, D), those of the empty caption.
     """
     import json
 
@@ -108,8 +97,16 @@ def save_embeds(path: str | Path, prompts: Sequence[str], states: np.ndarray, em
         beside.unlink(missing_ok=True)
 
 
-def load_embeds(path: str | Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """What `save_embeds` has kept: the prompts, and the arguments that `Cascade.dream` takes in their place."""
+def load_embeds(path: str | Path) -> tuple[list[str], Options]:
+    """Read what `save_embeds` has kept.
+
+    Returns:
+        The prompts, and `prompt_embeds` and `empty_embeds`, which `Cascade.dream` takes in their place.
+
+    Raises:
+        FileNotFoundError: where there is no file.
+        ValueError: where it holds no text states.
+    """
     import json
 
     from safetensors import SafetensorError, safe_open
@@ -119,12 +116,38 @@ def load_embeds(path: str | Path) -> tuple[list[str], dict[str, np.ndarray]]:
     try:
         with safe_open(path, "numpy") as file:
             prompts = json.loads((file.metadata() or {})["prompts"])
-            return prompts, {name: file.get_tensor(name) for name in ("prompt_embeds", "empty_embeds")}
+            states, empty = (file.get_tensor(name) for name in ("prompt_embeds", "empty_embeds"))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: holds no text states ({error})") from None
+    return prompts, {"prompt_embeds": states, "empty_embeds": empty}
 
 
-def _one_or_each(word: str, states: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _captions(word: str, texts: str | Sequence[str] | None) -> list[str]:
+    """The texts as a list; ValueError for what is no text, or far too long for one."""
+    if texts is None:
+        return []
+    captions = list(texts) if isinstance(texts, list | tuple) else [cast(str, texts)]
+    if not captions:
+        raise ValueError(f"{word} is empty: give at least one text")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"{word} holds {caption!r} ({type(caption).__name__}): give texts")
+        if len(caption) > LONGEST:
+            raise ValueError(
+                f"{word} has a text of {len(caption)} characters: 77 tokens are read, give {LONGEST} or fewer"
+            )
+    return captions
+
+
+def _checked_states(word: str, states: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Text states (B, *shape) float32; ValueError where they are of another shape."""
+    states = np.asarray(states, np.float32)
+    if states.ndim != 3 or states.shape[1:] != shape or not len(states):
+        raise ValueError(f"{word} has shape {states.shape}: expected (B, {shape[0]}, {shape[1]})")
+    return states
+
+
+def _single_or_each(word: str, states: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if len(states) not in (1, shape[0]):
         raise ValueError(f"{len(states)} {word} for {shape[0]} prompts: give one, or one for each")
     return np.broadcast_to(states, shape)

@@ -8,16 +8,18 @@ starts less noised than its first step says), respacing strings in place of even
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.stages import StageDefaults, StageRelease
-from if_jax.diffusion.samplers import SAMPLERS
+from if_jax.diffusion.samplers import SAMPLERS, SamplerName
 from if_jax.diffusion.schedule import parse_steps
+
+StageKwargs = Mapping[str, object]  # words of one stage, as a user writes them
 
 _STEP_WORDS = ("sample_timestep_respacing", "num_inference_steps", "timesteps")
 _LEVEL_WORDS = ("aug_level", "noise_level")
@@ -46,7 +48,7 @@ class StageSettings:
     guidance_scale: float
     noise_level: int | None  # super-resolution: 0…999, how much noise the low-resolution picture gets
     scheduler: SchedulerConfig
-    sampler: str = "ddpm"
+    sampler: SamplerName = "ddpm"
     eta: float = 0.0  # ddim: how much noise each step adds
     clipped_eps: bool = False  # ddim: ε̂ from the thresholded x̂0
     guidance_interval: tuple[int, int] | None = None  # timesteps, both included; None: guided everywhere
@@ -67,40 +69,47 @@ class StageSettings:
 
 
 def stage_settings(
-    name: str, stage: StageRelease, defaults: StageDefaults, given: Mapping[str, Any] | None, strength: float = 1.0
+    name: str, stage: StageRelease, defaults: StageDefaults, kwargs: StageKwargs | None, strength: float = 1.0
 ) -> StageSettings:
-    """Defaults overridden by IF's words or by those of diffusers.
+    """A stage's defaults overridden by IF's words or by those of diffusers.
 
-    name: "I", "II", … for error messages. strength: the default one of the mode.
-    Steps: `sample_timestep_respacing` ("smart50", "10,10,5", "50", "ays10"), or `num_inference_steps` (diffusers'
-    evenly spaced list), or `timesteps` (a list). `sample_loop`: ddpm, ddim (`eta`, `clipped_eps`) or dpm++.
-    Noise level of a super-resolution stage: `aug_level` in [0, 1) or `noise_level` in steps, 0…999.
-    Guidance: `guidance_scale`, `guidance_interval` (lowest and highest guided timestep), `apg` (True, or η and r),
-    `positive_mixer` in [0, 1], `dynamic_thresholding_p` in (0, 1], `dynamic_thresholding_c` ≥ 1.
-    Pictures drawn over: `strength` in (0, 1], `less_qsample_steps` (IF calls it support_noise_less_qsample_steps too).
-    Raises ValueError naming the word that is unknown, given twice or out of range.
+    Args:
+        name: "I", "II", … for error messages.
+        stage: whose scheduler and kind decide what the words mean.
+        defaults: of the stage.
+        kwargs: the words, all optional. Steps: `sample_timestep_respacing` ("smart50", "10,10,5", "50", "ays10"), or
+            `num_inference_steps` (diffusers' evenly spaced list), or `timesteps` (a list). `sample_loop`: ddpm, ddim
+            (`eta`, `clipped_eps`) or dpm++. Noise level of a super-resolution stage: `aug_level` in [0, 1) or
+            `noise_level` in steps, 0…999. Guidance: `guidance_scale`, `guidance_interval` (lowest and highest guided
+            timestep), `apg` (True, or η and r), `positive_mixer` in [0, 1], `dynamic_thresholding_p` in (0, 1],
+            `dynamic_thresholding_c` ≥ 1. Pictures drawn over: `strength` in (0, 1], `less_qsample_steps` (IF calls it
+            support_noise_less_qsample_steps too).
+        strength: the default one of the mode.
+
+    Raises:
+        ValueError: naming the word that is unknown, there twice or out of range.
     """
-    given, where = dict(given or {}), f"if_{name}_kwargs"
-    _check_words(where, stage.kind, given)
-    number = _Numbers(where, given)
+    kwargs, where = dict(kwargs or {}), f"if_{name}_kwargs"
+    _check_words(where, stage.kind, kwargs)
+    number = _Numbers(where, kwargs)
     scheduler = replace(
         stage.scheduler,
         dynamic_thresholding_ratio=number("dynamic_thresholding_p", stage.scheduler.dynamic_thresholding_ratio),
         sample_max_value=number("dynamic_thresholding_c", stage.scheduler.sample_max_value),
     )
     settings = StageSettings(
-        timesteps=_timesteps(where, given, defaults, scheduler.num_train_timesteps),
+        timesteps=_timesteps(where, kwargs, defaults, scheduler.num_train_timesteps),
         guidance_scale=number("guidance_scale", defaults.guidance_scale),
-        noise_level=_noise_level(where, given, defaults, scheduler.num_train_timesteps),
+        noise_level=_noise_level(where, kwargs, defaults, scheduler.num_train_timesteps),
         scheduler=scheduler,
-        sampler=_one_of(where, given, "sample_loop", SAMPLERS),
+        sampler=_sampler(where, kwargs),
         eta=number("eta", 0.0, 0.0, 1.0),
-        clipped_eps=bool(given.get("clipped_eps", False)),
-        guidance_interval=_interval(where, given),
-        apg=_apg(where, given),
+        clipped_eps=bool(kwargs.get("clipped_eps", False)),
+        guidance_interval=_interval(where, kwargs),
+        apg=_apg(where, kwargs),
         positive_mixer=number("positive_mixer", POSITIVE_MIXER[stage.kind], 0.0, 1.0),
         strength=number("strength", strength, 0.0, 1.0),
-        less_qsample_steps=int(number(next((w for w in _LESS_WORDS if w in given), _LESS_WORDS[0]), 0, 0)),
+        less_qsample_steps=int(number(next((w for w in _LESS_WORDS if w in kwargs), _LESS_WORDS[0]), 0, 0)),
     )
     _check_start(where, settings)
     return settings
@@ -109,11 +118,11 @@ def stage_settings(
 class _Numbers:
     """Reads numbers out of the words of one stage, checking each against its range."""
 
-    def __init__(self, where: str, given: Mapping[str, Any]) -> None:
-        self.where, self.given = where, given
+    def __init__(self, where: str, kwargs: StageKwargs) -> None:
+        self.where, self.kwargs = where, kwargs
 
     def __call__(self, word: str, default: float, low: float = -math.inf, high: float = math.inf) -> float:
-        value = self.given.get(word, default)
+        value = self.kwargs.get(word, default)
         if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
             raise ValueError(f"{self.where}: {word} {value!r} is no finite number")
         if not low <= value <= high:
@@ -121,16 +130,16 @@ class _Numbers:
         return float(value)
 
 
-def _check_words(where: str, kind: str, given: Mapping[str, Any]) -> None:
+def _check_words(where: str, kind: str, kwargs: StageKwargs) -> None:
     levels = _LEVEL_WORDS if kind == "super-resolution" else ()
     known = (*_STEP_WORDS, *_OTHER_WORDS, *_LESS_WORDS, *levels)
-    for word in given:
+    for word in kwargs:
         if word not in known:
             raise ValueError(
-                f"{where} has no {word!r} (value {given[word]!r}): a {kind} stage takes {', '.join(known)}"
+                f"{where} has no {word!r} (value {kwargs[word]!r}): a {kind} stage takes {', '.join(known)}"
             )
     for words in (_STEP_WORDS, _LEVEL_WORDS, _LESS_WORDS):
-        if len(both := [word for word in words if word in given]) > 1:
+        if len(both := [word for word in words if word in kwargs]) > 1:
             raise ValueError(f"{where} has both {both[0]} and {both[1]}, two words for one thing: give one")
 
 
@@ -146,19 +155,19 @@ def _check_start(where: str, settings: StageSettings) -> None:
         )
 
 
-def _one_of(where: str, given: Mapping[str, Any], word: str, allowed: tuple[str, ...]) -> str:
-    value = given.get(word, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{where}: {word} {value!r} is unknown: use one of {', '.join(allowed)}")
+def _sampler(where: str, kwargs: StageKwargs) -> SamplerName:
+    value = kwargs.get("sample_loop", SAMPLERS[0])
+    if value not in SAMPLERS:
+        raise ValueError(f"{where}: sample_loop {value!r} is unknown: use one of {', '.join(SAMPLERS)}")
     return value
 
 
-def _interval(where: str, given: Mapping[str, Any]) -> tuple[int, int] | None:
-    value = given.get("guidance_interval")
+def _interval(where: str, kwargs: StageKwargs) -> tuple[int, int] | None:
+    value = kwargs.get("guidance_interval")
     if value is None:
         return None
     try:
-        low, high = (int(end) for end in value)
+        low, high = (int(end) for end in cast(Iterable[int], value))
     except (TypeError, ValueError):
         low, high = 1, 0
     if not 0 <= low <= high:
@@ -166,14 +175,14 @@ def _interval(where: str, given: Mapping[str, Any]) -> tuple[int, int] | None:
     return low, high
 
 
-def _apg(where: str, given: Mapping[str, Any]) -> tuple[float, float] | None:
-    value = given.get("apg", False)
+def _apg(where: str, kwargs: StageKwargs) -> tuple[float, float] | None:
+    value = kwargs.get("apg", False)
     if value is False or value is None:
         return None
     if value is True:
         return 0.0, math.inf
     try:
-        parallel, norm = (float(part) for part in value)
+        parallel, norm = (float(part) for part in cast(Iterable[float], value))
     except (TypeError, ValueError):
         parallel = norm = math.nan
     if not (math.isfinite(parallel) and norm > 0):
@@ -181,29 +190,31 @@ def _apg(where: str, given: Mapping[str, Any]) -> tuple[float, float] | None:
     return parallel, norm
 
 
-def _timesteps(where: str, given: Mapping[str, Any], defaults: StageDefaults, total: int) -> tuple[int, ...]:
-    word = next((word for word in _STEP_WORDS if word in given), None)
-    spec = defaults.sample_timestep_respacing if word is None else given[word]
+def _timesteps(where: str, kwargs: StageKwargs, defaults: StageDefaults, total: int) -> tuple[int, ...]:
+    word = next((word for word in _STEP_WORDS if word in kwargs), None)
+    spec = defaults.sample_timestep_respacing if word is None else kwargs[word]
     try:
+        steps = cast(str | Sequence[int], spec)
         if word == "num_inference_steps":
-            if not 1 <= int(spec) <= total:
+            count = int(cast(str, spec))
+            if not 1 <= count <= total:
                 raise ValueError(f"{spec!r} is not in 1…{total}")
-            spec = [step * (total // int(spec)) for step in range(int(spec))]
-        return tuple(int(step) for step in parse_steps(spec, total))
+            steps = [step * (total // count) for step in range(count)]
+        return tuple(int(step) for step in parse_steps(steps, total))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {word or 'default steps'} {spec!r}: {error}") from None
 
 
-def _noise_level(where: str, given: Mapping[str, Any], defaults: StageDefaults, total: int) -> int | None:
+def _noise_level(where: str, kwargs: StageKwargs, defaults: StageDefaults, total: int) -> int | None:
     if defaults.noise_level is None:
         return None
-    word = "aug_level" if "aug_level" in given else "noise_level"
-    number = _Numbers(where, given)
+    word = "aug_level" if "aug_level" in kwargs else "noise_level"
+    number = _Numbers(where, kwargs)
     # IF truncates; the small term keeps 0.29 · 1000 = 289.99… from losing a step.
     scale = total if word == "aug_level" else 1
     level = int(number(word, defaults.noise_level) * scale + 1e-6)
     if not 0 <= level < total or number(word, 0) < 0:
         raise ValueError(
-            f"{where}: {word} {given[word]!r} is out of range: aug_level is in [0, 1), noise_level in 0…{total - 1}"
+            f"{where}: {word} {kwargs[word]!r} is out of range: aug_level is in [0, 1), noise_level in 0…{total - 1}"
         )
     return level

@@ -11,9 +11,15 @@ from if_jax.models.unet import UNetConfig
 
 
 def unet_flops(config: UNetConfig, size: int | tuple[int, int], text_length: int = 77) -> int:
-    """FLOPs per sample of `UNet` on a square image of side `size` or one of (height, width).
+    """FLOPs per sample of `UNet`.
 
-    Raises ValueError when the size does not fit the number of levels.
+    Args:
+        config: of the UNet.
+        size: side of a square image, or (height, width).
+        text_length: tokens.
+
+    Raises:
+        ValueError: when the size does not fit the number of levels.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if height % config.size_multiple or width % config.size_multiple:

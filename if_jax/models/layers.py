@@ -10,6 +10,7 @@ Precision: parameters are float32, matrix products run in `dtype`, norm statisti
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -34,8 +35,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        kernel = _param(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
@@ -52,8 +52,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(self.kernel_init, (None, None, "in", "out"))
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = _param(self, "kernel", self.kernel_init, (None, None, "in", "out"), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
@@ -69,8 +69,7 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(self.embedding_init, self.axes)
-        table = self.param("embedding", init, (self.num_embeddings, self.features))
+        table = _param(self, "embedding", self.embedding_init, self.axes, (self.num_embeddings, self.features))
         return jnp.take(table.astype(self.dtype), ids, axis=0)
 
 
@@ -150,11 +149,20 @@ def attention(
     scale: float,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Multi-head attention; head h owns the h-th contiguous slice of the channels.
+    """Multi-head attention; head h owns the h-th contiguous slice of the channels. Softmax in float32.
 
-    query (B, T, C), key and value (B, S, C), bias broadcastable to (B, heads, T, S) -> (B, T, C). Softmax in float32.
     Plain matrix products with the heads moved to the batch: on a CPU twice as fast, forward and backward, as
     `jax.nn.dot_product_attention`, which leaves the heads inside and copies.
+
+    Args:
+        query: (B, T, C).
+        key, value: (B, S, C).
+        num_heads: a divisor of C.
+        scale: of the logits.
+        bias: added to the logits, broadcastable to (B, heads, T, S).
+
+    Returns:
+        (B, T, C).
     """
     dtype = query.dtype
     query, key, value = (_split_heads(a, num_heads) for a in (query * scale, key, value))  # (B, heads, T or S, dim)
@@ -189,6 +197,13 @@ def sinusoid(t: jax.Array, dim: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def _param(
+    module: nn.Module, name: str, init: Initializer, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """A parameter with logical names, which Flax unboxes."""
+    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
+
+
 def _split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     """(B, T, C) -> (B, heads, T, C/heads)."""
     return x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
@@ -207,7 +222,8 @@ def _group_statistics(x: jax.Array, num_groups: int, eps: float) -> tuple[jax.Ar
     # The difference of two rounded numbers can fall below zero where a group is constant.
     variance = jnp.maximum(mean_square - jnp.square(mean), 0)
     inverse_std = jax.lax.rsqrt(variance + eps)
-    return tuple(jnp.repeat(s, channels // num_groups, axis=-1) for s in (mean, inverse_std))
+    mean, inverse_std = (jnp.repeat(s, channels // num_groups, axis=-1) for s in (mean, inverse_std))
+    return mean, inverse_std
 
 
 def _expand(a: jax.Array, ndim: int) -> jax.Array:

@@ -44,7 +44,15 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """ids (B, L) int, mask (B, L), 1 = token, 0 = pad -> (B, L, d_model) float32; rows of pads are not zeroed."""
+        """Encode captions.
+
+        Args:
+            ids: (B, L) int.
+            mask: (B, L), 1 = token, 0 = pad.
+
+        Returns:
+            (B, L, d_model) float32; rows of pads are not zeroed.
+        """
         x = Embed(self.config.vocab_size, self.config.d_model, dtype=self.dtype, name="shared")(ids)
         return T5Stack(self.config, self.dtype, name="encoder")(x, mask).astype(jnp.float32)
 
@@ -60,7 +68,7 @@ class T5Stack(nn.Module):
         hidden = jnp.where(mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)  # (B, 1, 1, L)
         bias = None
         for i in range(self.config.num_layers):
-            x, bias = T5Block(self.config, self.dtype, has_position_bias=i == 0, name=f"block_{i}")(x, bias, hidden)
+            x, bias = T5Block(self.config, self.dtype, name=f"block_{i}")(x, bias, hidden)
         return RMSNorm(self.config.layer_norm_epsilon, self.dtype, name="final_layer_norm")(x)
 
 
@@ -69,11 +77,10 @@ class T5Block(nn.Module):
 
     config: T5Config
     dtype: jnp.dtype
-    has_position_bias: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array | None, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, bias = T5AttentionLayer(self.config, self.dtype, self.has_position_bias, name="layer_0")(x, bias, hidden)
+        x, bias = T5AttentionLayer(self.config, self.dtype, name="layer_0")(x, bias, hidden)
         return T5FeedForwardLayer(self.config, self.dtype, name="layer_1")(x), bias
 
 
@@ -82,12 +89,11 @@ class T5AttentionLayer(nn.Module):
 
     config: T5Config
     dtype: jnp.dtype
-    has_position_bias: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array | None, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         normed = RMSNorm(self.config.layer_norm_epsilon, self.dtype, name="layer_norm")(x)
-        attend = T5Attention(self.config, self.dtype, self.has_position_bias, name="SelfAttention")
+        attend = T5Attention(self.config, self.dtype, name="SelfAttention")
         out, bias = attend(normed, bias, hidden)
         return x + out, bias
 
@@ -97,7 +103,6 @@ class T5Attention(nn.Module):
 
     config: T5Config
     dtype: jnp.dtype
-    has_position_bias: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array | None, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -106,7 +111,7 @@ class T5Attention(nn.Module):
         query = _dense(inner, (c.d_model * c.d_kv) ** -0.5, ("in", "heads"), self.dtype, "q")(x)
         key = _dense(inner, c.d_model**-0.5, ("in", "heads"), self.dtype, "k")(x)
         value = _dense(inner, c.d_model**-0.5, ("in", "heads"), self.dtype, "v")(x)
-        if self.has_position_bias:
+        if bias is None:  # the first block
             bias = self._position_bias(x.shape[1])
         out = attention(query, key, value, c.num_heads, scale=1.0, bias=bias + hidden)
         return _dense(c.d_model, inner**-0.5, ("heads", "out"), self.dtype, "o")(out), bias
@@ -153,9 +158,17 @@ class T5FeedForward(nn.Module):
 
 
 def relative_buckets(offset: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of each offset key - query, any shape: half the buckets per direction, exact near, logarithmic far.
+    """Bucket of each offset between positions: half the buckets per direction, exact near, logarithmic far.
 
     With 32 buckets and distance 128: offsets 0-7 have their own, the next eight grow to 128, the last takes the rest.
+
+    Args:
+        offset: key - query, int of any shape.
+        num_buckets: even.
+        max_distance: from here on all offsets share the last bucket.
+
+    Returns:
+        int32 of the shape of offset.
     """
     per_direction = num_buckets // 2
     exact = per_direction // 2

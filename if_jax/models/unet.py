@@ -30,7 +30,8 @@ from if_jax.models.layers import Conv, Dense, gelu, sinusoid
 class UNetConfig:
     """Shape of a UNet; field names follow diffusers' `UNet2DConditionModel`. Level 0 is the full resolution.
 
-    Raises ValueError at construction when the numbers do not fit each other.
+    Raises:
+        ValueError: at construction, when the numbers do not fit each other.
     """
 
     sample_size: int
@@ -107,11 +108,21 @@ class UNet(nn.Module):
         aug_level: jax.Array | None = None,
         pooled_text: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns channels 0-2 eps (or v), 3-5 the interpolation value of the learned variance, not clamped.
+        """Predict the noise.
 
-        x_t (B, H, W, in_channels), t (B,) int step of the 1000, text_states (B, L, encoder_hid_dim),
-        aug_level (B,) int -> (B, H, W, out_channels) float32.
-        pooled_text: states to pool in place of text_states, of the same shape (IF's style prompt).
+        Args:
+            x_t: (B, H, W, in_channels).
+            t: (B,) int, step of the 1000.
+            text_states: (B, L, encoder_hid_dim).
+            aug_level: (B,) int, noise level of the low-resolution image; super-resolution only.
+            pooled_text: states to pool in place of text_states, of the same shape (IF's style prompt).
+
+        Returns:
+            (B, H, W, out_channels) float32: channels 0-2 eps (or v), 3-5 the interpolation value of the learned
+            variance, not clamped.
+
+        Raises:
+            ValueError: for shapes that do not fit the configuration.
         """
         c = self.config
         _check_inputs(c, x_t, text_states, aug_level)
@@ -126,7 +137,7 @@ class UNet(nn.Module):
         """Step, noise level of the low-resolution image and pooled text, summed: (B, time_dim)."""
         c, width = self.config, self.config.block_out_channels[0]
         emb = StepEmbedding(c.time_dim, self.dtype, name="time_embedding")(sinusoid(t, width))
-        if c.aug_level_embedding:
+        if aug_level is not None:  # a super-resolution stage, see `_check_inputs`
             emb = emb + StepEmbedding(c.time_dim, self.dtype, name="class_embedding")(sinusoid(aug_level, width))
         pooled = TextEmbedding(c.time_dim, c.addition_embed_type_num_heads, self.dtype, name="add_embedding")
         emb = emb + pooled(text_states)

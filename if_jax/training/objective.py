@@ -114,7 +114,7 @@ def make_loss(
         if "states" in batch:
             states = batch["states"].astype(jnp.float32)
         else:
-            states = networks.encode((frozen | params)["text_encoder"], batch["ids"], batch["mask"])
+            states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
         t_key, eps_key, input_key = jax.random.split(key, 3)
         x0, low_res, aug_level = inputs_for(schedule, recipe, image, input_key)
         t = jax.random.randint(t_key, (x0.shape[0],), 0, schedule.timesteps.shape[0])

@@ -16,9 +16,10 @@ from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.index import Filter
 from if_jax.diffusion import augment
-from if_jax.inference.denoise_stage import draw_stage
+from if_jax.inference.denoise_stage import begin_stage, finish_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
+from if_jax.inference.stage_inputs import StageInputs
 from if_jax.text.captions import prepare_captions
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
@@ -47,10 +48,11 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
         stage = make_stage(recipe, params["unet"], size=recipe.data.size)
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
-        states = encode((frozen | params)["text_encoder"], *tokenizer([*captions, ""]))
+        states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
         keys = jax.random.split(jax.random.key(recipe.seed), len(captions))
         empty = jnp.broadcast_to(states[-1:], states[:-1].shape)
-        return np.asarray(draw_stage(stage, settings, keys, states[:-1], empty, low_res))
+        inputs = StageInputs(states[:-1], empty, low_res)
+        return np.asarray(finish_stage(*begin_stage(stage, settings, keys, inputs)))
 
     prompts = list(recipe.sample.prompts)
 

@@ -88,7 +88,7 @@ def _make_error(recipe: Recipe, networks: Networks) -> Callable[..., jax.Array]:
 
     def error(params: Params, frozen: Params, batch: dict[str, jax.Array], numbers: jax.Array) -> jax.Array:
         x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
-        states = networks.encode((frozen | params)["text_encoder"], batch["ids"], batch["mask"])
+        states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
         low, level = None, None
         if recipe.stage == "super-resolution":
             low = augment.upsample(augment.downsample(x0, recipe.data.low_size), recipe.data.size)

@@ -45,7 +45,7 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
                 f"{where} holds a net of another shape than {recipe.unet!r}: {name} {difference}, {here} here; "
                 "choose what fits with init_only"
             )
-    params = flatten_dict(fresh(), sep="/") if len(chosen) < len(wanted) else {}
+    params: dict[str, Any] = dict(flatten_dict(fresh(), sep="/")) if len(chosen) < len(wanted) else {}
     for name in chosen:
         params[name] = load_params(released[name], "float32", wanted[name].sharding)
     logging.info("%d of %d tensors start from %s", len(chosen), len(wanted), recipe.init_from)

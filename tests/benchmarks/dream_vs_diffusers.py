@@ -38,11 +38,12 @@ from if_jax.checkpoints.release import write_stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
-from if_jax.diffusion.samplers import State
+from if_jax.diffusion.samplers import SamplerState
 from if_jax.inference import cascade as cascades
 from if_jax.inference.cascade import Cascade
-from if_jax.inference.denoise_stage import StageNoise, begin_stage, draw_stage
+from if_jax.inference.denoise_stage import begin_stage, finish_stage
 from if_jax.inference.settings import StageSettings, stage_settings
+from if_jax.inference.stage_inputs import StageInputs, StageNoise
 from if_jax.models.flops import unet_flops
 from if_jax.models.presets import UNETS
 
@@ -79,7 +80,7 @@ class Case:
 
     name: str
     stage: StageRelease
-    how: StageSettings
+    settings: StageSettings
     noise: StageNoise
     pipeline: Any
     texts: Callable[[], tuple[np.ndarray, np.ndarray]]  # our text states: of the prompts, of the empty caption
@@ -95,22 +96,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after the first")
     parser.add_argument("--steps", help="steps of every stage, to measure sooner [default: the release's]")
     parser.add_argument("--full", action="store_true", help="torch.compile too, and a stage of IF-I-M's shape")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    folder = cascades.DEMO if given.cascade == "demo" else Path(given.cascade)
-    starts = {} if given.steps else start_up(folder)
+    folder = cascades.DEMO if arguments.cascade == "demo" else Path(arguments.cascade)
+    starts = {} if arguments.steps else start_up(folder)
     peak, rows = matmul_peak(), []
     low: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-    for case in cascade_cases(folder, given.batch, given.steps):
-        row, *low = compare_stage(case, low, given.rounds, peak, given.full)
+    for case in cascade_cases(folder, arguments.batch, arguments.steps):
+        row, *low = compare_stage(case, low, arguments.rounds, peak, arguments.full)
         rows.append(row)
-    if given.full:
+    if arguments.full:
         with tempfile.TemporaryDirectory() as scratch:
-            case = random_case("IF-I-M", Path(scratch), 1, given.steps or "5")
-            rows.append(compare_stage(case, (None, None), given.rounds, peak, True)[0])
-    print(json.dumps(summary(rows, peak, given.batch, starts)))
+            case = random_case("IF-I-M", Path(scratch), 1, arguments.steps or "5")
+            rows.append(compare_stage(case, (None, None), arguments.rounds, peak, True)[0])
+    print(json.dumps(summary(rows, peak, arguments.batch, starts)))
 
 
 def cascade_cases(folder: Path, batch: int, steps: str | None) -> list[Case]:
@@ -124,9 +125,9 @@ def cascade_cases(folder: Path, batch: int, steps: str | None) -> list[Case]:
         return text[:-1], np.broadcast_to(text[-1:], text[:-1].shape)
 
     for seed, (name, stage, default) in enumerate(zip(STAGE_NAMES, ours.stages, ours.defaults, strict=False)):
-        how = stage_settings(name, stage, default, {"sample_timestep_respacing": steps} if steps else None)
-        noise = make_noise(stage, how, batch, seed)
-        cases.append(Case(f"stage_{name}", stage, how, noise, pipelines[seed], texts, {"prompt": prompts}, batch))
+        settings = stage_settings(name, stage, default, {"sample_timestep_respacing": steps} if steps else None)
+        noise = make_noise(stage, settings, batch, seed)
+        cases.append(Case(f"stage_{name}", stage, settings, noise, pipelines[seed], texts, {"prompt": prompts}, batch))
     return cases
 
 
@@ -146,11 +147,11 @@ def random_case(preset: str, scratch: Path, batch: int, steps: str) -> Case:
     unet = UNet2DConditionModel.from_pretrained(scratch / preset / "unet").eval()
     pipeline = IFPipeline(None, None, unet, demo_scheduler(), None, None, None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    how = stage_settings("I", stage, StageDefaults(steps, 7.0), None)
+    settings = stage_settings("I", stage, StageDefaults(steps, 7.0), None)
     states = rng.standard_normal((2, batch, 77, config.encoder_hid_dim), np.float32)
     words = dict(zip(("prompt_embeds", "negative_prompt_embeds"), map(torch.from_numpy, states), strict=True))
-    noise = make_noise(stage, how, batch, 0)
-    return Case(preset, stage, how, noise, pipeline, lambda: (states[0], states[1]), words, batch)
+    noise = make_noise(stage, settings, batch, 0)
+    return Case(preset, stage, settings, noise, pipeline, lambda: (states[0], states[1]), words, batch)
 
 
 def demo_scheduler() -> Any:
@@ -176,10 +177,10 @@ def compare_stage(
     """Time one stage on both sides in turns, then hold our steps against the reference: a row and the pictures."""
     import torch
 
-    size, steps = case.stage.unet_config.sample_size, len(case.how.timesteps)
+    size, steps = case.stage.unet_config.sample_size, len(case.settings.timesteps)
     jax_side = Side(lambda low_res: draw_ours(case, low_res))
     sides = {"diffusers": Side(lambda low_res: draw_theirs(case, low_res))}
-    batch = case.count * (1 + case.how.guided)
+    batch = case.count * (1 + case.settings.guided)
     memory_format = pick_memory_format(case.pipeline, batch)
     if compiled:
         eager, fast = case.pipeline.unet, torch.compile(case.pipeline.unet)
@@ -216,7 +217,7 @@ def compare_stage(
         for name, side in sides.items()
     )
     print(
-        f"{case.name} ({size} px, {steps} steps, guidance {case.how.guidance_scale:g}, batch {case.count}): "
+        f"{case.name} ({size} px, {steps} steps, guidance {case.settings.guidance_scale:g}, batch {case.count}): "
         f"if_jax {row['seconds']:.2f} s = {case.count / row['seconds']:.2f} pictures/s "
         f"({row['share_of_matmul_peak']:.0%} of the matmul peak, compiled in {row['compile_seconds']:.1f} s); "
         f"{others} ({memory_format})"
@@ -232,7 +233,8 @@ def compare_stage(
 def draw_ours(case: Case, low_res: np.ndarray | None) -> np.ndarray:
     """Texts to pictures of one stage, as `Cascade.dream` does it."""
     text, empty = case.texts()
-    return np.asarray(draw_stage(case.stage, case.how, keys(case.count), text, empty, low_res, case.noise))
+    inputs = StageInputs(text, empty, low_res, noise=case.noise)
+    return np.asarray(finish_stage(*begin_stage(case.stage, case.settings, keys(case.count), inputs)))
 
 
 def draw_theirs(case: Case, low_res: np.ndarray | None, callback: Callable | None = None) -> np.ndarray:
@@ -241,8 +243,8 @@ def draw_theirs(case: Case, low_res: np.ndarray | None, callback: Callable | Non
     from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
     from diffusers.schedulers import scheduling_ddpm
 
-    noise, how = case.noise, case.how
-    given = {} if low_res is None else {"image": to_torch(low_res), "noise_level": how.noise_level}
+    noise, settings = case.noise, case.settings
+    image = {} if low_res is None else {"image": to_torch(low_res), "noise_level": settings.noise_level}
     low = [] if noise.low_res is None else [noise.low_res]
     queue = iter([noise.initial, *low, *noise.steps[:0:-1]])
     modules = (pipeline_if, pipeline_if_superresolution, scheduling_ddpm)
@@ -253,11 +255,11 @@ def draw_theirs(case: Case, low_res: np.ndarray | None, callback: Callable | Non
         with torch.inference_mode():
             images = case.pipeline(
                 **case.words,
-                timesteps=list(how.timesteps[::-1]),
-                guidance_scale=how.guidance_scale,
+                timesteps=list(settings.timesteps[::-1]),
+                guidance_scale=settings.guidance_scale,
                 output_type="pt",
                 callback=callback,
-                **given,
+                **image,
             ).images
     finally:
         for module, original in zip(modules, originals, strict=True):
@@ -268,18 +270,19 @@ def draw_theirs(case: Case, low_res: np.ndarray | None, callback: Callable | Non
 def step_difference(case: Case, low_res: np.ndarray | None, states: list[np.ndarray]) -> float:
     """Each of our steps from the reference's own x_t against its x_{t-1}: the largest |Δ| / max |x|."""
     text, empty = case.texts()
-    state, advance = begin_stage(case.stage, case.how, keys(case.count), text, empty, low_res, case.noise)
+    inputs = StageInputs(text, empty, low_res, noise=case.noise)
+    state, advance = begin_stage(case.stage, case.settings, keys(case.count), inputs)
     worst = 0.0
     for expected in states:
         state = advance(state, 1)
         worst = max(worst, float(np.abs(state.x - expected).max() / np.abs(expected).max()))
-        state = State(jnp.asarray(expected), state.x0, state.index, state.done)
+        state = SamplerState(jnp.asarray(expected), state.x0, state.index, state.done)
     return worst
 
 
 def start_up(folder: Path) -> dict[str, dict[str, float]]:
     """Seconds from nothing to one picture of every stage, and peak memory (GB), each in a process of its own."""
-    found = {}
+    starts = {}
     with tempfile.TemporaryDirectory() as scratch:
         ours = [sys.executable, "-m", "if_jax", "dream", PROMPTS[0], "--cascade", str(folder), "--overwrite"]
         ours += ["--out", f"{scratch}/out"]
@@ -292,12 +295,12 @@ def start_up(folder: Path) -> dict[str, dict[str, float]]:
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
                 raise SystemExit(f"{name} failed: {' '.join(command)}")
-            found[name] = {"seconds": round(time.perf_counter() - start, 2), "peak_gb": round(peak_gb(usage), 3)}
+            starts[name] = {"seconds": round(time.perf_counter() - start, 2), "peak_gb": round(peak_gb(usage), 3)}
             print(
-                f"{name}: {found[name]['seconds']:.1f} s to the first picture, {found[name]['peak_gb']:.2f} GB",
+                f"{name}: {starts[name]['seconds']:.1f} s to the first picture, {starts[name]['peak_gb']:.2f} GB",
                 flush=True,
             )
-    return found
+    return starts
 
 
 def peak_gb(usage: resource.struct_rusage) -> float:
@@ -312,14 +315,14 @@ from diffusers import DiffusionPipeline
 from if_jax.diffusion.schedule import parse_steps
 folder, image, first = sys.argv[1], None, None
 for stage in json.load(open(f"{folder}/cascade.json"))["stages"]:
-    how = stage["defaults"]
+    defaults = stage["defaults"]
     parts = {} if first is None else {"text_encoder": first.text_encoder, "tokenizer": first.tokenizer}
     pipeline = DiffusionPipeline.from_pretrained(f"{folder}/{stage['folder']}", torch_dtype=torch.float32, **parts)
-    given = {} if image is None else {"image": image, "noise_level": how["noise_level"]}
-    steps = parse_steps(how["sample_timestep_respacing"])[::-1].tolist()
+    low_res = {} if image is None else {"image": image, "noise_level": defaults["noise_level"]}
+    steps = parse_steps(defaults["sample_timestep_respacing"])[::-1].tolist()
     with torch.inference_mode():
-        image = pipeline("two red spheres", timesteps=steps, guidance_scale=how["guidance_scale"], output_type="pt",
-                         **given).images
+        image = pipeline("two red spheres", timesteps=steps, guidance_scale=defaults["guidance_scale"],
+                         output_type="pt", **low_res).images
     first = first or pipeline
 """
 
@@ -372,7 +375,7 @@ def pick_memory_format(pipeline: Any, rows: int) -> str:
     return best
 
 
-def make_noise(stage: Any, how: Any, batch: int, seed: int) -> StageNoise:
+def make_noise(stage: StageRelease, settings: StageSettings, batch: int, seed: int) -> StageNoise:
     """Everything the two sides would otherwise draw, each with its own generator."""
     rng = np.random.default_rng(seed)
     shape = (batch, stage.unet_config.sample_size, stage.unet_config.sample_size, 3)
@@ -380,7 +383,7 @@ def make_noise(stage: Any, how: Any, batch: int, seed: int) -> StageNoise:
     def normal(*lead: int) -> np.ndarray:
         return rng.standard_normal((*lead, *shape), np.float32)
 
-    return StageNoise(normal(), normal(len(how.timesteps)), None if how.noise_level is None else normal())
+    return StageNoise(normal(), normal(len(settings.timesteps)), None if settings.noise_level is None else normal())
 
 
 def matmul_peak(size: int = 2048) -> float:

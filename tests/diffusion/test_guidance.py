@@ -72,14 +72,14 @@ def test_weight_may_be_traced_and_may_differ_between_images():
 
 
 def test_conditioning_may_be_a_tree_with_one_row_for_all():
-    def tree_net(x_t, t, given):
-        return net(x_t + given["low"], t, given["text"])
+    def tree_net(x_t, t, cond):
+        return net(x_t + cond["low"], t, cond["text"])
 
     low = normal(3)
-    one = UNCOND[:1]
-    branches = ({"text": COND, "low": low}, {"text": one, "low": low})
+    empty = UNCOND[:1]
+    branches = ({"text": COND, "low": low}, {"text": empty, "low": low})
     out = guided(tree_net, branches, classifier_free(3.0))(X_T, T)
-    want = free(COND, np.repeat(one, 2, axis=0), 3.0)(X_T + low, T)
+    want = free(COND, np.repeat(empty, 2, axis=0), 3.0)(X_T + low, T)
     np.testing.assert_allclose(out, want, atol=1e-6)
 
 

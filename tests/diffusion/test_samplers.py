@@ -15,7 +15,7 @@ from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.diffusion import process, samplers
 from if_jax.diffusion.guidance import dynamic_threshold
-from if_jax.diffusion.samplers import given_noise, initial_noise, keyed_noise
+from if_jax.diffusion.samplers import array_noise, initial_noise, keyed_noise
 from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, padded, parse_steps, respace
 
 FULL = cosine_schedule()
@@ -32,12 +32,10 @@ def keys_of(*seeds: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("denoise", "sampler", "clipped_eps"))
 def advance(denoise, schedule, state, count, keys, noise, mask, max_value, eta, *, sampler, clipped_eps):
-    noise_at = keyed_noise(keys, schedule, state.x.shape[1:]) if noise is None else given_noise(noise)
-    how = {"sample_max_value": max_value, "mask": mask}
-    if sampler == "ddim":
-        how |= {"eta": eta, "clipped_eps": clipped_eps}
-    run = {"ddpm": samplers.ddpm, "ddim": samplers.ddim, "dpm++": samplers.dpm_solver_pp}[sampler]
-    return run(denoise, schedule, state, count, noise_at, **how)
+    noise_at = keyed_noise(keys, schedule, state.x.shape[1:]) if noise is None else array_noise(noise)
+    update = samplers.make_update(sampler, eta, clipped_eps)
+    settings = {"sample_max_value": max_value, "mask": mask}
+    return samplers.run_sampler(update, denoise, schedule, state, count, noise_at, **settings)
 
 
 def draw(
@@ -121,8 +119,10 @@ def one_step(prediction, max_value):
     @jax.jit
     def step(schedule, out, x_t, i, z):
         state = samplers.start(x_t, i)
-        how = {"prediction": prediction, "sample_max_value": max_value}
-        return samplers.ddpm(lambda x, t: out, schedule, state, 1, lambda i: z, **how).x
+        settings = {"prediction": prediction, "sample_max_value": max_value}
+        return samplers.run_sampler(
+            samplers.ddpm_update, lambda x, t: out, schedule, state, 1, lambda i: z, **settings
+        ).x
 
     return step
 
@@ -303,12 +303,12 @@ def test_masked_parts_stay_and_interruptions_change_nothing(sampler):
     schedule, x_T, keys = chain("super27"), normal(12, (2, *IMAGE)), keys_of(0, 1)
     mask = np.zeros((2, 8, 8, 1), np.float32)
     mask[:, 3:, :5] = 1
-    how = {"mask": mask, "sampler": sampler, "eta": 0.5}
-    whole = draw(wavy, schedule, x_T, keys, **how)
+    settings = {"mask": mask, "sampler": sampler, "eta": 0.5}
+    whole = draw(wavy, schedule, x_T, keys, **settings)
     kept = np.broadcast_to(mask == 0, x_T.shape)
     np.testing.assert_array_equal(whole[kept], x_T[kept])
     assert np.abs(whole - x_T)[~kept].mean() > 0.1
-    np.testing.assert_array_equal(draw(wavy, schedule, x_T, keys, stops=(1, 7, 26), **how), whole)
+    np.testing.assert_array_equal(draw(wavy, schedule, x_T, keys, stops=(1, 7, 26), **settings), whole)
 
 
 def test_any_number_of_steps_is_one_program():
@@ -326,8 +326,8 @@ def test_a_chain_of_few_steps_can_be_differentiated():
     @jax.jit
     def brightness(x_T):
         state = samplers.start(x_T, 2)
-        noise = given_noise(jnp.zeros((3, *x_T.shape)))
-        return samplers.ddim(wavy, schedule, state, 3, noise).x.mean()
+        noise = array_noise(jnp.zeros((3, *x_T.shape)))
+        return samplers.run_sampler(samplers.make_update("ddim"), wavy, schedule, state, 3, noise).x.mean()
 
     x_T, direction = 0.1 * normal(13, (1, *IMAGE)), normal(14, (1, *IMAGE))
     gradient = jax.jit(jax.grad(brightness))(x_T)

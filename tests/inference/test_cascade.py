@@ -38,16 +38,16 @@ MASK.paste(255, (0, 0, 30, 30))
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replaces drawing by a record of what each stage was given; picture b of a stage is full of 1 + its prompt."""
+    """Replaces drawing by a record of what each stage gets; picture b of a stage is full of 1 + its prompt."""
     seen = []
 
-    def draw(stage, settings, keys, **inputs):
-        seen.append({"stage": stage, "settings": settings, "keys": keys, **inputs})
-        shade = np.abs(inputs["text"]).sum((1, 2)) if inputs["low_res"] is None else inputs["low_res"][:, 0, 0, 0] + 1
-        size = inputs["size"]
-        return np.broadcast_to(shade[:, None, None, None], (len(shade), *size, 3))
+    def begin(stage, settings, keys, inputs, *, size, dtype):
+        seen.append({"stage": stage, "settings": settings, "keys": keys, "size": size, **vars(inputs)})
+        shade = np.abs(inputs.text).sum((1, 2)) if inputs.low_res is None else inputs.low_res[:, 0, 0, 0] + 1
+        return np.broadcast_to(shade[:, None, None, None], (len(shade), *size, 3)), None
 
-    monkeypatch.setattr(batching, "draw_stage", draw)
+    monkeypatch.setattr(batching, "begin_stage", begin)
+    monkeypatch.setattr(batching, "finish_stage", lambda state, *_: state)
     return seen
 
 
@@ -76,8 +76,8 @@ def test_twenty_requests_compile_nothing(cascade):
         words = {"guidance_scale": 1.5 + 0.5 * k, "dynamic_thresholding_c": 1.0 + 0.1 * (k % 3)}
         words |= {"sample_timestep_respacing": ("5", "ays10", "3,2,1", "ddim4")[k % 4], "dynamic_thresholding_p": 0.9}
         later = {"noise_level": 10 * k, "guidance_scale": 2.0 + k, "timesteps": [0, 5 + k, 999]}
-        how = {"seed": k, "negative_prompt": "dull" * (k % 2), "if_I_kwargs": words, "if_II_kwargs": later}
-        seen.append(cascade.dream(f"prompt {k}", return_tensors=True, **how)["II"][0])
+        options = {"seed": k, "negative_prompt": "dull" * (k % 2), "if_I_kwargs": words, "if_II_kwargs": later}
+        seen.append(cascade.dream(f"prompt {k}", return_tensors=True, **options)["II"][0])
     assert (denoise_stage._advance._cache_size(), denoise_stage._begin._cache_size()) == compiled
     for before, after in pairwise([usual["II"][0], *seen]):
         assert np.abs(before - after).mean() > 1e-3  # rounding alone gives 1e-6
@@ -101,15 +101,15 @@ def test_what_depends_on_the_text_alone_is_computed_once(cascade, monkeypatch):
         inside |= {name for own in inside for name in re.findall(r"=%?([\w.\-]+)", computations.get(own, ""))}
     products = re.compile(r" dot\([^\n]*op_name=\"[^\"]*(add_k_proj|add_v_proj|add_embedding|encoder_hid_proj|to_q)")
     where = {name: products.findall(text) for name, text in computations.items()}
-    in_body = [found for name, rows in where.items() if name in inside for found in rows]
-    outside = [found for name, rows in where.items() if name not in inside for found in rows]
+    in_body = [product for name, rows in where.items() if name in inside for product in rows]
+    outside = [product for name, rows in where.items() if name not in inside for product in rows]
     assert set(in_body) == {"to_q"} and {*outside} == {"add_k_proj", "add_v_proj", "add_embedding", "encoder_hid_proj"}
 
 
 def test_strength_and_noise_of_a_style_transfer_are_numbers_too(cascade):
     def transfer(**words):
-        given = {"sample_timestep_respacing": "6", **words}
-        return cascade.style_transfer(IMAGE, "a", if_I_kwargs=given, stages=1, return_tensors=True)["I"][0]
+        kwargs = {"sample_timestep_respacing": "6", **words}
+        return cascade.style_transfer(IMAGE, "a", if_I_kwargs=kwargs, stages=1, return_tensors=True)["I"][0]
 
     usual = transfer()
     compiled = denoise_stage._advance._cache_size(), denoise_stage._begin._cache_size()
@@ -161,21 +161,21 @@ def test_a_style_prompt_changes_the_picture_as_far_as_it_is_mixed_in(cascade):
 
 
 def test_callback_sees_every_step_and_changes_nothing(cascade):
-    moments, told = [], []
+    steps, progress = [], []
     words = {"sample_timestep_respacing": "5"}
     seen = cascade.dream(
         PROMPTS[:1],
         stages=1,
         if_I_kwargs=words,
         return_tensors=True,
-        callback=moments.append,
-        progress=lambda *row: told.append(row),
+        callback=steps.append,
+        progress=lambda *row: progress.append(row),
     )["I"][0]
-    assert [moment.left for moment in moments] == [4, 3, 2, 1, 0]
-    assert [moment.timestep for moment in moments] == [999, 749, 500, 250, 0]
-    assert told[0] == ("I", 0, 5) and told[-1] == ("I", 5, 5)
-    np.testing.assert_array_equal(moments[-1].x[0], seen)
-    np.testing.assert_allclose(moments[-1].x0[0], seen, atol=1e-5)
+    assert [step.left for step in steps] == [4, 3, 2, 1, 0]
+    assert [step.timestep for step in steps] == [999, 749, 500, 250, 0]
+    assert progress == [("I", done, 5) for done in range(6)]
+    np.testing.assert_array_equal(steps[-1].x[0], seen)
+    np.testing.assert_allclose(steps[-1].x0[0], seen, atol=1e-5)
     plain = cascade.dream(PROMPTS[:1], stages=1, if_I_kwargs=words, return_tensors=True)["I"][0]
     np.testing.assert_array_equal(plain, seen)
 
@@ -201,18 +201,16 @@ def test_an_interval_of_guidance_is_guided_there_alone(cascade):
     [(None, [0, 3, 0]), ((0, 999), [0, 3, 0]), ((400, 500), [1, 1, 1]), ((10, 20), [3, 0, 0]), ((800, 900), [0, 0, 3])],
 )
 def test_steps_above_in_and_below_the_interval(interval, counts):
-    how = settings("base", timesteps=[0, 300, 450, 700, 999], guidance_interval=interval)
-    assert denoise_stage._counts(how, 3, 3).tolist() == counts
+    words = settings("base", timesteps=[0, 300, 450, 700, 999], guidance_interval=interval)
+    assert denoise_stage._counts(words, 3, 3).tolist() == counts
 
 
 def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
     drawn = cascade.dream(PROMPTS, batch_size=2, return_tensors=True)
-    one, two = (
-        [call for call in calls if call["low_res"] is None],
-        [call for call in calls if call["low_res"] is not None],
-    )
-    assert len(one) == len(two) == 2
-    for first, second in zip(one, two, strict=True):
+    base = [call for call in calls if call["low_res"] is None]
+    later = [call for call in calls if call["low_res"] is not None]
+    assert len(base) == len(later) == 2
+    for first, second in zip(base, later, strict=True):
         assert second["low_res"].shape[1:] == (8, 8, 3) and np.min(second["low_res"]) > 1.5
         assert np.array_equal(first["text"], second["text"])
         assert not np.array_equal(jax.random.key_data(first["keys"]), jax.random.key_data(second["keys"]))
@@ -223,13 +221,13 @@ def test_stage_two_is_shown_what_stage_one_drew_unclamped(cascade, calls):
 
 def test_negative_prompt_is_for_stage_one_only(cascade, calls):
     empty, ugly, dull = cascade.embed(["", "ugly", "dull"])
-    for given in (
+    for options in (
         {},
         {"negative_prompt": "ugly"},
         {"negative_prompt": ["ugly", "dull"]},
         {"negative_prompt_embeds": dull[None]},
     ):
-        cascade.dream(PROMPTS[:2], batch_size=2, **given)
+        cascade.dream(PROMPTS[:2], batch_size=2, **options)
     expected = [(empty, empty), (ugly, ugly), (ugly, dull), (dull, dull)]
     for call, states in zip(calls[::2], expected, strict=True):
         assert np.array_equal(call["uncond"], np.stack(states))
@@ -254,30 +252,37 @@ def test_prompts_keep_their_case_where_the_captions_of_training_did(cascade, tmp
     """From recipe to release to text states; IF's own rule, lower case, needs no word in the release."""
     recipe = Recipe(data=DataConfig(preparation=Preparation(preserve_case=True)))
     assert stage_defaults(recipe).preserve_case and not stage_defaults(Recipe()).preserve_case
-    told = [replace(default, preserve_case=True) for default in tiny.DEFAULTS]
-    release.write_cascade(tmp_path / "kept", cascade.stages, told)
+    defaults = [replace(default, preserve_case=True) for default in tiny.DEFAULTS]
+    release.write_cascade(tmp_path / "kept", cascade.stages, defaults)
     assert '"preserve_case": true' in (tmp_path / "kept" / "cascade.json").read_text()
     kept = Cascade.load(tmp_path / "kept")
-    assert kept.defaults == tuple(told)
+    assert kept.defaults == tuple(defaults)
     texts = ["A red Cube", "a red cube"]
     for clean in (True, False):
         upper, lower = kept.embed(texts, clean_caption=clean)
         assert not np.array_equal(upper, lower)
         assert np.array_equal(cascade.embed(texts, clean_caption=clean), np.stack([lower, lower]))
     with pytest.raises(ValueError, match="stage II was trained on captions in lower case, stage I on captions with"):
-        Cascade.of(cascade.stages, [told[0], tiny.DEFAULTS[1]])
+        Cascade.of(cascade.stages, [defaults[0], tiny.DEFAULTS[1]])
 
 
 def test_without_guidance_the_other_half_is_not_computed(cascade, monkeypatch):
-    given = []
-    monkeypatch.setattr(denoise_stage, "_begin", lambda *args, **kwargs: (None, {}))
-    monkeypatch.setattr(denoise_stage, "_advance", lambda *args, **kwargs: given.append(kwargs))
-    stage = cascade.stages[0]
-    for scale in (1.0, 1.5, 0.0):
-        how = stage_settings("I", stage, tiny.DEFAULTS[0], {"guidance_scale": scale})
-        _, advance = denoise_stage.begin_stage(stage, how, None, "text", "uncond")
-        advance(SimpleNamespace(index=2), 3)
-    assert [len(row["branches"]) for row in given] == [1, 2, 2]
+    """Of the program itself: how many rows its first convolution has for one picture."""
+    rows, advance = [], denoise_stage._advance
+
+    def lower_only(*args, **kwargs):
+        convolutions = re.findall(
+            r"convolution\(.*?\(tensor<(\d+)x8x8x3xf32>", advance.lower(*args, **kwargs).as_text()
+        )
+        rows.append({int(count) for count in convolutions})
+        return SimpleNamespace(x=np.zeros((1, 8, 8, 3)))
+
+    monkeypatch.setattr(denoise_stage, "_advance", lower_only)
+    for options in ({"guidance_scale": 1.0}, {"guidance_scale": 1.5}, {"guidance_scale": 0.0}):
+        cascade.dream("a", stages=1, if_I_kwargs=options)
+    cascade.dream("a", stages=1, style_prompt="b")
+    cascade.dream("a", stages=1, if_I_kwargs={"guidance_interval": (300, 700)})
+    assert rows == [{1}, {2}, {2}, {3}, {1, 2}]
 
 
 @pytest.mark.parametrize(("total", "batch_size"), [(1, 1), (1, 4), (4, 4), (5, 4), (9, 2)])
@@ -287,10 +292,10 @@ def test_tiles_are_of_one_size_and_cover_all(total, batch_size):
     assert np.array_equal(np.concatenate(tiles)[:total], np.arange(total))
 
 
-def settings(kind="super-resolution", **given):
+def settings(kind="super-resolution", **kwargs):
     stage = tiny.stages()[kind == "super-resolution"]
     name = "II" if kind == "super-resolution" else "I"
-    return stage_settings(name, stage, tiny.DEFAULTS[name == "II"], given)
+    return stage_settings(name, stage, tiny.DEFAULTS[name == "II"], kwargs)
 
 
 def test_words_of_if_and_of_diffusers():
@@ -310,7 +315,7 @@ def test_words_of_if_and_of_diffusers():
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "message"),
+    ("kind", "kwargs", "message"),
     [
         ("base", {"guidance": 3}, r"if_I_kwargs has no 'guidance' \(value 3\)"),
         ("base", {"noise_level": 3}, "if_I_kwargs has no 'noise_level'"),
@@ -333,9 +338,9 @@ def test_words_of_if_and_of_diffusers():
         ("base", {"less_qsample_steps": 3}, "less_qsample_steps 3 of 3 steps"),
     ],
 )
-def test_wrong_settings_are_one_line(kind, given, message):
+def test_wrong_settings_are_one_line(kind, kwargs, message):
     with pytest.raises(ValueError, match=message) as error:
-        settings(kind, **given)
+        settings(kind, **kwargs)
     assert "\n" not in str(error.value)
 
 
@@ -407,7 +412,7 @@ def test_out_of_memory_says_what_to_lower(cascade, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
 
-    monkeypatch.setattr(batching, "draw_stage", fail)
+    monkeypatch.setattr(batching, "begin_stage", fail)
     with pytest.raises(MemoryError, match=r"stage I, 1 picture.* of 8x8 .* bfloat16 .* fewer stages"):
         cascade.dream(["a", "b"], batch_size=2)
 
@@ -415,12 +420,13 @@ def test_out_of_memory_says_what_to_lower(cascade, monkeypatch):
 def test_a_batch_that_does_not_fit_is_split(cascade, monkeypatch):
     tried = []
 
-    def only_two_fit(_, __, keys, text, **___):
-        tried.append(len(text))
-        if len(text) > 2:
+    def only_two_fit(_, __, keys, inputs, **___):
+        tried.append(len(inputs.text))
+        if tried[-1] > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
-        return np.asarray(jax.random.uniform(keys[0], (len(text), 8, 8, 3)))
+        return np.asarray(jax.random.uniform(keys[0], (tried[-1], 8, 8, 3))), None
 
-    monkeypatch.setattr(batching, "draw_stage", only_two_fit)
+    monkeypatch.setattr(batching, "begin_stage", only_two_fit)
+    monkeypatch.setattr(batching, "finish_stage", lambda state, *_: state)
     drawn = cascade.dream([*"abcde"], batch_size=5, stages=1)
     assert tried == [5, 2, 2, 2] and len(drawn["I"]) == 5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from if_jax.data import preprocessing
 from if_jax.inference import inputs
 
 RED = np.zeros((6, 10, 3), np.uint8)
@@ -36,6 +37,44 @@ def test_every_mode_becomes_upright_rgb(tmp_path):
     np.testing.assert_array_equal(inputs.read_picture(floats), floats)
 
 
+def _in_mode(mode: str) -> tuple[Image.Image, list[int], dict]:
+    """A picture 10×6 in a mode, the RGB value it has to become, and how its file is saved."""
+    plain, clear = Image.fromarray(RED), Image.new("L", (10, 6), 0)
+    if mode == "P with transparency":
+        palette = plain.convert("P", palette=Image.Palette.ADAPTIVE)
+        return palette, [255] * 3, {"format": "PNG", "transparency": palette.getpixel((0, 0))}
+    if mode in ("LA", "RGBA"):
+        picture = plain.convert(mode)
+        picture.putalpha(clear)
+        return picture, [255] * 3, {"format": "PNG"}
+    if mode == "CMYK turned":
+        exif = Image.Exif()
+        exif[274] = 6  # to be shown turned by 90 degrees
+        return Image.new("CMYK", (10, 6), (0, 0, 0, 55)), [200] * 3, {"format": "TIFF", "exif": exif}
+    values = {"1": True, "L": 200, "I;16": 200 * 257, "I;16 dark": 200, "I": 200, "I deep": 200 * 257, "F": 200.0}
+    dtype = {"1": bool, "L": np.uint8, "I": np.int32, "F": np.float32}.get(mode.split()[0], np.uint16)
+    dtype = np.int32 if mode == "I deep" else dtype
+    target = {"1": 255, "I;16 dark": 1}.get(mode, 200)
+    return Image.fromarray(np.full((6, 10), values[mode], dtype)), [target] * 3, {"format": "TIFF"}
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "P with transparency", "RGBA", "I;16", "I;16 dark", "I", "I deep", "F", "CMYK turned"],
+)
+def test_every_mode_trains_as_it_is_drawn_over(mode, tmp_path):
+    """One conversion for both: a file of pictures to train on, and the same as a picture to draw over."""
+    picture, expected, save = _in_mode(mode)
+    assert picture.mode == mode.split()[0]
+    picture.save(tmp_path / "picture", **save)
+    trained = preprocessing.read_picture((tmp_path / "picture").read_bytes())
+    drawn_over = inputs.read_picture(tmp_path / "picture")
+    assert trained.mode == drawn_over.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(trained), np.asarray(drawn_over))
+    assert np.unique(np.asarray(trained).reshape(-1, 3), axis=0).tolist() == [expected]
+    assert trained.size == ((6, 10) if mode == "CMYK turned" else (10, 6))
+
+
 def test_fitting_agrees_between_pictures_and_arrays():
     noise = np.random.default_rng(0).integers(60, 190, (24, 36, 3), dtype=np.uint8)  # no overshoot to be clipped
     by_pillow = inputs.fit_picture(Image.fromarray(noise), (8, 12))
@@ -47,8 +86,8 @@ def test_fitting_agrees_between_pictures_and_arrays():
 def test_masks_are_white_where_to_draw():
     grey = np.zeros((6, 10))
     grey[:, :5] = 1
-    for given in (grey, grey.astype(bool), grey[..., None], Image.fromarray((grey * 255).astype(np.uint8))):
-        mask = inputs.fit_mask(inputs.read_mask(given, (10, 6)), (6, 10))
+    for picture in (grey, grey.astype(bool), grey[..., None], Image.fromarray((grey * 255).astype(np.uint8))):
+        mask = inputs.fit_mask(inputs.read_mask(picture, (10, 6)), (6, 10))
         assert mask.shape == (6, 10, 1) and mask.dtype == np.float32
         np.testing.assert_array_equal(mask[..., 0], grey)
     clear = Image.new("RGBA", (10, 6), (255, 255, 255, 0))
@@ -93,10 +132,10 @@ def test_what_is_no_picture_is_one_line(tmp_path):
         (Image.new("1", (20_000, 20_000)), "make it smaller than 100,000,000 pixels"),
         (Image.new("L", (90, 10)), "crop it to an aspect ratio"),
     ]
-    for given, message in cases:
+    for picture, message in cases:
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-            inputs.read_picture(given)
-            pytest.fail(f"taken for a picture: {given}")
+            inputs.read_picture(picture)
+            pytest.fail(f"taken for a picture: {picture}")
         assert "\n" not in str(error.value)
     for mask, message in [(np.full((6, 10), 2.0), "outside"), (np.zeros((3, 6, 10)), "give"), (MASK, "same size")]:
         with pytest.raises(ValueError, match=message):

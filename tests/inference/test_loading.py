@@ -77,13 +77,13 @@ def test_half_precision_weights_take_half_the_memory(folder, one_device):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"param_dtype": "int8"}, "param_dtype is 'int8'"),
         ({"text_dtype": "int4"}, "text_dtype"),
         ({"rules": "x"}, "rules"),
     ],
 )
-def test_wrong_placements_are_one_line(folder, given, message):
+def test_wrong_placements_are_one_line(folder, options, message):
     with pytest.raises(ValueError, match=message):
-        Cascade.load(folder, **given)
+        Cascade.load(folder, **options)

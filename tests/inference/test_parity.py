@@ -13,11 +13,12 @@ from PIL import Image
 
 from if_jax.checkpoints import release
 from if_jax.checkpoints.tensors import Storage
-from if_jax.diffusion.samplers import State
+from if_jax.diffusion.samplers import SamplerState
 from if_jax.inference import inputs
 from if_jax.inference.cascade import Cascade
-from if_jax.inference.denoise_stage import StageNoise, begin_stage
+from if_jax.inference.denoise_stage import begin_stage
 from if_jax.inference.settings import stage_settings
+from if_jax.inference.stage_inputs import StageInputs, StageNoise
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -120,22 +121,22 @@ def theirs(monkeypatch, components, mode, stage, sampler, scale, low):
     for module in (*modules, scheduling_ddim, scheduling_ddpm):
         if hasattr(module, "randn_tensor"):
             monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: to_torch(next(queue)))
-    given = {"timesteps": STEP_LIST[::-1]} if sampler != "ddim" else {"num_inference_steps": STEPS}
+    kwargs = {"timesteps": STEP_LIST[::-1]} if sampler != "ddim" else {"num_inference_steps": STEPS}
     if stage == "II":
-        given |= {"image": to_torch(low), "noise_level": LEVEL}
+        kwargs |= {"image": to_torch(low), "noise_level": LEVEL}
     if mode != "text":
-        given |= {"strength": STRENGTH[stage], "original_image" if stage == "II" else "image": PICTURES}
+        kwargs |= {"strength": STRENGTH[stage], "original_image" if stage == "II" else "image": PICTURES}
     if mode == "inpainting":
-        given["mask_image"] = [MASK, MASK]
+        kwargs["mask_image"] = [MASK, MASK]
     if sampler == "ddim":
-        given["eta"] = 0.5
+        kwargs["eta"] = 0.5
     states = []
     images = pipeline(
         prompt=PROMPTS,
         guidance_scale=scale,
         output_type="pt",
         callback=lambda i, t, x: states.append(to_numpy(x)),
-        **given,
+        **kwargs,
     ).images
     return SimpleNamespace(images=to_numpy(images), states=states)
 
@@ -147,26 +148,24 @@ def each_step(cascade, mode, stage, sampler, scale, low, states):
     words = {"timesteps": STEP_LIST, "guidance_scale": scale, "sample_loop": sampler, "eta": 0.5}
     words |= {"noise_level": LEVEL} if index else {}
     words |= {"strength": STRENGTH[stage]} if mode != "text" else {}
-    how = stage_settings(stage, opened, cascade.defaults[index], words)
+    settings = stage_settings(stage, opened, cascade.defaults[index], words)
     text = cascade.embed([*PROMPTS, ""])
     support = np.stack([inputs.fit_picture(p, (size, size)) for p in PICTURES]) if mode != "text" else None
     mask = np.stack([inputs.fit_mask(MASK, (size, size))] * 2) if mode == "inpainting" else None
-    state, advance = begin_stage(
-        opened,
-        how,
-        jax.random.split(jax.random.key(0), 2),
+    stage_inputs = StageInputs(
         text[:2],
-        jnp.broadcast_to(text[2:], text[:2].shape),
+        np.broadcast_to(text[2:], text[:2].shape),
         low if index else None,
-        noise,
         support=support,
         mask=mask,
+        noise=noise,
     )
+    state, advance = begin_stage(opened, settings, jax.random.split(jax.random.key(0), 2), stage_inputs)
     worst = 0.0
     for expected in states:
         state = advance(state, 1)
         worst = max(worst, float(np.abs(state.x - expected).max() / np.abs(expected).max()))
-        state = State(jnp.asarray(expected), state.x0, state.index, state.done)
+        state = SamplerState(jnp.asarray(expected), state.x0, state.index, state.done)
     return worst
 
 
@@ -208,17 +207,17 @@ def test_steps_and_pictures_agree(cascade, components, monkeypatch, mode, sample
 
 def draw(cascade, mode, sampler, weights):
     """Both stages through the public mode."""
-    given = {"noise": NOISE, "batch_size": 2, "return_tensors": True}
+    kwargs = {"noise": NOISE, "batch_size": 2, "return_tensors": True}
     for stage in ("I", "II"):
         words = {"timesteps": STEP_LIST, "guidance_scale": weights[stage], "sample_loop": sampler, "eta": 0.5}
         words |= {"noise_level": LEVEL} if stage == "II" else {}
         words |= {"strength": STRENGTH[stage]} if mode != "text" else {}
-        given[f"if_{stage}_kwargs"] = words
+        kwargs[f"if_{stage}_kwargs"] = words
     if mode == "text":
-        return cascade.dream(PROMPTS, **given)
+        return cascade.dream(PROMPTS, **kwargs)
     if mode == "img2img":
-        return cascade.style_transfer(image=PICTURES, prompt=PROMPTS, **given)
-    return cascade.inpainting(image=PICTURES, mask_image=[MASK, MASK], prompt=PROMPTS, **given)
+        return cascade.style_transfer(image=PICTURES, prompt=PROMPTS, **kwargs)
+    return cascade.inpainting(image=PICTURES, mask_image=[MASK, MASK], prompt=PROMPTS, **kwargs)
 
 
 def test_parity_can_fail(cascade, components, monkeypatch):

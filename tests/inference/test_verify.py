@@ -144,7 +144,7 @@ def test_a_diverged_weight_never_passes(base, copy):
 
 
 @pytest.mark.parametrize(("key", "value"), [("sample_max_value", 1.0), ("prediction_type", "v_prediction")])
-def test_a_scheduler_that_differs_is_told_by_its_key(base, copy, key, value):
+def test_a_scheduler_that_differs_is_named_by_its_key(base, copy, key, value):
     path = copy / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     code, output = verify(base, copy)
@@ -157,7 +157,7 @@ def test_other_kinds_of_model_are_one_line(base, later):
     assert re.fullmatch(r"Error: .*base holds unet, text_encoder; .*later holds unet: not the same kind .*\n", output)
 
 
-def test_other_shapes_are_told(later, tmp_path):
+def test_other_shapes_are_named(later, tmp_path):
     wider = replace(LATER, sample_size=32, attention_head_dim=32)
     stage = StageRelease("super-resolution", wider, tiny.random_params(wider), SchedulerConfig(1.0), None, None, None)
     release.write_stage(tmp_path / "wider", stage)
