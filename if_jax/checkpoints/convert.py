@@ -222,7 +222,7 @@ def _deepfloyd_params(path: Path, config: Any) -> Any:
     if problems:
         raise ValueError(f"{path}: the weights are of another architecture than config.yml says: {'; '.join(problems)}")
 
-    def lazy(row: deepfloyd.Row, part: str) -> Lazy:
+    def lazy(row: deepfloyd.TensorRow, part: str) -> Lazy:
         tensor = state[row.name]
         return Lazy(row.part_shape, tensor.dtype, lambda: deepfloyd.split(row, np.asarray(tensor))[part])
 

@@ -14,7 +14,7 @@ from if_jax.models.unet import UNetConfig
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor of pytorch_model.bin: there one matrix may hold the queries, keys and values of all heads."""
 
     name: str
@@ -29,7 +29,7 @@ class Row:
         return (self.shape[0] // len(self.parts), *rest)
 
 
-def table(config: UNetConfig) -> list[Row]:
+def table(config: UNetConfig) -> list[TensorRow]:
     """Every tensor of the net once, in the order of the original's `state_dict`."""
     c, width, time, text = config, config.block_out_channels[0], config.time_dim, config.encoder_hid_dim
     rows = [*_perceptron("time_embed", "time_embedding", width, time)]
@@ -38,7 +38,7 @@ def table(config: UNetConfig) -> list[Row]:
     rows += _layer("out.2", "conv_out", (c.out_channels, width, 3, 3))
     rows += _layer("encoder_pooling.0", "add_embedding.norm1", (text,))
     position = "positional_embedding"
-    rows.append(Row(f"encoder_pooling.1.{position}", (1, text), (f"add_embedding.pool.{position}",)))
+    rows.append(TensorRow(f"encoder_pooling.1.{position}", (1, text), (f"add_embedding.pool.{position}",)))
     for name in ("k_proj", "q_proj", "v_proj"):
         rows += _layer(f"encoder_pooling.1.{name}", f"add_embedding.pool.{name}", (text, text))
     rows += _layer("encoder_pooling.2", "add_embedding.proj", (time, text))
@@ -49,7 +49,7 @@ def table(config: UNetConfig) -> list[Row]:
     return rows
 
 
-def split(row: Row, tensor: np.ndarray) -> dict[str, np.ndarray]:
+def split(row: TensorRow, tensor: np.ndarray) -> dict[str, np.ndarray]:
     """The tensors of diffusers in one of the original.
 
     Args:
@@ -70,7 +70,7 @@ def split(row: Row, tensor: np.ndarray) -> dict[str, np.ndarray]:
     return {part: heads[:, i].reshape(row.part_shape) for i, part in enumerate(row.parts)}
 
 
-def join(row: Row, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+def join(row: TensorRow, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The original's tensor from those of diffusers: the inverse of `split`, bit for bit.
 
     Raises:
@@ -85,20 +85,22 @@ def join(row: Row, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack(heads, axis=1).reshape(row.shape)
 
 
-def _layer(name: str, target: str, shape: tuple[int, ...], parts: Sequence[str] = (), head: int = 0) -> Iterator[Row]:
+def _layer(
+    name: str, target: str, shape: tuple[int, ...], parts: Sequence[str] = (), head: int = 0
+) -> Iterator[TensorRow]:
     """Weight and bias of a layer that is `target`, or the layers `parts` in `target`."""
     layers = [f"{target}.{part}" for part in parts] or [target]
     for leaf, leaf_shape in (("weight", shape), ("bias", shape[:1])):
         targets = tuple(f"{layer}.{leaf}" for layer in layers)
-        yield Row(f"{name}.{leaf}", leaf_shape, targets, head if len(targets) > 1 else 0)
+        yield TensorRow(f"{name}.{leaf}", leaf_shape, targets, head if len(targets) > 1 else 0)
 
 
-def _perceptron(name: str, target: str, width: int, time: int) -> Iterator[Row]:
+def _perceptron(name: str, target: str, width: int, time: int) -> Iterator[TensorRow]:
     yield from _layer(f"{name}.0", f"{target}.linear_1", (time, width))
     yield from _layer(f"{name}.2", f"{target}.linear_2", (time, time))
 
 
-def _res_block(name: str, target: str, width: int, out: int, time: int) -> Iterator[Row]:
+def _res_block(name: str, target: str, width: int, out: int, time: int) -> Iterator[TensorRow]:
     yield from _layer(f"{name}.in_layers.0", f"{target}.norm1", (width,))
     yield from _layer(f"{name}.in_layers.2", f"{target}.conv1", (out, width, 3, 3))
     yield from _layer(f"{name}.emb_layers.1", f"{target}.time_emb_proj", (2 * out, time))
@@ -108,7 +110,7 @@ def _res_block(name: str, target: str, width: int, out: int, time: int) -> Itera
         yield from _layer(f"{name}.skip_connection", f"{target}.conv_shortcut", (out, width, 1, 1))
 
 
-def _attention(name: str, target: str, width: int, c: UNetConfig) -> Iterator[Row]:
+def _attention(name: str, target: str, width: int, c: UNetConfig) -> Iterator[TensorRow]:
     own = ("to_q",) if c.only_cross_attention else ("to_q", "to_k", "to_v")
     text, head = c.cross_attention_dim, c.attention_head_dim
     yield from _layer(f"{name}.norm", f"{target}.group_norm", (width,))
@@ -118,7 +120,7 @@ def _attention(name: str, target: str, width: int, c: UNetConfig) -> Iterator[Ro
     yield from _layer(f"{name}.proj_out", f"{target}.to_out.0", (width, width, 1))
 
 
-def _input_blocks(c: UNetConfig) -> Iterator[Row]:
+def _input_blocks(c: UNetConfig) -> Iterator[TensorRow]:
     """Block 0 is the first convolution; each level has one block per layer and, but for the last, one that halves."""
     made, number = c.block_out_channels[0], 0
     yield from _layer("input_blocks.0.0", "conv_in", (made, c.in_channels, 3, 3))
@@ -135,14 +137,14 @@ def _input_blocks(c: UNetConfig) -> Iterator[Row]:
             yield from _res_block(f"input_blocks.{number}.0", f"{target}.downsamplers.0", width, width, c.time_dim)
 
 
-def _middle_block(c: UNetConfig) -> Iterator[Row]:
+def _middle_block(c: UNetConfig) -> Iterator[TensorRow]:
     width = c.block_out_channels[-1]
     yield from _res_block("middle_block.0", "mid_block.resnets.0", width, width, c.time_dim)
     yield from _attention("middle_block.1", "mid_block.attentions.0", width, c)
     yield from _res_block("middle_block.2", "mid_block.resnets.1", width, width, c.time_dim)
 
 
-def _output_blocks(c: UNetConfig) -> Iterator[Row]:
+def _output_blocks(c: UNetConfig) -> Iterator[TensorRow]:
     """Each level has one block per skip; the last of them also doubles the size, but for the last level."""
     widths, last, number = c.block_out_channels, len(c.block_out_channels) - 1, 0
     made, skips = widths[-1], [widths[0]]

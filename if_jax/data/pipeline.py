@@ -136,7 +136,7 @@ def open_source(source: str, size: int, seed: int, preparation: Preparation, kee
     """
     parts = parse_mixture(source)
     opened = [
-        _Drawn(name, size, seed) if name in sources.NAMES else Pictures(name, size, seed, preparation, keep)
+        _Drawn(name, size, seed) if name in sources.NAMES else StoredPictures(name, size, seed, preparation, keep)
         for _, name in parts
     ]
     return opened[0] if len(opened) == 1 else _Mixture(opened, [weight for weight, _ in parts])
@@ -175,7 +175,7 @@ def describe_files(source: str) -> str:
     return f"{len(files)} files, {known[:16]}" if files else "drawn"
 
 
-class Pictures:
+class StoredPictures:
     """Stored records; every epoch is another permutation of them.
 
     Args:
@@ -259,7 +259,7 @@ def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.nd
 def _text_states(
     source: Source, folder: str, preparation: Preparation, encoder: str
 ) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
-    if not isinstance(source, Pictures):
+    if not isinstance(source, StoredPictures):
         raise ValueError(f"embeddings {folder!r} go with one stored source, not with drawn scenes or a mixture")
     cache = Embeddings(folder)
     cache.check(source.stored, preparation, encoder)

@@ -113,7 +113,7 @@ def test_a_mixture_keeps_its_weights_and_walks_through_every_part(stored: dict[s
 
 
 def test_several_captions_take_turns(stored: dict[str, str]) -> None:
-    source = pipeline.Pictures(stored["prepared"], 8, 0, pipeline.Preparation(), Filter())
+    source = pipeline.StoredPictures(stored["prepared"], 8, 0, pipeline.Preparation(), Filter())
     samples = source.read(range(3 * COUNT))
     assert {sample.choice for sample in samples} == {0, 1, 2}
     assert all(sample.caption == f"caption {sample.choice} of {sample.number}" for sample in samples)
