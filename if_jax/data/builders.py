@@ -183,13 +183,14 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     captions: list[int] = []  # length of each record's shortest, for the index
 
     def records() -> Iterator[bytes]:
-        from tensorflow_datasets.proto.tf_example_pb2 import Example  # pyright: ignore[reportMissingImports]
+        from tensorflow_datasets.proto import tf_example_pb2
 
         features = _features(shard.spec)
         for example in _examples(shard):
             captions.append(min(map(len, example.get("captions") or [example["caption"]])))
             # Written out once more with its fields in order, which are otherwise in another one in every process.
-            record = Example.FromString(features.serialize_example(example))
+            encoded = features.serialize_example(example)
+            record = tf_example_pb2.Example.FromString(encoded)  # pyright: ignore[reportAttributeAccessIssue]
             yield record.SerializeToString(deterministic=True)
 
     return write_shard(shard.path, records, lambda: {"captions": captions})

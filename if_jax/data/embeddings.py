@@ -239,7 +239,13 @@ def write_embeddings(
 
 
 def pack(states: np.ndarray, tokens: int, spec: EmbeddingSpec) -> bytes:
-    """One caption's states (L, D) bfloat16 as a record of `spec.form`; `tokens` of its positions are not padding."""
+    """One caption's text states as a record.
+
+    Args:
+      states: (L, D) bfloat16.
+      tokens: how many of the L positions are not padding.
+      spec: of the cache; its form decides the bytes.
+    """
     if spec.form == "exact":
         planes = np.ascontiguousarray(states).view(np.uint8).reshape(-1, 2)
         return planes[:, 1].tobytes() + planes[:, 0].tobytes()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from if_jax.data import clevr
 from if_jax.data.index import Record
@@ -38,8 +38,8 @@ class TfdsFolder:
                 f"{str(path)!r} is stored as {stored and stored.value}, which has no random access without TensorFlow: "
                 "prepare it with file_format=array_record"
             )
-        self._image = _image_feature(builder.info.features, path)
-        self._captions = _caption_reader(builder.info.features, path)
+        features = cast(Mapping[str, Any], builder.info.features)
+        self._image, self._captions = _image_feature(features, path), _caption_reader(features, path)
         decoders = {self._image: tfds.decode.SkipDecoding()}
         self._records: Sequence[Example] = builder.as_data_source(split=split, decoders=decoders)  # pyright: ignore
 
@@ -132,7 +132,7 @@ def _by_name(name: str) -> Path | None:
     )
 
 
-def _image_feature(features: Any, path: Path) -> str:
+def _image_feature(features: Mapping[str, Any], path: Path) -> str:
     import tensorflow_datasets as tfds
 
     for name, feature in features.items():
@@ -141,7 +141,7 @@ def _image_feature(features: Any, path: Path) -> str:
     raise ValueError(f"{str(path)!r} holds no pictures: its features are {', '.join(sorted(features))}")
 
 
-def _caption_reader(features: Any, path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
+def _caption_reader(features: Mapping[str, Any], path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
     """Picks the captions out of an example of these features."""
     import tensorflow_datasets as tfds
 

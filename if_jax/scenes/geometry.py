@@ -83,7 +83,16 @@ def middle_heights(size: jax.Array) -> jax.Array:
 
 
 def project(x: Number, y: Number, z: Number) -> tuple[Number, Number]:
-    """Where a point of the scene appears: to the right and up, in floor units at the picture's middle."""
+    """Where points of the scene appear.
+
+    Args:
+      x: to the right, floor units.
+      y: away from the camera.
+      z: above the floor.
+
+    Returns:
+      How far to the right and up of the picture's middle, in floor units there.
+    """
     dx, dy, dz = x - EYE[0], y - EYE[1], z - EYE[2]
     zoom = _DISTANCE / (_COS * dy - _SIN * dz)
     return dx * zoom, (_SIN * dy + _COS * dz) * zoom
@@ -131,7 +140,18 @@ def place_solids(scene: Scene) -> Solid:
 
 
 def nearer(scene: Scene, solids: Solid, i: jax.Array, ray: Ray, hit: Hit) -> Hit:
-    """Let object i take the rays it meets first."""
+    """Let an object take the rays it meets first.
+
+    Args:
+      scene: one scene.
+      solids: its objects, of `place_solids`.
+      i: () int32, which object.
+      ray: the rays.
+      hit: what they met so far.
+
+    Returns:
+      What they meet first now.
+    """
     o = Solid(*(field[i] for field in solids))
     branches = [lambda o, f=f: f(o, *ray) for f in (_meet_sphere, _meet_cube, _meet_cylinder)]
     t, nx, ny, nz = jax.lax.switch(scene.shape[i], branches, o)

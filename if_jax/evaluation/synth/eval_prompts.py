@@ -52,7 +52,13 @@ class EvalPrompt(NamedTuple):
 
 
 def make_prompt(caption: str, skill: str = "", unseen: bool = False) -> EvalPrompt:
-    """A prompt whose truth is what `parse_caption` reads in its caption."""
+    """A prompt whose truth is what `parse_caption` reads in its caption.
+
+    Args:
+      caption: of the scenes' grammar.
+      skill: one of `SKILLS`.
+      unseen: it is of the held-out split.
+    """
     parsed = parse_caption(caption)
     return EvalPrompt(skill, unseen, caption, parsed.groups, parsed.relation, parsed.word)
 

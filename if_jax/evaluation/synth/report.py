@@ -29,7 +29,7 @@ small{color:#666}pre{background:#f6f6f6;padding:1em;overflow:auto}
 """
 
 
-class Rated(NamedTuple):
+class RatedPicture(NamedTuple):
     """One prompt with what was drawn for it and what was seen in that."""
 
     prompt: EvalPrompt
@@ -38,7 +38,7 @@ class Rated(NamedTuple):
     enlarged: Image.Image | None  # stage II's, where it drew one
 
 
-def write(path: Path, result: Mapping[str, Any], rows: Sequence[Rated]) -> None:
+def write(path: Path, result: Mapping[str, Any], rows: Sequence[RatedPicture]) -> None:
     """Write the page, which needs no file beside it.
 
     Args:
@@ -55,7 +55,7 @@ def list_objects(objects: Sequence[DetectedObject]) -> str:
     return ", ".join(f"{item.colour or 'unsure'} {item.shape or 'unsure'}" for item in objects) or "nothing"
 
 
-def sheet(rows: Sequence[Rated]) -> Image.Image:
+def sheet(rows: Sequence[RatedPicture]) -> Image.Image:
     """Eight of each task enlarged, framed green where right, a dot at every object seen, caption and reading below."""
     tiles, lines = [], []
     for row in (row for skill in SKILLS for row in [row for row in rows if row.prompt.skill == skill][:8]):
@@ -70,14 +70,14 @@ def sheet(rows: Sequence[Rated]) -> Image.Image:
     return grid(tiles, columns=8, captions=lines)
 
 
-def _verdict(row: Rated) -> str:
+def _verdict(row: RatedPicture) -> str:
     """Whether a picture is "right" or "wrong"; "none" where words decide."""
     if row.prompt.skill == "words":
         return "none"
     return "right" if scoring.is_right(row.prompt, row.objects) else "wrong"
 
 
-def _page(result: Mapping[str, Any], rows: Sequence[Rated]) -> Iterator[str]:
+def _page(result: Mapping[str, Any], rows: Sequence[RatedPicture]) -> Iterator[str]:
     yield f"<!doctype html><meta charset='utf-8'><title>SynthEval</title><style>{_STYLE}</style><h1>SynthEval</h1>"
     yield "<p>A picture is right (green) where the objects read in it (dots) are those asked for and no others."
     yield "</p><table><tr><th>task<th>score<th>95 %<th>unseen<th>loose rule<th>true renders<th>blurred<th>shuffled"
@@ -97,7 +97,7 @@ def _page(result: Mapping[str, Any], rows: Sequence[Rated]) -> Iterator[str]:
     yield f"<h2>Everything</h2><pre>{html.escape(json.dumps(result, indent=1))}</pre>"
 
 
-def _figure(row: Rated) -> str:
+def _figure(row: RatedPicture) -> str:
     picture, prompt = row.picture, row.prompt
     dots = "".join(f"<i style='left:{100 * s.at[0]:.1f}%;top:{100 * s.at[1]:.1f}%'></i>" for s in row.objects)
     file = io.BytesIO()

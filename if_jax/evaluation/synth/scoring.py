@@ -72,6 +72,10 @@ def skill_scores(prompts: Sequence[EvalPrompt], hits: Sequence[bool]) -> dict[st
     """The share of right pictures of each of the six tasks and `overall`, their mean, each with `<name>_ci`.
 
     The interval of `overall` is that of the pooled share, which is the mean where the tasks have equally many prompts.
+
+    Args:
+      prompts: what was to be drawn.
+      hits: whether each prompt's picture is right.
     """
     by_skill = {
         name: [hit for prompt, hit in zip(prompts, hits, strict=True) if prompt.skill == name] for name in OBJECT_SKILLS

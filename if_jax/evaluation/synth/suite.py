@@ -100,24 +100,11 @@ def evaluate(
     }
     drawing = Drawing(cascade, out / "pictures", options, progress)
     draw_prompts.claim_folder(drawing.folder, identity, overwrite)
-    truth = Truth(true_scenes, render(true_scenes, reading.PIXELS))
-
-    captions = [prompt.caption for prompt in prompts]
-    first = draw_prompts.stage_one(cascade, captions, drawing.folder, options, progress)
-    small = reading.to_array(first)
-    objects = reading.read(small)
-    result = {"suite": suite, **scoring.score_objects(prompts, objects), "prompts": {"count": count, "seed": seed}}
-    result |= identity
-    result["pictures_sha256"] = hashlib.sha256(small.tobytes()).hexdigest()
-    result |= {"reader": reading.read_notes(), "calibration": calibrate(prompts, truth)}
-    result["kernel_distance"] = _distances(small, truth.small)
-    second, of_second = _later_stage(drawing, prompts, first, truth, say)
-    result |= of_second
-    result["loss"] = _losses(drawing, prompts, truth)
-    result["seconds"] = round(time.monotonic() - began)
+    head = {"prompts": {"count": count, "seed": seed}, **identity}
+    scores, rows = _draw_and_score(drawing, prompts, Truth(true_scenes, render(true_scenes, reading.PIXELS)), head, say)
+    result = {"suite": suite, **scores, "seconds": round(time.monotonic() - began)}
     result["versions"] = {"jax": jax.__version__, "numpy": np.__version__}
     write_json(out / "report.json", result)
-    rows = [report.Rated(*row, second.get(i)) for i, row in enumerate(zip(prompts, first, objects, strict=True))]
     report.write(out / "report.html", result, rows)
     report.sheet(rows).save(out / "sheet.png")
     return result
@@ -186,6 +173,28 @@ def render(batch: Scene, size: int, rows: Sequence[int] | np.ndarray | None = No
         picture = raycast.render_scenes(part, max(size, reading.PIXELS)).astype(jnp.float32) / 127.5 - 1
         parts.append(np.asarray(picture if size >= reading.PIXELS else augment.downsample(picture, size)))
     return np.concatenate(parts)[: len(chosen)]
+
+
+def _draw_and_score(
+    drawing: Drawing,
+    prompts: Sequence[EvalPrompt],
+    truth: Truth,
+    head: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[report.RatedPicture]]:
+    """All scores, with `head` behind those of the objects, and what the page shows."""
+    captions = [prompt.caption for prompt in prompts]
+    first = draw_prompts.stage_one(drawing.cascade, captions, drawing.folder, drawing.options, drawing.progress)
+    small = reading.to_array(first)
+    objects = reading.read(small)
+    scores: dict[str, Any] = {**scoring.score_objects(prompts, objects), **head}
+    scores["pictures_sha256"] = hashlib.sha256(small.tobytes()).hexdigest()
+    scores |= {"reader": reading.read_notes(), "calibration": calibrate(prompts, truth)}
+    scores["kernel_distance"] = _distances(small, truth.small)
+    second, of_second = _later_stage(drawing, prompts, first, truth, say)
+    scores |= of_second | {"loss": _losses(drawing, prompts, truth)}
+    rows = zip(prompts, first, objects, strict=True)
+    return scores, [report.RatedPicture(*row, second.get(i)) for i, row in enumerate(rows)]
 
 
 def _distances(small: np.ndarray, true: np.ndarray) -> dict[str, float]:
