@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from if_jax.diffusion.schedule import Array, Schedule
 
+Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t (B, H, W, C), t (B,)) -> its output
 Prediction = Literal["eps", "v", "x0"]  # what the first C channels of a model output mean
 
 
@@ -32,7 +33,7 @@ def add_noise(schedule: Schedule, x0: Array, t: Array, eps: Array) -> jax.Array:
 
 def noise_and_predict(
     schedule: Schedule,
-    network: Callable[[jax.Array, jax.Array], jax.Array],
+    network: Network,
     x0: Array,
     t: Array,
     eps: Array,
@@ -42,7 +43,7 @@ def noise_and_predict(
 
     Args:
       schedule: the training chain.
-      network: (x_t (B, H, W, C), t (B,)) -> its output.
+      network: what is asked.
       x0: pictures (B, H, W, 3).
       t: timesteps (B,).
       eps: noise (B, H, W, 3).
@@ -57,9 +58,8 @@ def noise_and_predict(
 
 def sample_noise(seed: int, samples: jax.Array, purpose: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Noise (B, *shape) that depends on the seed, each sample's number (B,) and the purpose alone, not on the batch."""
-    fold_in = jax.random.fold_in
-    keys = jax.vmap(lambda n: fold_in(fold_in(jax.random.key(seed), n), purpose))(samples)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    key, fold_in = jax.random.key(seed), jax.random.fold_in
+    return jax.vmap(lambda n: jax.random.normal(fold_in(fold_in(key, n), purpose), shape))(samples)
 
 
 def x0_from_eps(schedule: Schedule, x_t: Array, t: Array, eps: Array) -> jax.Array:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from if_jax.doctor import machine
@@ -85,12 +86,9 @@ def disconnect(code: int) -> None:
 def _join(finding: Finding, options: tuple[str | None, int | None, int | None], wait: int) -> tuple[Finding, bool]:
     from if_jax.parallel import hosts
 
-    def join() -> tuple[str, bool]:
-        hosts.initialize_jax(*options, start_seconds=wait, heartbeat_seconds=wait)
-        return finding.message, True
-
-    joined, done = attempt("coordinator", "look at the other processes' reports", join)
-    return joined, bool(done)
+    join = partial(hosts.initialize_jax, *options, start_seconds=wait, heartbeat_seconds=wait)
+    joined, _ = attempt("coordinator", "look at the other processes' reports", lambda: (finding.message, join()))
+    return joined, joined.status == "pass"
 
 
 def _check_run(

@@ -12,6 +12,7 @@ A process leaves with a code and a line that say why; a supervisor starts the ru
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import signal
@@ -162,11 +163,11 @@ def exchange(topic: str, payload: Mapping[str, Any], seconds: int) -> list[dict[
     Raises:
       rendezvous.ProcessMissing: naming the process that has sent nothing.
     """
-    jax_internals.put_value(f"if_jax/{topic}/{jax.process_index()}", payload)
-    payloads = []
+    client, payloads = jax_internals.coordinator_client(), []
+    client.key_value_set(f"if_jax/{topic}/{jax.process_index()}", json.dumps(payload, sort_keys=True))
     for index in range(jax.process_count()):
         try:
-            payloads.append(jax_internals.wait_for_value(f"if_jax/{topic}/{index}", seconds))
+            payloads.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
         except jax.errors.JaxRuntimeError:
             raise rendezvous.ProcessMissing(rendezvous.missing([index], jax.process_count(), seconds)) from None
     return payloads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 from clu import parameter_overview
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from if_jax.checkpoints import run
@@ -74,17 +75,13 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         state, frozen, compiled = _start(parts, text, checkpoints, start, recorder)
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
         window = Window(recipe, schedule, step_flops(recipe, parts.networks, tokens.TEXT_LENGTH), window_rows)
-        _loop(
-            recipe,
-            state,
-            lambda state, batch: compiled(state, frozen, batch),
-            _on_devices(batches, parts),
-            _Reporter(window, writer, recorder),
-            checkpoints,
-            _make_observer(parts, tokenizer, frozen, writer, recorder),
-            termination_requested,
-            heartbeat,
-        )
+        reporter = _Reporter(window, writer, recorder, start, recipe.steps)
+        sharding = rules.batch_sharding(mesh, parts.sharding_rules)
+        sample = sampling.make_sampler(recipe, parts.networks, tokenizer, frozen)
+        validate = validation.make_validation(recipe, parts.networks, tokenizer, frozen, sharding)
+        advance = lambda state, batch: compiled(state, frozen, batch)  # noqa: E731
+        inputs = _on_devices(batches, setup.batch_rows(recipe), sharding)
+        _loop(recipe, state, advance, inputs, reporter, checkpoints, validate, sample, termination_requested, heartbeat)
 
 
 def _start(
@@ -105,7 +102,7 @@ def _start(
     recorder.note("prepared")
     # A finished program: it cannot be compiled a second time, other shapes are an error.
     lower = partial(setup.lower_step, parts, abstract, frozen)
-    compiled = executable_cache.compiled(lower, parts.mesh, for_compiling(recipe), parts.networks)
+    compiled = executable_cache.compiled(lower, jax.sharding.get_mesh(), for_compiling(recipe), parts.networks)
     if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
         hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
     recorder.note("compiled")
@@ -137,32 +134,34 @@ def _explained_errors(recipe: Recipe) -> Iterator[None]:
 class _Reporter:
     """Reports a step's metrics once the step after it is dispatched, so that the devices never wait for the host."""
 
-    def __init__(self, window: Window, writer: MetricWriter, recorder: Recorder) -> None:
+    def __init__(self, window: Window, writer: MetricWriter, recorder: Recorder, start: int, steps: int) -> None:
         self.window, self.writer, self.recorder = window, writer, recorder
+        hidden = jax.process_index() != 0
+        self.bar = tqdm(total=steps, initial=start, unit="step", disable=hidden, mininterval=2.0)
         self._pending: tuple[int, dict[str, Any]] | None = None
 
     def devices_are_idle(self) -> bool:
         """Whether the newest step is done."""
         return self._pending is None or self._pending[1]["loss"].is_ready()
 
-    def add(self, step: int, metrics: dict[str, Any], bar: tqdm) -> None:
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
         """Takes a step's metrics (device arrays) and reports those of the step before."""
-        self.flush(bar)
+        self.flush()
         self._pending = (step, metrics)
 
-    def flush(self, bar: tqdm) -> None:
+    def flush(self) -> None:
         """Reports what is left to report, and waits for it."""
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         summary = self.window.add(step, metrics)
-        bar.update(1)
+        self.bar.update(1)
         self.recorder.stepped(step, due=bool(summary))
         if summary:
             self.writer.scalars(step, summary)
             postfix = {"loss": f"{summary['loss']:.4f}", "img_s": f"{summary['images_per_second']:.1f}"}
-            bar.set_postfix(postfix | ({"skipped": summary["skipped"]} if summary["skipped"] else {}))
+            self.bar.set_postfix(postfix | ({"skipped": summary["skipped"]} if summary["skipped"] else {}))
 
 
 def _loop(
@@ -172,69 +171,55 @@ def _loop(
     batches: Iterator[tuple[Batch, float]],
     reporter: _Reporter,
     checkpoints: run.RunCheckpoints,
-    observe: Callable[[int, TrainState], None],
+    validate: Callable[[Params], dict[str, float]],
+    sample: Callable[[Params], sampling.Sheet],
     termination_requested: Callable[[int], bool],
     heartbeat: Callable[[], None],
 ) -> None:
     """Order, which resuming relies on: step, metrics, checkpoint, validation, samples."""
-    start, recorder = int(state.step), reporter.recorder
-    hidden = jax.process_index() != 0
+    average, recorder, writer = ema_name(recipe.ema_decays[0]), reporter.recorder, reporter.writer
     heartbeat()
-    with tqdm(total=recipe.steps, initial=start, unit="step", disable=hidden, mininterval=2.0) as bar:
-        for step in range(start + 1, recipe.steps + 1):
+    with reporter.bar:
+        for step in range(int(state.step) + 1, recipe.steps + 1):
             batch, waited = next(batches)
             if reporter.devices_are_idle():  # else they are still busy with the step before
                 recorder.waited(waited)
             with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
                 state, metrics = hosts.block_on_cpu(advance(state, batch))
-            reporter.add(step, {**metrics, "input_wait": waited}, bar)
+            reporter.add(step, {**metrics, "input_wait": waited})
             ending = termination_requested(step)
             if ending or step % recipe.checkpoint_every == 0 or step == recipe.steps:
-                reporter.flush(bar)
+                reporter.flush()
                 with recorder.during("saved", step=step):
-                    reporter.writer.flush()  # a run that resumes from here does not write these lines again
+                    writer.flush()  # a run that resumes from here does not write these lines again
                     checkpoints.save(step, state, {"window": list(reporter.window.rows)})
                     if ending:
                         checkpoints.finish()
             if ending and step < recipe.steps:  # after the last one a run would count as finished, without its pictures
                 raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
-            observe(step, state)
+            if _is_due(recipe.validation.every, step, recipe.steps):
+                with recorder.during("watched"):
+                    writer.scalars(step, validate(state.ema[average]))
+                    writer.flush()
+            if _is_due(recipe.sample.every, step, recipe.steps):
+                with recorder.during("watched"):
+                    writer.pictures(step, "samples", *sample(state.ema[average]))
+                    writer.flush()
             heartbeat()
         with recorder.during("saved"):
             checkpoints.finish()
 
 
-def _on_devices(batches: Iterator[dict[str, np.ndarray]], parts: setup.TrainingSetup) -> Iterator[tuple[Batch, float]]:
+def _is_due(every: int, step: int, last: int) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def _on_devices(
+    batches: Iterator[dict[str, np.ndarray]], names: Iterable[str], sharding: NamedSharding
+) -> Iterator[tuple[Batch, float]]:
     """Each batch on the mesh, with the seconds the host took for it."""
-    sharding, names = rules.batch_sharding(parts.mesh, parts.sharding_rules), setup.batch_rows(parts.recipe)
     while True:
         began = time.perf_counter()
         host = next(batches)
         batch = {name: jax.make_array_from_process_local_data(sharding, host[name]) for name in names}
         yield hosts.block_on_cpu(batch), time.perf_counter() - began
-
-
-def _make_observer(
-    parts: setup.TrainingSetup, tokenizer: tokens.Tokenizer, frozen: Params, writer: MetricWriter, recorder: Recorder
-) -> Callable[[int, TrainState], None]:
-    """Returns `observe(step, state)`: validation and samples of the first average, where they are due at the step."""
-    recipe = parts.recipe
-    average = ema_name(recipe.ema_decays[0])
-    sample = sampling.make_sampler(recipe, parts.networks, tokenizer, frozen)
-    sharding = rules.batch_sharding(parts.mesh, parts.sharding_rules)
-    validate = validation.make_validation(recipe, parts.networks, tokenizer, frozen, sharding)
-
-    def is_due(every: int, step: int) -> bool:
-        return bool(every) and (step % every == 0 or step == recipe.steps)
-
-    def observe(step: int, state: TrainState) -> None:
-        if is_due(recipe.validation.every, step):
-            with recorder.during("watched"):
-                writer.scalars(step, validate(state.ema[average]))
-                writer.flush()
-        if is_due(recipe.sample.every, step):
-            with recorder.during("watched"):
-                writer.pictures(step, "samples", *sample(state.ema[average]))
-                writer.flush()
-
-    return observe

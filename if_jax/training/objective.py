@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import jax
@@ -40,17 +39,9 @@ class Networks:
         """Text states (B, L, D) of ids and mask (B, L); params: the text encoder's."""
         return cast(jax.Array, self.text_encoder.apply({"params": params}, ids, mask))
 
-    def predict(
-        self,
-        params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        text: jax.Array,
-        aug_level: jax.Array | None,
-        pooled: jax.Array | None = None,
-    ) -> jax.Array:
-        """What the UNet says (B, H, W, 6), see `UNet`; params: the UNet's."""
-        return cast(jax.Array, self.unet.apply({"params": params}, x, t, text, aug_level, pooled))
+    def predict(self, params: Params, *inputs: jax.Array | None) -> jax.Array:
+        """What the UNet says (B, H, W, 6) of its inputs, see `UNet`; params: the UNet's."""
+        return cast(jax.Array, self.unet.apply({"params": params}, *inputs))
 
 
 def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networks:
@@ -121,7 +112,7 @@ def make_loss(
         eps = jax.random.normal(eps_key, x0.shape)
         unet_params = rules.gather_convolutions(params["unet"], sharding_rules)
         pooled = _pooled(states, recipe.pooled_dropout, jax.random.fold_in(key, 1))
-        network = partial(networks.predict, unet_params, text=states, aug_level=aug_level, pooled=pooled)
+        network = lambda x, t: networks.predict(unet_params, x, t, states, aug_level, pooled)  # noqa: E731
         x_t, output = process.noise_and_predict(schedule, network, x0, t, eps, low_res)
         parts = losses.hybrid_loss(
             schedule, output, x0, x_t, eps, t, prediction=recipe.prediction, weight=recipe.loss_weight

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +94,7 @@ def _make_error(recipe: Recipe, networks: Networks) -> Callable[..., jax.Array]:
             level = jnp.full(numbers.shape, v.aug_level, jnp.int32)
             noise = process.sample_noise(v.seed, numbers, 1000, x0.shape[1:])
             low = augment.noise_augment(cosine_schedule(), low, level, noise)
-        network = partial(networks.predict, params["unet"], text=states, aug_level=level)
+        network = lambda x, t: networks.predict(params["unet"], x, t, states, level)  # noqa: E731
 
         def at(timestep: jax.Array) -> jax.Array:
             t = jnp.full(numbers.shape, timestep)

@@ -20,7 +20,7 @@ from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig, Val
 from if_jax.models import presets
 from if_jax.parallel import hosts
 from if_jax.tracking import goodput
-from if_jax.training import executable_cache, loop, publish
+from if_jax.training import executable_cache, loop, publish, setup
 
 RECIPE = Recipe(
     unet="tiny-I",
@@ -168,7 +168,7 @@ def test_tars_of_img2dataset_train_as_they_are(finished, tmp_path, monkeypatch):
     tars = record_stores.write_tars(tmp_path / "tars", 20, 7)  # uneven, by webdataset's own writer
     recipe = dataclasses.replace(UNWATCHED, data=dataclasses.replace(RECIPE.data, source=str(tars)))
     # The step is the same for other pictures: the program of the other run is taken.
-    monkeypatch.setattr(loop, "lower_step", lambda *args: pytest.fail("compiled anew"))
+    monkeypatch.setattr(setup, "lower_step", lambda *args: pytest.fail("compiled anew"))
     loop.train(recipe, str(tmp_path / "run"))
     rows = _metrics(tmp_path / "run")
     assert len(rows) == 3 and np.isfinite([row["loss"] for row in rows]).all()

@@ -54,7 +54,7 @@ def quick_pictures():
 class _Pointwise:
     """A UNet of few weights that reads all it is given: the figures' rules do not depend on the net."""
 
-    def apply(self, variables, x, t, states, level, pooled=None):
+    def apply(self, variables, x, t, states, level):
         p, time = variables["params"], t[:, None, None, None] / 1000
         y = jnp.tanh(x @ p["in"]) * (1 + time) + states.mean((1, 2))[:, None, None, None]
         return (y if level is None else y + level[:, None, None, None] / 1000) @ p["out"]

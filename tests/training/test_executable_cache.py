@@ -1,6 +1,11 @@
-"""Compiled programs on disk: found again by what they follow from, and never trusted beyond that."""
+"""Compiled programs on disk: read again by what they follow from, where nobody else can have written them."""
 
 from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -65,10 +70,38 @@ def test_what_it_follows_from_tells_programs_apart(traced, monkeypatch):
 def test_a_damaged_file_is_compiled_anew_and_mended(traced, tmp_path, damage):
     lower, times = traced
     _run(lower, 2, "recipe")
-    (path,) = (tmp_path / "cache").glob("if_jax-step-*")
+    (path,) = (tmp_path / "cache/if_jax-steps").iterdir()
     path.write_bytes(damage(path.read_bytes()))
     assert _run(lower, 2, "recipe") == _run(lower, 2, "recipe") == [0, 2, 4]
     assert times == [2, 2]
+
+
+class _Harmful:
+    """What runs when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("writable", ["file", "folder", None])
+def test_what_another_user_could_have_written_is_not_unpickled(traced, tmp_path, writable):
+    lower, times = traced
+    umask = os.umask(0o002)  # as of users who have a group of their own
+    _run(lower, 2, "recipe")
+    os.umask(umask)
+    (path,) = (tmp_path / "cache/if_jax-steps").iterdir()
+    assert not (path.stat().st_mode | path.parent.stat().st_mode) & 0o077
+    data = pickle.dumps(_Harmful(tmp_path / "marker"))
+    checksum = hashlib.sha256(data).digest()
+    path.write_bytes((checksum if writable else checksum[::-1]) + data)
+    if writable:
+        target = path if writable == "file" else path.parent
+        target.chmod(target.stat().st_mode | 0o020)
+    assert _run(lower, 2, "recipe") == [0, 2, 4]
+    assert times == [2, 2] and not (tmp_path / "marker").exists()
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_else(traced, tmp_path):
