@@ -35,16 +35,16 @@ def recipe_of(name, form=""):
 
 def lower(recipe):
     """The step on eight fake devices, four of them along fsdp, as the trainer traces it; with its abstract state."""
-    mesh, placed = meshes.make_mesh(2, 4, 1), rules.PRESETS[recipe.mesh.rules]
+    mesh, sharding_rules = meshes.make_mesh(2, 4, 1), rules.PRESETS[recipe.mesh.rules]
     text = None
     if recipe.text_encoder_from:
         text = presets.T5_ENCODERS["demo" if recipe.text_encoder_from.startswith("if_jax") else "t5-v1_1-xxl"]
     networks = objective.make_networks(recipe, text)
     tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
     with jax.set_mesh(mesh):
-        state = abstract_state(recipe, networks, tx, mesh, placed)
-        frozen = {"text_encoder": abstract_text(recipe, networks, mesh, placed)} if text else {}
-        return state, lower_step(recipe, networks, tx, state, frozen, mesh, placed)
+        state = abstract_state(recipe, networks, tx, mesh, sharding_rules)
+        frozen = {"text_encoder": abstract_text(recipe, networks, mesh, sharding_rules)} if text else {}
+        return state, lower_step(recipe, networks, tx, state, frozen, mesh, sharding_rules)
 
 
 def test_there_is_a_recipe_for_every_stage():
