@@ -51,13 +51,7 @@ FORMS = {
         "optimizer.learning_rate": 7e-4,
         "init_from": "stages/crops",
     },
-    "whole": {
-        **WHOLE,
-        "batch_size": 2,
-        "steps": 330,
-        "optimizer.learning_rate": 4e-4,
-        "init_from": "stages/half",
-    },
+    "whole": {**WHOLE, "batch_size": 2, "steps": 330, "optimizer.learning_rate": 4e-4, "init_from": "stages/half"},
 }
 
 

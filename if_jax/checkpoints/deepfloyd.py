@@ -73,6 +73,10 @@ def split(row: TensorRow, tensor: np.ndarray) -> dict[str, np.ndarray]:
 def join(row: TensorRow, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The original's tensor from those of diffusers: the inverse of `split`, bit for bit.
 
+    Args:
+      row: says which ones and how.
+      tensors: those of diffusers by name, (out, in) or OIHW.
+
     Raises:
       ValueError: a tensor is of another shape.
     """

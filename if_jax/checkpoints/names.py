@@ -193,13 +193,21 @@ def t5_config_from_hf(values: Mapping[str, Any]) -> T5Config:
 
 
 def to_torch(params: Params, kind: Kind) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter under its torch name and in torch's layout, contiguous; one at a time to keep memory small."""
+    """Every parameter under its torch name and in torch's layout, contiguous; one at a time to keep memory small.
+
+    Args:
+      params: a network's parameters, arrays or `Lazy`.
+      kind: which table of names holds.
+
+    Yields:
+      Name and values; (out, in) and OIHW.
+    """
     for name, tensor in lazy_torch(params, kind).items():
         yield name, np.ascontiguousarray(tensor)
 
 
 def lazy_torch(params: Params, kind: Kind) -> dict[str, Lazy]:
-    """Every parameter under its torch name and in torch's layout, read when asked for."""
+    """The same as `to_torch`, each read when it is asked for; the inverse of `lazy_from_torch`."""
     return {_torch_name(path, kind): _transposed(leaf, _to_torch_axes(path, leaf.ndim)) for path, leaf in _walk(params)}
 
 

@@ -236,6 +236,11 @@ def _cascade_rows(folder: Path) -> list[dict[str, Any]]:
 def has_component(folder: Path, index: Mapping[str, Any], name: str) -> bool:
     """Whether a model_index.json has a component: [library, class], both null where it is left out.
 
+    Args:
+      folder: that holds it, for the message.
+      index: content of the file.
+      name: of the component.
+
     Raises:
       ValueError: the entry is something else.
     """

@@ -97,13 +97,8 @@ def scheduler_from_diffusers(content: Mapping[str, Any]) -> SchedulerConfig:
     if content.get("rescale_betas_zero_snr"):
         raise ValueError("scheduler rescale_betas_zero_snr is true: if_jax samples the schedule as it was trained")
     known = {field.name for field in dataclasses.fields(SchedulerConfig)}
-    values: dict[str, Any] = {
-        "beta_schedule": "linear",
-        "variance_type": "fixed_small",
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-    }
-    values |= {name: value for name, value in content.items() if name in known}
+    values: dict[str, Any] = {"beta_schedule": "linear", "variance_type": "fixed_small", "sample_max_value": 1.0}
+    values |= {"dynamic_thresholding_ratio": 0.995, **{key: content[key] for key in content if key in known}}
     if not content.get("thresholding", False):
         if not content.get("clip_sample", True) or content.get("clip_sample_range", 1.0) != 1.0:
             raise ValueError("scheduler has neither thresholding nor clip_sample to [-1, 1]: if_jax always bounds x0")

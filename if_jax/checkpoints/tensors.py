@@ -178,6 +178,14 @@ def tensor_bytes(spec: TensorSpec) -> int:
 
 
 def import_torch(what: str) -> Any:
+    """PyTorch, which only `.bin` files need.
+
+    Args:
+      what: is done with it, for the message.
+
+    Raises:
+      ValueError: it is not installed.
+    """
     try:
         import torch
     except ImportError:
@@ -229,4 +237,5 @@ def _has_content(header: Mapping[str, Any]) -> bool:
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
+    """The NumPy type of a key of DTYPES."""
     return np.dtype(getattr(jnp, dtype))

@@ -18,19 +18,3 @@ from if_jax.config.keys import (
     resumable,
 )
 from if_jax.config.parse import differences, recipe_to_dict, to_recipe
-
-__all__ = [
-    "DataConfig",
-    "GuardConfig",
-    "HostsConfig",
-    "MeshConfig",
-    "OptimizerConfig",
-    "Recipe",
-    "SampleConfig",
-    "ValidationConfig",
-    "differences",
-    "for_compiling",
-    "recipe_to_dict",
-    "resumable",
-    "to_recipe",
-]

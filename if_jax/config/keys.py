@@ -195,7 +195,12 @@ class Recipe:
 
 
 def resumable(name: str, section: Any = Recipe) -> bool:
-    """Whether a run may go on with another value of a key, named with dots: "data.threads"."""
+    """Whether a run may go on with another value of a key.
+
+    Args:
+      name: the key with its sections: "data.threads".
+      section: where the name begins.
+    """
     head, _, rest = name.partition(".")
     field = next(field for field in dataclasses.fields(section) if field.name == head)
     return field.metadata.get("resumable", False) or (bool(rest) and resumable(rest, field.default))

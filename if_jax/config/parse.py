@@ -38,7 +38,16 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two recipes (as dicts) differ, with both values."""
+    """Compares two recipes.
+
+    Args:
+      old: a recipe as a dict.
+      new: another one.
+      prefix: of the section they are, with its dot.
+
+    Returns:
+      Both values of every key in which they differ, by dotted key.
+    """
     pairs: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)

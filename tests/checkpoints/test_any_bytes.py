@@ -78,10 +78,10 @@ def test_any_bytes_are_read_as_safetensors_reads_them_or_refused_in_one_line(scr
     (scratch / "model.safetensors").write_bytes(content)
     tracemalloc.start()
     try:
-        found = {name: np.asarray(tensor) for name, tensor in read_tensors(scratch, "model")[0].items()}
+        opened = {name: np.asarray(tensor) for name, tensor in read_tensors(scratch, "model")[0].items()}
     except ValueError as error:
         assert "model.safetensors" in str(error) and "\n" not in str(error)
-        found = None
+        opened = None
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -89,11 +89,11 @@ def test_any_bytes_are_read_as_safetensors_reads_them_or_refused_in_one_line(scr
     try:
         expected = dict(deserialize(content))
     except SafetensorError:
-        assert found is None
+        assert opened is None
         return
-    if found is None:
+    if opened is None:
         assert {row["dtype"] for row in expected.values()} - {"F32", "F16", "BF16"}
         return
-    assert found.keys() == expected.keys()
+    assert opened.keys() == expected.keys()
     for name, row in expected.items():
-        assert found[name].tobytes() == bytes(row["data"]) and list(found[name].shape) == row["shape"]
+        assert opened[name].tobytes() == bytes(row["data"]) and list(opened[name].shape) == row["shape"]

@@ -120,20 +120,22 @@ def contents(folder):
 
 
 def assert_same_files(a, b, but=()):
-    one, two = contents(a), contents(b)
-    assert one.keys() == two.keys()
-    assert [name for name in one if one[name] != two[name] and name not in but] == []
+    left, right = contents(a), contents(b)
+    assert left.keys() == right.keys()
+    assert [name for name in left if left[name] != right[name] and name not in but] == []
 
 
 def tensors(folder, stem):
     return {name: np.asarray(tensor) for name, tensor in read_tensors(folder, stem)[0].items()}
 
 
-def assert_same_tensors(one, two):
+def assert_same_tensors(left, right):
     """Equal to the bit, in the same precision."""
-    assert one.keys() == two.keys()
-    unlike = [name for name in one if one[name].dtype != two[name].dtype or one[name].tobytes() != two[name].tobytes()]
-    assert unlike == [] and all(one[name].shape == two[name].shape for name in one)
+    assert left.keys() == right.keys()
+    unlike = [
+        name for name in left if left[name].dtype != right[name].dtype or left[name].tobytes() != right[name].tobytes()
+    ]
+    assert unlike == [] and all(left[name].shape == right[name].shape for name in left)
 
 
 def torch_tensors(path):
@@ -292,10 +294,10 @@ def test_precision_stays_on_the_way_through_bin_and_safetensors(plain, tmp_path,
     assert {tensor.dtype for tensor in state.values()} == {getattr(torch, dtype)}
     precision = yaml.safe_load((tmp_path / "there/config.yml").read_text())["params"]["precision"]
     assert precision == {"float16": "16", "bfloat16": "bf16"}[dtype]
-    found = tensors(convert(tmp_path / "there", tmp_path / "back", "diffusers") / "unet", UNET)
-    assert_same_tensors(found, tensors(tmp_path / "half/unet", UNET))
+    back = tensors(convert(tmp_path / "there", tmp_path / "back", "diffusers") / "unet", UNET)
+    assert_same_tensors(back, tensors(tmp_path / "half/unet", UNET))
     rounded = {n: t.astype(getattr(jnp, dtype)) for n, t in tensors(plain / "stage_II/unet", UNET).items()}
-    assert_same_tensors(found, rounded)
+    assert_same_tensors(back, rounded)
 
 
 def test_bfloat16_widens_without_loss(plain, tmp_path):
@@ -425,9 +427,9 @@ def test_full_size_nets_come_back_with_nothing_changed(name, tmp_path):
     written = {path: digest(tmp_path / "here" / path) for path in file_names(tmp_path / "here")}
     convert(tmp_path / "here", tmp_path / "there", "deepfloyd")
     shutil.rmtree(tmp_path / "here")
-    found = open_model(tmp_path / "there").stages[0]
-    assert found.unet_config == config and found.kind == kind
-    count = sum(int(np.prod(tensor.shape)) for tensor in names.lazy_torch(found.unet_params, "unet").values())
+    stage_again = open_model(tmp_path / "there").stages[0]
+    assert stage_again.unet_config == config and stage_again.kind == kind
+    count = sum(int(np.prod(tensor.shape)) for tensor in names.lazy_torch(stage_again.unet_params, "unet").values())
     assert count == sum(int(np.prod(leaf.shape)) for leaf in shapes)
     convert(tmp_path / "there", tmp_path / "back", "diffusers")
     assert {path: digest(tmp_path / "back" / path) for path in file_names(tmp_path / "back")} == written

@@ -74,15 +74,15 @@ def _start(workdir):
 
 def _bytes(workdir):
     """SHA-256 of every file under a run, by its name before it was set aside; and where links lead."""
-    found = {}
+    hashes = {}
     for folder, folders, files in os.walk(workdir):
         for path in (Path(folder) / name for name in (*folders, *files)):
             name = str(path.relative_to(workdir)).replace(".damaged", "")
             if path.is_symlink():
-                found[name] = os.readlink(path)
+                hashes[name] = os.readlink(path)
             elif path.is_file():
-                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+                hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
 
 
 def _newest(workdir):
@@ -91,8 +91,8 @@ def _newest(workdir):
 
 def _content(workdir):
     """The file that holds the arrays' numbers, not what describes them."""
-    found = [path for path in _newest(workdir).rglob("d/*") if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_size)
+    files = [path for path in _newest(workdir).rglob("d/*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def _flip(path):
@@ -198,8 +198,9 @@ def test_the_one_before_is_taken(workdir, name, caplog):
     harm(workdir)
     before = _bytes(workdir)
     assert _start(workdir) == 10
-    told = [record.getMessage() for record in caplog.records if "set aside" in record.getMessage()]
-    assert len(told) == 1 and words in told[0] and f"checkpoint {step} of {workdir}" in told[0] and "\n" not in told[0]
+    lines = [record.getMessage() for record in caplog.records if "set aside" in record.getMessage()]
+    assert len(lines) == 1 and words in lines[0] and f"checkpoint {step} of {workdir}" in lines[0]
+    assert "\n" not in lines[0]
     assert (workdir / "checkpoints" / f"{step}.damaged").is_dir()
     assert _bytes(workdir) == before
 
@@ -210,8 +211,8 @@ def test_the_newest_is_taken_all_the_same(workdir, name, caplog):
     harm(workdir)
     before = _bytes(workdir)
     assert _start(workdir) == 20
-    told = [record.getMessage() for record in caplog.records if "set aside" in record.getMessage()]
-    assert len(told) == len(aside) and all(words in line for line in told)
+    warnings = [record.getMessage() for record in caplog.records if "set aside" in record.getMessage()]
+    assert len(warnings) == len(aside) and all(words in line for line in warnings)
     assert all(f"{step}.damaged" in os.listdir(workdir / "checkpoints") for step in aside)
     assert _bytes(workdir) == before
 
@@ -308,9 +309,9 @@ def test_one_line_says_what_to_do(workdir, name):
     before = _bytes(workdir)
     with pytest.raises((ValueError, NotADirectoryError)) as caught:
         _start(workdir)
-    told = str(caught.value)
-    assert "\n" not in told and len(told) < 600 and all(word in told for word in words), told
-    assert str(workdir) in told
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600 and all(word in message for word in words), message
+    assert str(workdir) in message
     assert _bytes(workdir) == before
 
 
@@ -406,7 +407,7 @@ def test_through_the_command_line(workdir, name):
     REFUSED[name][0](workdir)
     before = _bytes(workdir)
     config = Path(__file__).parents[2] / "configs" / "demo_base.py"
-    told = CliRunner().invoke(main, ["train", "--config", str(config), "--workdir", str(workdir)])
-    assert told.exit_code == 1 and isinstance(told.exception, SystemExit), told.output
-    assert told.output.count("\n") == 1 and told.output.startswith("Error: ")
+    result = CliRunner().invoke(main, ["train", "--config", str(config), "--workdir", str(workdir)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    assert result.output.count("\n") == 1 and result.output.startswith("Error: ")
     assert _bytes(workdir) == before

@@ -43,13 +43,13 @@ def equal(a, b) -> bool:
 
 
 def test_round_trip_is_exact(cascade):
-    written, (found, defaults) = tiny.stages(), release.read_cascade(cascade)
-    for before, after in zip(written, found, strict=True):
+    written, (read, defaults) = tiny.stages(), release.read_cascade(cascade)
+    for before, after in zip(written, read, strict=True):
         assert (after.kind, after.unet_config, after.scheduler) == (before.kind, before.unet_config, before.scheduler)
         assert equal(before.unet_params, after.unet_params)
-    assert found[0].text_config == tiny.TEXT and equal(found[0].text_params, written[0].text_params)
-    assert np.array_equal(found[0].tokenizer(["a cube"])[0], written[0].tokenizer(["a cube"])[0])
-    assert found[1].text_params is None and found[1].tokenizer is None
+    assert read[0].text_config == tiny.TEXT and equal(read[0].text_params, written[0].text_params)
+    assert np.array_equal(read[0].tokenizer(["a cube"])[0], written[0].tokenizer(["a cube"])[0])
+    assert read[1].text_params is None and read[1].tokenizer is None
     assert tuple(defaults) == tiny.DEFAULTS
 
 
@@ -245,9 +245,9 @@ def test_identity_of_the_text_encoder_survives_half_precision(tmp_path):
         tmp_path / "half", [base, replace(later, text_encoder_sha256=sha256)], tiny.DEFAULTS, storage=Storage("float16")
     )
     assert release.read_text_encoder(tmp_path / "half").sha256 == sha256
-    found, defaults = release.read_cascade(tmp_path / "half")
-    assert {stage.text_encoder_sha256 for stage in found} == {sha256}
-    release.write_cascade(tmp_path / "again", found, defaults)
+    stages, defaults = release.read_cascade(tmp_path / "half")
+    assert {stage.text_encoder_sha256 for stage in stages} == {sha256}
+    release.write_cascade(tmp_path / "again", stages, defaults)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_reads_what_diffusers_writes_in_shards_and_half(cascade, tmp_path):
     pipeline.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert (tmp_path / "shards/unet/diffusion_pytorch_model.safetensors.index.json").exists()
     expected = tiny.stages()[0]
-    found = release.read_stage(tmp_path / "shards")
-    assert equal(found.unet_params, expected.unet_params) and equal(found.text_params, expected.text_params)
-    assert found.scheduler == expected.scheduler
+    read = release.read_stage(tmp_path / "shards")
+    assert equal(read.unet_params, expected.unet_params) and equal(read.text_params, expected.text_params)
+    assert read.scheduler == expected.scheduler
     pipeline.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
     half = release.read_stage(tmp_path / "half").unet_params
     assert equal(half, jax.tree.map(lambda w: w.astype(np.float16).astype(np.float32), expected.unet_params))

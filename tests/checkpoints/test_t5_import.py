@@ -26,8 +26,8 @@ def whole():
     return T5ForConditionalGeneration(config).eval()
 
 
-def save(whole, folder, **how):
-    whole.save_pretrained(folder, **how)
+def save(whole, folder, **options):
+    whole.save_pretrained(folder, **options)
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
 
 
