@@ -27,10 +27,11 @@ from blocks import Block, blocks, commands
 from click.testing import CliRunner
 from PIL import Image
 
-from if_jax import Cascade
+from if_jax import Cascade, cli
 from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.stages import StageRelease
 from if_jax.cli import main
+from if_jax.config import to_recipe
 
 pytestmark = pytest.mark.documents
 
@@ -64,6 +65,8 @@ PARSED = {
     "if-jax evaluate": "tests/evaluation/test_synth.py runs it, for a minute",
     "mkdocs": "tests/test_site.py builds the site",
 }
+# Of docs/demo.md: read and checked as recipes. Training the legs of its first block compiles for long enough.
+LEGS = re.compile(r"^if-jax (train .*|export )runs/(pairs|numbers|last)\b")
 # Asked for --help instead, which imports all they use: they take minutes, or need the demo as it is.
 LONG = ("tests/", "tools/draw_", "tools/sweep.py", "tools/overfit.py", "if_jax.evaluation.synth.train_reader")
 
@@ -143,7 +146,7 @@ def run_shell(block: Block) -> None:
     assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True).returncode == 0
     for words in commands(block.text):
         line = " ".join(words)
-        if any(f"{line} ".startswith(f"{start} ") for start in PARSED):
+        if LEGS.match(line) or any(f"{line} ".startswith(f"{start} ") for start in PARSED):
             check(words)
         elif words[0] == "python":
             run_script(words[1:])
@@ -181,7 +184,9 @@ def check(words: list[str]) -> None:
     """Of what is not run: its options are known here, what it names is there."""
     *verb, last = words
     if words[0] == "if-jax":
-        main.commands[words[1]].make_context(words[1], words[2:])  # raises for an unknown option
+        context = main.commands[words[1]].make_context(words[1], words[2:])  # raises for an unknown option
+        if words[1] == "train":
+            to_recipe(cli._read_recipe(context.params["config"], context.args))
     elif words[0] == "mkdocs":
         assert words == ["mkdocs", "build", "--strict"] and (ROOT / "mkdocs.yml").is_file()
     elif words[0] == "pip":

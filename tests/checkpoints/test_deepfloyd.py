@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from if_jax.checkpoints import names
-from if_jax.checkpoints.deepfloyd import Row, join, split, table
+from if_jax.checkpoints.deepfloyd import TensorRow, join, split, table
 from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
 from if_jax.checkpoints.weights import abstract_params, load_params
 from if_jax.models.presets import SCALE, UNETS
@@ -147,14 +147,14 @@ def test_blocks_are_numbered_as_in_the_original() -> None:
 
 def test_heads_are_interleaved() -> None:
     """Two heads of two rows: the first head's queries, keys and values come before the second's."""
-    row = Row("qkv.weight", (12, 1, 1), ("q", "k", "v"), head_dim=2)
+    row = TensorRow("qkv.weight", (12, 1, 1), ("q", "k", "v"), head_dim=2)
     tensors = split(row, np.arange(12.0).reshape(12, 1, 1))
     assert {part: rows[:, 0].tolist() for part, rows in tensors.items()} == {
         "q": [0, 1, 6, 7],
         "k": [2, 3, 8, 9],
         "v": [4, 5, 10, 11],
     }
-    bias = split(Row("encoder_kv.bias", (8,), ("k", "v"), head_dim=2), np.arange(8))
+    bias = split(TensorRow("encoder_kv.bias", (8,), ("k", "v"), head_dim=2), np.arange(8))
     assert {part: rows.tolist() for part, rows in bias.items()} == {"k": [0, 1, 4, 5], "v": [2, 3, 6, 7]}
 
 

@@ -130,7 +130,8 @@ def test_guiding_the_velocity_is_guiding_the_noise():
         branches = jnp.tile(value_c, 2), jnp.tile(value_u, 2)
         return guided(lambda x, t, text: text, branches, classifier_free(5.0))(X_T, T)[..., :3]
 
-    by_velocity = process.eps_from_v(schedule, X_T, T, fixed(velocity(eps_c), velocity(eps_u)))
+    x0 = process.x0_from_prediction(schedule, "v", X_T, T, fixed(velocity(eps_c), velocity(eps_u)))
+    by_velocity = process.eps_from_x0(schedule, X_T, T, x0)
     np.testing.assert_allclose(by_velocity, fixed(eps_c, eps_u), atol=1e-4)
 
 

@@ -187,7 +187,7 @@ def test_the_table_of_meshes_is_that_of_the_recipes():
     printed = {(stage, chips): (int(batch), cells) for stage, batch, chips, cells in rows}
     for path in sorted((ROOT / "configs").glob("if_*.py")):
         text = path.read_text()
-        batch = int(re.search(r"batch_size = (\d+)", text)[1])
+        batch = int(re.search(r'"batch_size": (\d+)', text)[1])
         for chips, cells in re.findall(r"^\| (\d+) chips[^|]*\|(.*)\|$", text, re.MULTILINE):
             said, shown = printed.pop((path.stem.removeprefix("if_").replace("_", "-"), chips))
             meshes = [cell.strip() for cell in cells.split("|")]
