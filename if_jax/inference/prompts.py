@@ -11,7 +11,7 @@ import numpy as np
 
 from if_jax.inference.options import Options
 
-Embed = Callable[[Sequence[str]], np.ndarray]  # captions → text states (B, L, D)
+EmbedCaptions = Callable[[Sequence[str]], np.ndarray]  # captions → text states (B, L, D)
 LONGEST = 20_000  # characters; a text encoder reads 77 tokens
 
 
@@ -26,7 +26,7 @@ class TextStates:
 
 
 def encode_texts(
-    prompt: str | Sequence[str] | None, options: Options, embed: Embed, shape: tuple[int, int]
+    prompt: str | Sequence[str] | None, options: Options, embed: EmbedCaptions, shape: tuple[int, int]
 ) -> TextStates:
     """Encode all texts of a request in one go; states that come in place of texts are checked.
 
