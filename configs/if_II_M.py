@@ -5,7 +5,7 @@
 Published: batch 1536, 2.5 M steps, AdamW, 10 % of captions dropped. Ours: everything else, among it 64 px crops
 (`:full_frame` is the phase that follows, started with init_from).
 
-Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (docs/state_bytes.py), T5-XXL included,
+Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (tools/state_bytes.py), T5-XXL included,
 with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 
 | | v4 (32 GB) | v5e (16 GB) | v5p (95 GB) | v6e (32 GB) |
@@ -18,13 +18,15 @@ A quick look at the same code on any machine: `--config configs/if_II_M.py:smoke
 
 import ml_collections
 
-from if_jax.recipes import if_recipe, in_form
+from if_jax.recipes import if_recipe
+
+SETTINGS = {
+    "unet": "IF-II-M",
+    "batch_size": 1536,
+    "steps": 2_500_000,
+    "mesh.fsdp": 8,
+}
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = if_recipe("super-resolution")
-    config.unet = "IF-II-M"
-    config.batch_size = 1536
-    config.steps = 2_500_000
-    config.mesh.fsdp = 8
-    return in_form(config, form)
+    return if_recipe("super-resolution", SETTINGS, form)

@@ -4,7 +4,7 @@
 
 Published: batch 3072, 2.42 M steps, learning rates, AdamW, 10 % of captions dropped. Ours: everything else.
 
-Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (docs/state_bytes.py), T5-XXL included,
+Mesh by TPU (mesh.data × mesh.fsdp, accumulate), from the bytes of the state (tools/state_bytes.py), T5-XXL included,
 with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 
 | | v4 (32 GB) | v5e (16 GB) | v5p (95 GB) | v6e (32 GB) |
@@ -17,17 +17,19 @@ A quick look at the same code on any machine: `--config configs/if_I_XL.py:smoke
 
 import ml_collections
 
-from if_jax.recipes import if_recipe, in_form
+from if_jax.recipes import if_recipe
+
+SETTINGS = {
+    "unet": "IF-I-XL",
+    "batch_size": 3072,
+    "steps": 2_420_000,
+    "remat": "blocks",
+    "optimizer.initial_learning_rate": 2e-6,
+    "optimizer.learning_rate": 5e-5,
+    "optimizer.final_learning_rate": 5e-9,
+    "mesh.fsdp": 64,
+}
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    config = if_recipe("base")
-    config.unet = "IF-I-XL"
-    config.batch_size = 3072
-    config.steps = 2_420_000
-    config.remat = "blocks"
-    config.optimizer.initial_learning_rate = 2e-6
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.final_learning_rate = 5e-9
-    config.mesh.fsdp = 64
-    return in_form(config, form)
+    return if_recipe("base", SETTINGS, form)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from if_jax.cli_data import data
 from if_jax.cli_draw import COMMANDS
 from if_jax.cli_errors import cache_compilations
 from if_jax.cli_errors import plain_errors as _plain_errors
@@ -26,7 +26,7 @@ def main() -> None:
     """
 
 
-for _command in (*COMMANDS, evaluate):
+for _command in (*COMMANDS, data, evaluate):
     main.add_command(_command)
 
 
@@ -55,7 +55,7 @@ def train(
     """
     from if_jax.config import to_recipe
     from if_jax.parallel import hosts
-    from if_jax.parallel.rendezvous import Absent
+    from if_jax.parallel.rendezvous import ProcessMissing
     from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
 
@@ -65,11 +65,11 @@ def train(
         hosts.connect(coordinator, processes, process, **waits)
         cache_compilations()
         run_training(recipe, workdir, began=process_start())
-    except Absent as error:
-        hosts.exit_process(str(error), hosts.ABSENT)
+    except ProcessMissing as error:
+        hosts.exit_process(str(error), hosts.EXIT_PROCESS_MISSING)
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
-        context.exit(hosts.TERMINATED)
+        context.exit(hosts.EXIT_TERMINATED)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 
 
@@ -217,7 +217,7 @@ def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool, 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list of {check, status, told, remedy}.")
 @click.pass_context
 @_plain_errors
-def doctor(context: click.Context, config: str | None, as_json: bool, **given: Any) -> None:
+def doctor(context: click.Context, config: str | None, as_json: bool, **options: Any) -> None:
     """Name what would stop a run, before it costs money: one line for each check, with a remedy where one is needed.
 
     Looks at versions, TPU lock, devices, run folder, disk, recipe, memory, data and the other processes; ends nothing
@@ -226,91 +226,22 @@ def doctor(context: click.Context, config: str | None, as_json: bool, **given: A
     \b
     Example:  if-jax doctor --config configs/demo_base.py --workdir runs/I
     """
-    from if_jax.doctor.examine import examine, leave
+    from if_jax.doctor.examine import disconnect, examine
     from if_jax.parallel.hosts import check_address
 
-    check_address(given["coordinator"], given["processes"], given["process"])
+    check_address(options["coordinator"], options["processes"], options["process"])
     if config is None and context.args:
         raise ValueError(f"unexpected argument {context.args[0]!r}: give a recipe with --config")
-    found = []
-    for finding in examine((lambda: _read_recipe(config, context.args)) if config else None, **given):
-        found.append(finding)
+    findings = []
+    for finding in examine((lambda: _read_recipe(config, context.args)) if config else None, **options):
+        findings.append(finding)
         if not as_json:
             click.echo(finding.line())
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1, ensure_ascii=False))
-    code = int(any(finding.status == "fail" for finding in found))
-    leave(code)
+        click.echo(json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False))
+    code = int(any(finding.status == "fail" for finding in findings))
+    disconnect(code)
     context.exit(code)
-
-
-@main.group()
-def data() -> None:
-    """Build and inspect data sets of captioned pictures."""
-
-
-@data.command("build")
-@click.argument("name", type=click.Choice(["scenes", "tasks", "emoji", "folder"]))
-@click.option("--out", help="Where to write [default: ./data/NAME].")
-@click.option("--source", help="folder: pictures or tars; emoji: where npm put its packages [default: fetched].")
-@click.option("--count", default=10_000, show_default=True, help="scenes, tasks: how many.")
-@click.option("--size", default=256, show_default=True, help="Side of the pictures written.")
-@click.option("--seed", default=0, show_default=True, help="scenes, tasks: which ones.")
-@click.option(
-    "--renderer", default="raycast", show_default=True, type=click.Choice(["raycast", "mitsuba"]), help="scenes, tasks."
-)
-@click.option("--workers", type=int, help="Processes [default: one per core].")
-@click.option("--overwrite", is_flag=True, help="Replace what exists.")
-@_plain_errors
-def data_build(name: str, out: str | None, **options: Any) -> None:
-    """Write a data set: `scenes` or `tasks` (drawn here), `emoji` (fetched by npm) or `folder` (any --source).
-
-    The same command goes on with a build that was interrupted. `--renderer mitsuba` (pip install 'if_jax[mitsuba]')
-    path-traces the same scenes, seconds a picture: a look that no reader of ours was fitted to.
-
-    \b
-    Example:  if-jax data build scenes --count 2000
-              if-jax data build tasks --renderer mitsuba --count 300 --size 64 --out data/traced
-              if-jax data build folder --source my_pictures --out data/mine
-    """
-    from if_jax.data import builders
-
-    click.echo(builders.build(name, out or f"data/{name}", **options))
-
-
-@data.command("inspect")
-@click.argument("path")
-@click.option("--sheet", type=click.Path(dir_okay=False), help="PNG with samples [default: ./NAME-sheet.png].")
-@click.option("--samples", default=24, show_default=True, help="Pictures on it.")
-@click.option("--size", default=0, show_default=True, help="Count as usable only what has so many pixels a side.")
-@click.option("--workers", type=int, help="Processes that index tars [default: one per core].")
-@click.option("--reindex", is_flag=True, help="Index again what has changed since.")
-@click.option("--overwrite", is_flag=True, help="Replace a sheet that exists.")
-@_plain_errors
-def data_inspect(
-    path: str, sheet: str | None, samples: int, size: int, workers: int, reindex: bool, overwrite: bool
-) -> None:
-    """Print what PATH holds, usable records first, and draw a sheet of samples.
-
-    PATH is a folder of pictures, tar files ("shards/{00000..00041}.tar"), a data set built here or by TensorFlow
-    Datasets (its folder or name, @SPLIT behind it), or a source that is drawn, such as tasks.
-
-    \b
-    Example:  if-jax data inspect data/scenes
-    """
-    from if_jax.data.index import Filter
-    from if_jax.data.inspect import inspect
-
-    if samples < 1:
-        raise ValueError(f"--samples {samples}: give at least 1")
-    found = inspect(path, Filter(min_side=size), samples=samples, reindex=reindex, workers=workers)
-    click.echo(found)
-    target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in Path(path).name) + "-sheet.png")
-    if target.exists() and not overwrite:
-        click.echo(f"{target} exists and is kept (--overwrite replaces it)")
-    else:
-        found.sheet.save(target, "PNG")
-        click.echo(f"samples on {target}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -346,7 +277,7 @@ def embed(context: click.Context, config: str, out: str | None, form: str, batch
         form=form,
         preparation=recipe.data.preparation,
         mesh=mesh.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor),
-        placed=rules.PRESETS[recipe.mesh.rules],
+        sharding_rules=rules.PRESETS[recipe.mesh.rules],
         batch_size=batch_size,
         overwrite=overwrite,
         say=click.echo,
@@ -366,8 +297,8 @@ def _read_recipe(path: str, overrides: list[str]) -> Any:
         left_over = values(arguments)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # Of an error inside the file the flags library quotes the whole traceback; its last line says what is wrong.
-        told = str(error).strip().splitlines()[-1]
-        raise ValueError(f"recipe {path} cannot be read ({told}): correct it, or the --config.KEY=VALUE") from None
+        message = str(error).strip().splitlines()[-1]
+        raise ValueError(f"recipe {path} cannot be read ({message}): correct it, or the --config.KEY=VALUE") from None
     if left_over:
         raise ValueError(f"unexpected argument {left_over[0]!r}: recipe keys are set with --config.KEY=VALUE")
     return values.config

@@ -1,4 +1,4 @@
-"""What every command of the command line shares: how it tells of mistakes, and where compiled programs are kept."""
+"""What every command of the command line shares: a mistake is one line, and compiled programs are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ _MISTAKES = (
 
 
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns what the layers below raise about a user's input into click's one line."""
+    """Decorates a command: what the layers below raise about a user's input becomes click's one line.
+
+    Args:
+      command: the function behind a command.
+
+    Returns:
+      The same, which raises `click.ClickException` in place of those errors.
+    """
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -40,7 +47,7 @@ def cache_compilations() -> None:
     """Compiled programs are kept in the user's cache folder: the second call starts at once."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
     folder = Path(base) / "if_jax" / "compiled"

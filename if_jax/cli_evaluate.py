@@ -43,7 +43,7 @@ def evaluate(
     Example:  if-jax evaluate --cascade demo --suite synth --prompts 60 --seed 1 --json scores.json
     """
     from if_jax.checkpoints.files import write_json
-    from if_jax.evaluation.synth import suite as suites
+    from if_jax.evaluation.synth import suite as synth
     from if_jax.inference.options import Bars
 
     if json_path and not Path(json_path).absolute().parent.is_dir():
@@ -52,11 +52,11 @@ def evaluate(
     out = out or f"out/{suite}"
     cache_compilations()
     with Bars("picture") as bars:
-        result = suites.evaluate(
+        result = synth.evaluate(
             cascade,
             suite,
             out,
-            prompts=suites.DEFAULT_PROMPTS if prompts is None else prompts,
+            count=synth.DEFAULT_PROMPTS if prompts is None else prompts,
             seed=seed,
             options=options,
             overwrite=overwrite,
@@ -65,6 +65,6 @@ def evaluate(
         )
     if json_path:
         write_json(Path(json_path), result)
-    for line in suites.summary(result):
+    for line in synth.summary(result):
         click.echo(line)
     click.echo(f"{out}/report.html and report.json written")

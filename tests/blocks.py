@@ -1,4 +1,4 @@
-"""The fenced blocks of a README, and the commands of those that are for a shell."""
+"""The fenced blocks of a page, and the commands of those that are for a shell."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class Block(NamedTuple):
 
 def blocks(path: Path) -> list[Block]:
     """All fenced blocks with a language, in order."""
-    found, heading = [], ""
+    rows, heading = [], ""
     for match in _BLOCK.finditer(path.read_text(encoding="utf-8")):
         heading = match["heading"] or heading
         if match["language"]:
-            found.append(Block(heading, match["language"], match["text"]))
-    return found
+            rows.append(Block(heading, match["language"], match["text"]))
+    return rows
 
 
 def commands(text: str) -> list[list[str]]:
     """The words of each command of a shell block: comments gone, continued lines joined, those joined by && apart."""
-    found: list[list[str]] = []
+    rows: list[list[str]] = []
     for line in text.replace("\\\n", " ").splitlines():
         command: list[str] = []
         for word in [*shlex.split(line, comments=True), "&&"]:
             if word != "&&":
                 command.append(word)
             elif command:
-                found.append(command)
+                rows.append(command)
                 command = []
-    return found
+    return rows

@@ -14,6 +14,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.tensors import Storage
 from if_jax.models.t5 import T5Config
 from if_jax.text.tokens import load_tokenizer
@@ -145,7 +146,7 @@ def short_table(folder):
 
 def wider_text(folder):
     """A text encoder of another width, in itself consistent."""
-    text = release.TextEncoder(WIDER_TEXT, tiny.random_params(WIDER_TEXT), load_tokenizer("bytes"), "0" * 64)
+    text = TextEncoder(WIDER_TEXT, tiny.random_params(WIDER_TEXT), load_tokenizer("bytes"), "0" * 64)
     release.write_text_encoder(folder / "text_encoder", text.config, text.params, Storage(None), {})
 
 

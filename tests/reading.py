@@ -19,6 +19,6 @@ def batches(source: str, steps: int, start: int = 0, **changes: object) -> list[
     return [next(made) for _ in range(steps)]
 
 
-def told_by(*arguments: object, **changes: object) -> tuple[int, list[Batch]]:
+def batches_by(*arguments: object, **changes: object) -> tuple[int, list[Batch]]:
     """`batches`, and the process that made them."""
     return os.getpid(), batches(*arguments, **changes)

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 import record_stores
 import tiny
 from click.testing import CliRunner
 from PIL import Image
 
+from if_jax.checkpoints.convert import LAYOUTS
 from if_jax.checkpoints.release import write_cascade
+from if_jax.checkpoints.tensors import DTYPES
 from if_jax.cli import main
+from if_jax.data import embeddings
 
-DRAWING = ("dream", "style-transfer", "super-resolution", "inpaint")
-COMMANDS = (*DRAWING, "train", "goodput", "export", "embed", "doctor", "data", "data build", "data inspect")
+
+def _commands(group=main, prefix=""):
+    """The words of every command and group, below `if-jax`."""
+    for name, command in group.commands.items():
+        yield prefix + name
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{prefix}{name} ")
+
+
+COMMANDS = tuple(_commands())
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +55,22 @@ def test_every_command_explains_itself_by_an_example(command):
     result = _run(*command.split(), "--help")
     assert result.exit_code == 0
     assert command == "data" or "Example:  if-jax" in result.output
+
+
+def test_options_offer_what_the_layers_below_know():
+    """Their tables are written out in the command line, which must not import JAX to print a help text."""
+    choices = {
+        f"{name} {option.name}": list(option.type.choices)
+        for name in ("export", "convert", "embed")
+        for option in main.commands[name].params
+        if isinstance(option.type, click.Choice)
+    }
+    assert {words: set(known) for words, known in choices.items()} == {
+        "export dtype": set(DTYPES),
+        "convert dtype": set(DTYPES),
+        "convert layout": set(LAYOUTS),
+        "embed form": set(embeddings.FORMS),
+    }
 
 
 def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
@@ -76,9 +104,9 @@ def _bytes(path):
 
 def test_a_picture_repeats_itself_and_states_replace_prompts(cascade, tmp_path):
     """The settings in the PNG draw it again, alone; text states in a file draw what their prompts draw."""
-    how = ["--cascade", cascade, "--steps", "3", "--set", "I.guidance_scale=2.5", "--negative-prompt", "dull"]
+    settings = ["--cascade", cascade, "--steps", "3", "--set", "I.guidance_scale=2.5", "--negative-prompt", "dull"]
     result = _run(
-        "dream", "a", "b", *how, "--seed", 5, "--aspect-ratio", "2:1", "--stages", 1, "--out", tmp_path / "one"
+        "dream", "a", "b", *settings, "--seed", 5, "--aspect-ratio", "2:1", "--stages", 1, "--out", tmp_path / "one"
     )
     assert result.exit_code == 0, result.output
     again = _run("dream", "--like", tmp_path / "one/0001-I.png", "--out", tmp_path / "two")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
+from if_jax.config import Recipe, differences, for_compiling, recipe_to_dict, resumable, to_recipe
 from if_jax.recipes import default_recipe
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -50,6 +50,9 @@ def test_every_recipe_file_is_valid(path):
         ({"data": {"keep": {"min_side": -1}}}, r"data.keep.min_side is negative"),
         ({"data": {"keep": {"min_size": 64}}}, r"no key data.keep.min_size .*did you mean data.keep.min_side"),
         ({"optimizer": 3}, r"optimizer is 3: it must hold the keys of a section"),
+        ({"optimizer": {"name": "adam"}}, r"optimizer.name is 'adam': it must be one of adamw, adafactor, muon"),
+        ({"prediction": ["v"]}, r"prediction is \['v'\]: it must be one of eps, v, x0"),
+        ({"text_encoder": "t6"}, r"text_encoder is 't6': it must be one of .*demo"),
     ],
 )
 def test_a_mistake_is_named(change, message):
@@ -59,13 +62,56 @@ def test_a_mistake_is_named(change, message):
 
 
 def test_super_resolution_needs_its_text_encoder():
-    given = {"stage": "super-resolution", "unet": "demo-II", "data": {"size": 256}}
+    settings = {"stage": "super-resolution", "unet": "demo-II", "data": {"size": 256}}
     with pytest.raises(ValueError, match="text_encoder_from is empty"):
-        to_recipe(given)
-    assert to_recipe(given | {"text_encoder_from": "somewhere"}).data.low_size == 64
+        to_recipe(settings)
+    assert to_recipe(settings | {"text_encoder_from": "somewhere"}).data.low_size == 64
 
 
 def test_differences_name_the_keys():
-    one = Recipe()
-    other = dataclasses.replace(one, batch_size=7, data=dataclasses.replace(one.data, size=32))
-    assert differences(recipe_to_dict(one), recipe_to_dict(other)) == {"batch_size": (64, 7), "data.size": (64, 32)}
+    recipe = Recipe()
+    other = dataclasses.replace(recipe, batch_size=7, data=dataclasses.replace(recipe.data, size=32))
+    assert differences(recipe_to_dict(recipe), recipe_to_dict(other)) == {"batch_size": (64, 7), "data.size": (64, 32)}
+
+
+def _names(section=Recipe, prefix=""):
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.default):
+            yield from _names(field.default, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def test_every_key_says_whether_it_may_change_on_resuming():
+    """How long, how often, where, and what is looked at; nothing that the weights follow from."""
+    free = {name for name in _names() if resumable(name)}
+    sections = {name.partition(".")[0] for name in free if "." in name and not name.startswith("data.")}
+    assert sections == {"mesh", "validation", "hosts", "sample"}
+    assert {name for name in free if name.partition(".")[0] not in sections} == {
+        *("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "init_from", "init_only"),
+        *("wandb", "data.threads", "data.workers"),
+    }
+    assert not resumable("data.preparation.shift") and not resumable("guard.grace_steps")
+
+
+def _changed(section, name):
+    head, _, rest = name.partition(".")
+    value = getattr(section, head)
+    if rest:
+        other = _changed(value, rest)
+    elif isinstance(value, bool):
+        other = not value
+    else:
+        other = value[1:] + value[:1] + type(value)("x") if isinstance(value, str | tuple) else value + 1
+    return dataclasses.replace(section, **{head: other})
+
+
+@pytest.mark.parametrize("name", sorted(_names()))
+def test_the_compiled_step_is_known_by_what_it_depends_on(name):
+    """Other pictures, and other looks at the run, compile nothing anew."""
+    outside = ("validation.", "sample.", "hosts.", "wandb", "log_every", "checkpoint_every", "keep_", "init_")
+    outside += ("data.source", "data.seed", "data.caption_dropout", "data.threads", "data.workers", "data.preparation.")
+    outside += ("data.keep.",)
+    changed = _changed(Recipe(), name)
+    assert changed != Recipe()
+    assert (for_compiling(changed) == for_compiling(Recipe())) == name.startswith(outside)

@@ -69,10 +69,10 @@ def test_a_healthy_set_up_passes_and_nothing_is_left(place):
     before = sorted(place.rglob("*"))
     keys = ["--config.text_encoder_from=stage_I", "--config.data.source=0.5*pictures + 0.5*scenes"]
     keys += ["--config.validation.every=5"]
-    code, found = _doctor("--workdir", "runs/I", *keys, f"--config.init_from={release}")
-    assert code == 0 and {row["status"] for row in found.values()} == {"pass"}, found
-    assert not any(row["remedy"] for row in found.values())
-    assert list(found) == [
+    code, rows = _doctor("--workdir", "runs/I", *keys, f"--config.init_from={release}")
+    assert code == 0 and {row["status"] for row in rows.values()} == {"pass"}, rows
+    assert not any(row["remedy"] for row in rows.values())
+    assert list(rows) == [
         *("versions", "TPU lock", "recipe", "devices", "run folder", "run", "text encoder", "initial weights"),
         *("data", "validation data", "mesh", "batch", "memory", "disk space"),
     ]
@@ -117,11 +117,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_command_is_found(fault, no_tracing):
-    arguments, check, told, remedy = FAULTS[fault]
-    code, found = _doctor(*arguments)
-    assert code == 1 and found[check]["status"] == "fail", found
-    assert told in found[check]["told"] and remedy in found[check]["remedy"], found[check]
-    others = [row for name, row in found.items() if name != check and row["status"] != "pass"]
+    arguments, check, message, remedy = FAULTS[fault]
+    code, rows = _doctor(*arguments)
+    assert code == 1 and rows[check]["status"] == "fail", rows
+    assert message in rows[check]["told"] and remedy in rows[check]["remedy"], rows[check]
+    others = [row for name, row in rows.items() if name != check and row["status"] != "pass"]
     assert [row["check"] for row in others] == (["text encoder"] if fault == "text states" else [])
 
 
@@ -131,11 +131,11 @@ def test_jax_and_what_belongs_to_it(monkeypatch):
         own = {name: version}
         monkeypatch.setattr(metadata, "version", lambda package, own=own: own.get(package) or real(package))
         finding = machine.versions()
-        assert finding.status == status and f"{name} {version} does not belong to jax" in finding.told
+        assert finding.status == status and f"{name} {version} does not belong to jax" in finding.message
         assert finding.remedy.startswith('pip install -U "jax') and f"=={jax.__version__}" in finding.remedy
     monkeypatch.setattr(metadata, "version", lambda package: {"jaxlib": "0.4.1"}.get(package) or real(package))
-    code, found = _doctor()
-    assert code == 1 and list(found) == ["versions"]  # nothing after it could be trusted
+    code, rows = _doctor()
+    assert code == 1 and list(rows) == ["versions"]  # nothing after it could be trusted
 
 
 def test_who_holds_the_tpu_is_named_and_left_alone(place, monkeypatch):
@@ -147,10 +147,10 @@ def test_who_holds_the_tpu_is_named_and_left_alone(place, monkeypatch):
         holder.stdout.readline()
         assert machine.tpu_lock().status == "warn"  # JAX_PLATFORMS is cpu: it does not matter here
         monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
-        code, found = _doctor()
-        assert code == 1 and found["TPU lock"]["status"] == "fail" and "devices" not in found
-        assert f"process {holder.pid} (" in found["TPU lock"]["told"] and "import fcntl" in found["TPU lock"]["told"]
-        assert f"kill {holder.pid}" in found["TPU lock"]["remedy"] and holder.poll() is None
+        code, rows = _doctor()
+        assert code == 1 and rows["TPU lock"]["status"] == "fail" and "devices" not in rows
+        assert f"process {holder.pid} (" in rows["TPU lock"]["told"] and "import fcntl" in rows["TPU lock"]["told"]
+        assert f"kill {holder.pid}" in rows["TPU lock"]["remedy"] and holder.poll() is None
         holder.communicate(b"\n")
     assert machine.tpu_lock().status == "pass"
     with open(machine.TPU_LOCK, "rb") as file:  # and looking does not take the lock
@@ -160,7 +160,7 @@ def test_who_holds_the_tpu_is_named_and_left_alone(place, monkeypatch):
 def test_an_accelerator_that_is_not_used(monkeypatch):
     monkeypatch.setattr(machine, "idle_accelerators", lambda: "4 TPU chip(s)")
     finding, devices = machine.devices()
-    assert finding.status == "warn" and "JAX uses the CPU, but there is 4 TPU" in finding.told and len(devices) == 8
+    assert finding.status == "warn" and "JAX uses the CPU, but there is 4 TPU" in finding.message and len(devices) == 8
     assert finding.remedy == "unset JAX_PLATFORMS (it is cpu)"
     monkeypatch.delenv("JAX_PLATFORMS")
     assert machine.devices()[0].remedy == 'pip install "if_jax[tpu]"'
@@ -180,31 +180,31 @@ def test_a_full_disk(monkeypatch):
     sizes = dict.fromkeys(KINDS, 4_000_000_000)
     monkeypatch.setattr(fit, "step_bytes", lambda *_, **__: sizes)
     monkeypatch.setattr(machine, "system_memory", lambda: 10**13)
-    for free, status, told in ((10**10, "fail", "one checkpoint takes 12.0"), (2 * 10**10, "warn", "take 36.0 GB")):
+    for free, status, message in ((10**10, "fail", "one checkpoint takes 12.0"), (2 * 10**10, "warn", "take 36.0 GB")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(10**12, 0, free))
-        code, found = _doctor("--workdir", "run")
-        assert found["disk space"]["status"] == status and code == (status == "fail")
-        assert told in found["disk space"]["told"] and "keep_checkpoints" in found["disk space"]["remedy"]
+        code, rows = _doctor("--workdir", "run")
+        assert rows["disk space"]["status"] == status and code == (status == "fail")
+        assert message in rows["disk space"]["told"] and "keep_checkpoints" in rows["disk space"]["remedy"]
 
 
 def test_a_recipe_that_does_not_fit(monkeypatch):
     sizes = dict.fromkeys(KINDS, 10**9)
     monkeypatch.setattr(fit, "step_bytes", lambda *_, **__: sizes)
     monkeypatch.setattr(machine, "system_memory", lambda: 8 * 3 * 10**9)  # for eight devices
-    code, found = _doctor()
-    assert code == 1 and "the state alone exceeds the 3.0 GB" in found["memory"]["told"]
-    assert "--config.mesh.rules=fsdp" in found["memory"]["remedy"]
+    code, rows = _doctor()
+    assert code == 1 and "the state alone exceeds the 3.0 GB" in rows["memory"]["told"]
+    assert "--config.mesh.rules=fsdp" in rows["memory"]["remedy"]
     for activations, status in ((5 * 10**9, "pass"), (11 * 10**9, "warn"), (30 * 10**9, "fail")):
-        finding = fit.judge_memory(sizes | {"activations": activations}, 15 * 10**9, True, Recipe(accumulate=2))
+        finding = fit.compare_memory(sizes | {"activations": activations}, 15 * 10**9, True, Recipe(accumulate=2))
         assert finding.status == status and (status == "pass" or finding.remedy.startswith("--config.accumulate=4"))
 
 
 def test_a_run_folder_of_another_recipe(monkeypatch, no_tracing):
     recipe = recipe_to_dict(Recipe()) | {"prediction": "x0"}
     monkeypatch.setattr(run, "read_latest", lambda workdir: (7, {"recipe": recipe}))
-    code, found = _doctor("--workdir", "run")
-    assert code == 1 and found["run"]["status"] == "fail" and "holds a run of another recipe" in found["run"]["told"]
-    assert "prediction was 'x0', is 'v'" in found["run"]["told"]
+    code, rows = _doctor("--workdir", "run")
+    assert code == 1 and rows["run"]["status"] == "fail" and "holds a run of another recipe" in rows["run"]["told"]
+    assert "prediction was 'x0', is 'v'" in rows["run"]["told"]
 
 
 def test_a_bucket_without_its_library(monkeypatch, no_tracing):
@@ -213,8 +213,8 @@ def test_a_bucket_without_its_library(monkeypatch, no_tracing):
     for protocol in ("gs", "gcs"):  # where another test has opened a bucket
         monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, protocol, raising=False)
     backend.fsspec_backend._get_filesystem.cache_clear()
-    code, found = _doctor("--workdir", "gs://no-such-bucket-of-ours/run")
-    assert code == 1 and found["run folder"]["remedy"] == "pip install gcsfs"
+    code, rows = _doctor("--workdir", "gs://no-such-bucket-of-ours/run")
+    assert code == 1 and rows["run folder"]["remedy"] == "pip install gcsfs"
 
 
 def test_a_source_that_has_changed_or_holds_no_picture(place, no_tracing):
@@ -222,38 +222,38 @@ def test_a_source_that_has_changed_or_holds_no_picture(place, no_tracing):
     assert "3 pictures" in _doctor("--config.data.source=pictures")[1]["data"]["told"]
     (place / "pictures" / "more.txt").write_text("no picture beside it")
     shutil.copy(next((place / "pictures").glob("*.png")), place / "pictures" / "more.png")
-    code, found = _doctor("--config.data.source=pictures")
-    assert code == 1 and "has changed since it was indexed" in found["data"]["told"]
-    assert "--reindex" in found["data"]["remedy"]
+    code, rows = _doctor("--config.data.source=pictures")
+    assert code == 1 and "has changed since it was indexed" in rows["data"]["told"]
+    assert "--reindex" in rows["data"]["remedy"]
     (place / "empty").mkdir()
     (place / "empty" / "bad.png").write_bytes(b"")
-    code, found = _doctor("--config.data.source=empty")
-    assert code == 1 and "no usable picture" in found["data"]["told"] and "data inspect" in found["data"]["remedy"]
+    code, rows = _doctor("--config.data.source=empty")
+    assert code == 1 and "no usable picture" in rows["data"]["told"] and "data inspect" in rows["data"]["remedy"]
 
 
 def test_the_fingerprint_is_of_names_and_sizes(place):
     shutil.copytree(place / "pictures", place / "copy")  # another host's: the same names and sizes, other times
     for path in (place / "copy").iterdir():
         os.utime(path, (1, 1))
-    told = pipeline.describe_files("pictures")
-    assert told == pipeline.describe_files("copy") == pipeline.describe_files("0.5*copy + 0.5*scenes")
+    fingerprint = pipeline.describe_files("pictures")
+    assert fingerprint == pipeline.describe_files("copy") == pipeline.describe_files("0.5*copy + 0.5*scenes")
     record_stores.write_tars(place / "tars", 5, 2)
     assert pipeline.describe_files("tars").startswith("3 files, ")
     assert pipeline.describe_files("scenes") == "drawn" and "does not exist" in pipeline.describe_files("gone")
     with next((place / "copy").glob("*.png")).open("ab") as file:
         file.write(b"\0")
-    assert pipeline.describe_files("copy") != told
+    assert pipeline.describe_files("copy") != fingerprint
 
 
 def test_hosts_that_differ_are_named_with_what_differs():
     first = {"host": "a", "code": "1", "recipe": "2", "data": "8 files, 1", "devices": 4, "workdir": "r"}
-    assert processes.compare([first, first | {"host": "b"}])[0].status == "pass"
+    assert processes.compare_facts([first, first | {"host": "b"}])[0].status == "pass"
     for name, remedy in processes._REMEDIES.items():
         if name in first:
-            (finding,) = processes.compare([first, first, first | {"host": "c", name: "other"}])
-            assert finding.status == "fail" and f"process 2 on c has {name} 'other'" in finding.told
+            (finding,) = processes.compare_facts([first, first, first | {"host": "c", name: "other"}])
+            assert finding.status == "fail" and f"process 2 on c has {name} 'other'" in finding.message
             assert finding.remedy == remedy
-    assert len(processes.compare([first, first | {"code": "0", "data": "7 files, 1"}])) == 2
+    assert len(processes.compare_facts([first, first | {"code": "0", "data": "7 files, 1"}])) == 2
 
 
 def _free_port():
@@ -262,65 +262,64 @@ def _free_port():
         return free.getsockname()[1]
 
 
-def _meet(count, told, seconds, address=None):
-    """Findings of processes that run side by side; None in `told` does not come."""
-    address = address or f"localhost:{_free_port()}"
-    found = {}
+def _meet(problems, seconds):
+    """Findings of processes that run side by side, by their problems; one whose problem is None does not come."""
+    coordinator, count = f"localhost:{_free_port()}", len(problems)
+    findings = {}
 
-    def one(index):
-        found[index] = processes.all_come((address, count, index), seconds, told[index])
+    def come(index):
+        address = rendezvous.Address(coordinator, count, index)
+        findings[index] = processes.all_present(address, seconds, problems[index])
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(count) if told[i] is not None]
+    threads = [threading.Thread(target=come, args=(i,)) for i in range(count) if problems[i] is not None]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return findings
 
 
 def test_processes_that_come_together():
-    found = _meet(3, ["", "", ""], 20)
-    assert all(met and finding.status == "pass" for finding, met in found.values()), found
+    findings = _meet(["", "", ""], 20)
+    assert all(met and finding.status == "pass" for finding, met in findings.values()), findings
 
 
 def test_a_process_that_does_not_come_is_named_on_all():
-    found = _meet(3, ["", None, ""], 1)
-    for finding, met in found.values():
-        assert not met and finding.status == "fail" and "process 1 of 3 has not come" in finding.told
+    for finding, met in _meet(["", None, ""], 1).values():
+        assert not met and finding.status == "fail" and "process 1 of 3 has not come" in finding.message
         assert "start it there" in finding.remedy
 
 
 def test_a_process_that_cannot_go_on_tells_the_others():
-    found = _meet(2, ["", "fail TPU lock: process 7 holds it"], 20)
-    for finding, met in found.values():
-        assert not met and "process 1 on" in finding.told and "process 7 holds it" in finding.told
+    for finding, met in _meet(["", "fail TPU lock: process 7 holds it"], 20).values():
+        assert not met and "process 1 on" in finding.message and "process 7 holds it" in finding.message
 
 
 def test_an_address_that_leads_nowhere():
     port = _free_port()
-    finding, met = processes.all_come((f"localhost:{port}", 2, 1), 0.3, "")
-    assert not met and f"localhost:{port} cannot be reached" in finding.told and "firewall" in finding.remedy
+    finding, met = processes.all_present(rendezvous.Address(f"localhost:{port}", 2, 1), 0.3, "")
+    assert not met and f"localhost:{port} cannot be reached" in finding.message and "firewall" in finding.remedy
     with socket.create_server(("", port)):
-        finding, met = processes.all_come((f"localhost:{port}", 2, 0), 0.3, "")
-    assert not met and f"port {port} cannot be opened here" in finding.told and "another port" in finding.remedy
-    finding, met = processes.all_come(("host", 2, 1), 0.3, "")
+        finding, met = processes.all_present(rendezvous.Address(f"localhost:{port}", 2, 0), 0.3, "")
+    assert not met and f"port {port} cannot be opened here" in finding.message and "another port" in finding.remedy
+    finding, met = processes.all_present(rendezvous.Address("host", 2, 1), 0.3, "")
     assert not met and finding.remedy == "write HOST:PORT"
 
 
 @pytest.mark.parametrize(("other", "message"), [((2, 0), "has come twice"), ((3, 1), "was told of 3 processes")])
 def test_processes_that_were_started_wrongly(other, message):
-    address, count = f"localhost:{_free_port()}", 3 if other == (2, 0) else 2
-    told = {"host": "here", "problem": ""}
+    coordinator, count = f"localhost:{_free_port()}", 3 if other == (2, 0) else 2
     errors = []
 
-    def one(processes, index):
+    def come(processes, index):
+        address = rendezvous.Address(coordinator, processes, index)
         try:
-            rendezvous.meet(address, processes, index, told, 5)
+            rendezvous.exchange_payloads(address, {"host": "here", "problem": ""}, 5)
         except ValueError as error:
             errors.append(str(error))
 
     calls = [(count, 0), (count, 1), (count, 1)] if other == (2, 0) else [(2, 0), other]
-    threads = [threading.Thread(target=one, args=call) for call in calls]
+    threads = [threading.Thread(target=come, args=call) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:

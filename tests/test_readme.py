@@ -1,13 +1,17 @@
-"""Every block of README.md as it stands: shell commands through the real command line, Python executed.
+"""Every block of README.md and of the pages in docs/ as it stands: shell commands through the real command line, Python
+executed.
 
-The demo is that of tests/tiny.py, and what a reader brings (photos, tars, checkpoints) is made beforehand, as small.
-What a command is given besides (`LESS`) makes it short; nothing is taken away.
+The blocks of a page are run in order in a folder of its own, as a reader would; tests/launch/test_launch_readme.py runs
+those of docs/launch.md. The demo is that of tests/tiny.py, and what a reader brings (photos, tars, checkpoints) is made
+beforehand, as small. What a command gets besides (`LESS`) makes it short; nothing is taken away.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,13 +28,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from if_jax import Cascade
-from if_jax.checkpoints.release import Stage, write_cascade
+from if_jax.checkpoints.release import write_cascade
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.cli import main
 
 pytestmark = pytest.mark.documents
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = blocks(ROOT / "README.md")
+PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.name != "launch.md")]
 SHORT = "".join(
     f"--config.{key} "
     for key in (
@@ -43,18 +48,24 @@ SHORT = "".join(
         "data.threads=1",
     )
 )
+MARKERS = ("documents", "slow")
 LESS = {  # by what is named in the command
     "data build": "--count 4 --size 16 --workers 1",
     "configs/demo_base.py": SHORT + "--config.data.size=8",
     "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",
     "configs/if_I_M.py": SHORT + "--config.data.size=8 --config.unet=demo-I --config.mesh.fsdp=2",
+    "if_jax.training.teach_text": "--steps 2 --scenes 32",
+    "tools/caption_binding.py": "--count 2 --timesteps 250",
 }
 # Read, not run, and why.
 PARSED = {
     "pip": "would build and install into the environment of the tests, from the network",
     "python -m pytest": "would run these tests in these tests",
     "if-jax evaluate": "tests/evaluation/test_synth.py runs it, for a minute",
+    "mkdocs": "tests/test_site.py builds the site",
 }
+# Asked for --help instead, which imports all they use: they take minutes, or need the demo as it is.
+LONG = ("tests/", "tools/draw_", "tools/sweep.py", "tools/overfit.py", "if_jax.evaluation.synth.train_reader")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +83,10 @@ def material(tmp_path_factory):
         mask.paste(255, (0, 0, 12, 24))
         mask.save(folder / "mask.png")
         record_stores.write_tars(folder / "my_tars", 12, 6)
+        (folder / "pictures").mkdir()
+        for name in ("a", "b"):
+            Image.effect_noise((20, 20), 80).convert("RGB").save(folder / f"pictures/{name}.png")
+            (folder / f"pictures/{name}.txt").write_text(f"picture {name}")
         t5 = folder / "t5-v1_1-xxl"
         shutil.copytree(folder / "my_cascade/stage_I/text_encoder", t5)
         shutil.copytree(folder / "my_cascade/stage_I/tokenizer", t5, dirs_exist_ok=True)
@@ -86,7 +101,7 @@ def material(tmp_path_factory):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def plain(stage: Stage) -> Stage:
+def plain(stage: StageRelease) -> StageRelease:
     """A net of one level that DeepFloyd's layout can express."""
     config = replace(
         tiny.one_level(stage.unet_config),
@@ -106,35 +121,60 @@ def call(*words: str) -> str:
     return done.output
 
 
-def test_every_block_is_run():
-    assert {block.language for block in BLOCKS} == {"bash", "python"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_not_run_is_no_command(page):
+    assert {block.language for block in blocks(page)} <= {"bash", "python", "text"}
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")  # modules run as scripts
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # diffusers
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.heading}-{block.language}")
-def test_block(block, material, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_page(page, material, tmp_path, monkeypatch):
     for path in material.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["if-jax"])
-    {"bash": run_shell, "python": run_python}[block.language](block)
+    for block in blocks(page):
+        if block.language != "text":
+            {"bash": run_shell, "python": run_python}[block.language](block)
 
 
 def run_shell(block: Block) -> None:
     assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True).returncode == 0
     for words in commands(block.text):
-        if any(" ".join(words).startswith(f"{known} ") for known in PARSED):
+        line = " ".join(words)
+        if any(f"{line} ".startswith(f"{start} ") for start in PARSED):
             check(words)
+        elif words[0] == "python":
+            run_script(words[1:])
         else:
             assert words[0] == "if-jax", f"neither run nor known: {words}"
             call(*words[1:], *less(words[1:]))
 
 
+def run_script(words: list[str]) -> None:
+    """`python WORDS`, a script or -m MODULE, in this process."""
+    module = words[0] == "-m"
+    name, options = words[module], words[module + 1 :]
+    long = name.startswith(LONG)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", [name, *(["--help"] if long else [*options, *less([name])])])
+        patch.setattr(sys, "path", [str((ROOT / name).parent), *sys.path])
+        with pytest.raises(SystemExit) if long else contextlib.nullcontext():
+            if module:
+                runpy.run_module(name, run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+    known = re.findall(r"--[\w-]+", out.getvalue())
+    missing = [option for option in options if long and option.startswith("--") and option not in known]
+    assert not missing, f"{name} has no {missing[0]}"
+
+
 def less(words: list[str]) -> list[str]:
     """What a command is given besides, so that it is short."""
-    found = [options for known, options in LESS.items() if known in " ".join(words)]
-    assert found or "--config" not in words, f"no short form of {words}"
-    return " ".join(found).split()
+    options = [more for name, more in LESS.items() if name in " ".join(words)]
+    assert options or "--config" not in words, f"no short form of {words}"
+    return " ".join(options).split()
 
 
 def check(words: list[str]) -> None:
@@ -142,12 +182,14 @@ def check(words: list[str]) -> None:
     *verb, last = words
     if words[0] == "if-jax":
         main.commands[words[1]].make_context(words[1], words[2:])  # raises for an unknown option
+    elif words[0] == "mkdocs":
+        assert words == ["mkdocs", "build", "--strict"] and (ROOT / "mkdocs.yml").is_file()
     elif words[0] == "pip":
         extras = re.findall(r'^    "(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE)
         assert verb in (["pip", "install"], ["pip", "install", "-e"])
         assert last == "." or last[1:].strip("[]") in extras
     else:
-        assert verb == ["python", "-m", "pytest", "-q"] and (ROOT / last).is_dir()
+        assert words[:5] == ["python", "-m", "pytest", "-q", "tests"] and (len(words) == 5 or last in MARKERS)
 
 
 def run_python(block: Block) -> None:
@@ -177,7 +219,9 @@ def test_a_mistake_in_a_block_is_found(material, tmp_path, monkeypatch):
         ("bash", "if-jax train --config configs/demo_base.py"),
         ("bash", "pip install -e '.[tests]'"),
         ("bash", "wget https://example.org"),
+        ("bash", "python tools/sweep.py --prompt 3"),
+        ("bash", "python tools/sweeps.py"),
         ("python", "from if_jax import Cascades"),
     ):
-        with pytest.raises((AssertionError, ImportError)), contextlib.redirect_stdout(None):
+        with pytest.raises((AssertionError, ImportError, FileNotFoundError)), contextlib.redirect_stdout(None):
             {"bash": run_shell, "python": run_python}[language](Block("", language, text))

@@ -10,37 +10,38 @@ from pathlib import Path
 import jax
 import pytest
 
-from if_jax.config import to_recipe
+from if_jax.config import differences, recipe_to_dict, to_recipe
 from if_jax.models import presets
 from if_jax.parallel import mesh as meshes
-from if_jax.parallel import rules
-from if_jax.training import objective, optimizer
-from if_jax.training.loop import abstract_state, abstract_text, lower_step
+from if_jax.training import setup
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.py"))}
 IF_STAGES = [name for name in CONFIGS if name.startswith("if_")]
 LATER = [name for name in IF_STAGES if not name.startswith("if_I_")]
 
 
-def recipe_of(name, form=""):
+def load(name):
     spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return to_recipe(module.get_config(form))
+    return module
+
+
+def recipe_of(name, form=""):
+    return to_recipe(load(name).get_config(form))
 
 
 def lower(recipe):
     """The step on eight fake devices, four of them along fsdp, as the trainer traces it; with its abstract state."""
-    mesh, placed = meshes.make_mesh(2, 4, 1), rules.PRESETS[recipe.mesh.rules]
+    mesh = meshes.make_mesh(2, 4, 1)
     text = None
     if recipe.text_encoder_from:
         text = presets.T5_ENCODERS["demo" if recipe.text_encoder_from.startswith("if_jax") else "t5-v1_1-xxl"]
-    networks = objective.make_networks(recipe, text)
-    tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
+    parts = setup.make_setup(recipe, text, mesh)
     with jax.set_mesh(mesh):
-        state = abstract_state(recipe, networks, tx, mesh, placed)
-        frozen = {"text_encoder": abstract_text(recipe, networks, mesh, placed)} if text else {}
-        return state, lower_step(recipe, networks, tx, state, frozen, mesh, placed)
+        state = setup.abstract_state(parts)
+        frozen = {"text_encoder": setup.abstract_text(parts)} if text else {}
+        return state, setup.lower_step(parts, state, frozen)
 
 
 def test_there_is_a_recipe_for_every_stage():
@@ -69,13 +70,48 @@ def test_published_settings(name):
 
 @pytest.mark.parametrize(("name", "form"), [("if_I_M", "smok"), ("if_I_M", "full_frame"), ("if_II_M", "full")])
 def test_a_form_that_is_not_there_is_refused(name, form):
-    with pytest.raises(ValueError, match=f"recipe form '{form}' is unknown for IF-I{'I' * (name == 'if_II_M')}-M"):
+    others = {"if_I_M": "IF-I-M: leave it out or use smoke$", "if_II_M": "IF-II-M: .* use smoke or full_frame$"}
+    with pytest.raises(ValueError, match=f"recipe form '{form}' is unknown for {others[name]}"):
         recipe_of(name, form)
+
+
+# Per leg of the demo: side of the pictures, of the low-resolution ones, and of those the schedule is as noisy for; the
+# share of captions withheld from the step embedding; and the release it starts from.
+LEGS = {
+    "demo_base": {
+        "small": (32, 64, 256, 0.0, ""),
+        "large": (64, 64, 512, 0.0, "cascades/small/stage_I"),
+        "pairs": (32, 64, 256, 1.0, "cascades/large/stage_I"),
+        "numbers": (32, 64, 256, 0.5, "cascades/pairs/stage_I"),
+        "last": (64, 64, 512, 0.5, "cascades/numbers/stage_I"),
+    },
+    "demo_sr": {
+        "crops": (256, 64, 64, 0.0, ""),
+        "half": (128, 32, 64, 0.0, "stages/crops"),
+        "whole": (256, 64, 64, 0.0, "stages/half"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", LEGS)
+def test_the_legs_of_the_demo_follow_each_other(name):
+    plain = recipe_to_dict(recipe_of(name))
+    assert list(load(name).FORMS) == list(LEGS[name])
+    for form, expected in LEGS[name].items():
+        recipe = recipe_of(name, form)
+        sides = (recipe.data.size, recipe.data.low_size, recipe.noise_size)
+        assert (*sides, recipe.pooled_dropout, recipe.init_from) == expected
+        assert recipe.text_encoder_from == "encoders/demo" and f"`{form}`" in CONFIGS[name].read_text()
+        changed = {key for key in differences(plain, recipe_to_dict(recipe)) if not key.startswith("data.")}
+        assert changed <= {
+            *("text_encoder_from", "init_from", "noise_size", "pooled_dropout"),
+            *({"batch_size", "steps", "optimizer.learning_rate"} if name == "demo_sr" else ()),
+        }
 
 
 @pytest.mark.parametrize("name", IF_STAGES)
 def test_the_meshes_of_the_table_fit(name):
-    """Chips, batch and accumulation of every cell divide; what lies on a chip is told by docs/state_bytes.py."""
+    """Chips, batch and accumulation of every cell divide; what lies on a chip is told by tools/state_bytes.py."""
     recipe = recipe_of(name)
     for line in CONFIGS[name].read_text().splitlines():
         if not re.match(r"\| \d+ chips", line):

@@ -1,63 +1,172 @@
-"""The layers of the package: imports go downward only, and importing it is light."""
+"""The architecture: which package may import which, no circles, names that say what they hold, and a light import."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "if_jax"
-# From the ground up; what stands in one row may import from its own row and from those before it.
-LAYERS = [
-    {"diffusion", "models", "scenes"},
-    {"text", "parallel"},
-    {"checkpoints", "data", "tracking"},
-    {"config"},
-    {"recipes", "inference"},
-    {"training", "evaluation"},
-    {"doctor"},
-    {"cli_errors"},
-    {"cli_draw"},
-    {"cli_evaluate"},
-    {"cli"},
-]
-RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+
+# What each package, or module of its own, imports of the others, from the ground up.
+EDGES: dict[str, set[str]] = {
+    "diffusion": set(),
+    "models": set(),
+    "scenes": set(),
+    "text": set(),
+    "parallel": set(),
+    "tracking": set(),
+    "checkpoints": {"diffusion", "models", "text"},
+    "data": {"checkpoints", "models", "parallel", "scenes", "text"},
+    "config": {"checkpoints", "data", "diffusion", "models", "parallel"},
+    "recipes": {"checkpoints", "config"},
+    "inference": {"checkpoints", "data", "diffusion", "models", "parallel", "text"},
+    "training": {
+        *("checkpoints", "config", "data", "diffusion", "inference", "models", "parallel", "scenes", "text"),
+        "tracking",
+    },
+    "evaluation": {"checkpoints", "diffusion", "inference", "models", "scenes"},
+    "doctor": {"checkpoints", "config", "data", "models", "parallel", "training"},
+    "cli_errors": set(),
+    "cli_data": {"checkpoints", "cli_errors", "data"},
+    "cli_draw": {"cli_errors", "inference"},
+    "cli_evaluate": {"checkpoints", "cli_draw", "cli_errors", "evaluation", "inference"},
+    "cli": {
+        *("checkpoints", "cli_data", "cli_draw", "cli_errors", "cli_evaluate", "config", "data", "doctor"),
+        *("inference", "parallel", "tracking", "training"),
+    },
+    "__init__": {"inference"},
+    "__main__": {"cli"},
+}
+VAGUE = {"told", "how", "found", "given", "one", "placed"}  # they have named a dozen kinds of things each
 
 
-def _imports(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("if_jax"):
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+def _package(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path) for path in TREES}
+
+
+def _imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """The modules of if_jax that these parts of a syntax tree import."""
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "if_jax":
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("if_jax.")}
-    return found & RANK.keys()
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "if_jax")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_downward(path):
-    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if own in ("__init__", "__main__"):
-        return
-    upward = {name for name in _imports(path) if RANK[name] > RANK[own]}
-    assert not upward, f"{own} imports {upward}, which stand above it"
+def _at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The statements that importing a module runs, or a type checker: those in functions come later, if ever."""
+    for node in body:
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for field in ("body", "orelse", "finalbody"):
+                yield from _at_import(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _at_import(handler.body)
+
+
+def test_packages_import_what_the_table_names_and_no_more():
+    edges = defaultdict(set)
+    for path, tree in TREES.items():
+        package = _package(path)
+        edges[package] |= {name.split(".")[1] for name in _imports(ast.walk(tree)) if "." in name} - {package}
+    assert dict(edges).keys() <= EDGES.keys(), "give a new package its line in EDGES"
+    unnamed = {(package, other) for package in edges for other in edges[package] - EDGES[package]}
+    assert not unnamed, f"no such import is meant: {sorted(unnamed)}"
+    unused = {(package, other) for package in EDGES for other in EDGES[package] - edges[package]}
+    assert not unused, f"take them out of EDGES: {sorted(unused)}"
+    floor = {package: number for number, package in enumerate(EDGES)}
+    upward = {(package, other) for package in EDGES for other in EDGES[package] if floor[other] > floor[package]}
+    assert not upward, f"imports go downward: {sorted(upward)}"
+
+
+def test_no_module_imports_itself_over_others():
+    """Neither at run time nor for types alone."""
+    graph = {_module(path): set(_imports(_at_import(tree.body))) for path, tree in TREES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' → '.join(reversed(error.args[1]))}")
 
 
 def test_diffusion_knows_jax_and_numpy_only():
     for path in (ROOT / "diffusion").glob("*.py"):
-        assert not _imports(path) - {"diffusion"}
         names = {
             alias.name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(TREES[path])
             if isinstance(node, ast.Import)
             for alias in node.names
         }
         assert names <= {"jax", "numpy"} | sys.stdlib_module_names, path
+
+
+def test_private_modules_of_jax_are_used_in_one_place():
+    users = set()
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            private_import = any("_src" in name.split(".") for name in names)
+            if private_import or (isinstance(node, ast.Attribute) and node.attr == "_src"):
+                users.add(path.relative_to(ROOT).as_posix())
+    assert users == {"parallel/jax_internals.py"}
+
+
+def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, name) of all that a syntax tree names: variables, parameters, attributes, functions, classes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                yield node.lineno, name
+            case ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield node.lineno, name
+            case ast.alias(asname=str(name)) | ast.ExceptHandler(name=str(name)):
+                yield node.lineno, name
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                yield node.lineno, name
+
+
+def test_names_say_what_they_hold():
+    vague = [
+        f"{path.relative_to(ROOT).as_posix()}:{line} {name}"
+        for path, tree in TREES.items()
+        for line, name in _names(tree)
+        if name in VAGUE
+    ]
+    assert not vague, f"say what it is instead: {vague}"
+
+
+def test_two_things_never_share_a_name():
+    """Public classes and aliases of types."""
+    homes = defaultdict(set)
+    for path, tree in TREES.items():
+        for node in tree.body:
+            match node:
+                case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]):
+                    if name[0].isupper() and not name.isupper():
+                        homes[name].add(_module(path))
+    shared = {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
+    assert not shared
 
 
 def test_import_is_light():

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from if_jax.checkpoints.release import Stage, StageDefaults, write_cascade
+from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.inference import cascade
 from if_jax.models import presets
@@ -53,7 +54,7 @@ def one_level(config: UNetConfig) -> UNetConfig:
     return replace(config, block_out_channels=(16,), layers_per_block=(1,), attention_levels=(True,))
 
 
-def on_one_level(stage: Stage) -> Stage:
+def on_one_level(stage: StageRelease) -> StageRelease:
     """The same stage with a net of one level: for tests of many programs."""
     config = one_level(stage.unet_config)
     return replace(stage, unet_config=config, unet_params=random_params(config))
@@ -72,11 +73,13 @@ def random_params(config: UNetConfig | T5Config, seed: int = 0) -> Any:
     return jax.tree.map(fill, abstract_params(config))
 
 
-def stages() -> tuple[Stage, Stage]:
+def stages() -> tuple[StageRelease, StageRelease]:
     """A base stage of 8 px with its byte-level text encoder, and a super-resolution stage of 16 px."""
     tokenizer = load_tokenizer("bytes")
-    base = Stage("base", BASE, random_params(BASE), SchedulerConfig(1.5), TEXT, random_params(TEXT), tokenizer)
-    return base, Stage("super-resolution", SUPER_RESOLUTION, random_params(SUPER_RESOLUTION), SchedulerConfig(1.0))
+    base = StageRelease("base", BASE, random_params(BASE), SchedulerConfig(1.5), TEXT, random_params(TEXT), tokenizer)
+    return base, StageRelease(
+        "super-resolution", SUPER_RESOLUTION, random_params(SUPER_RESOLUTION), SchedulerConfig(1.0)
+    )
 
 
 def shrink_demo(folder: Path, patch: pytest.MonkeyPatch) -> None:

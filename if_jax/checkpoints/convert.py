@@ -18,11 +18,24 @@ import numpy as np
 import yaml
 
 from if_jax.checkpoints import deepfloyd, names, release
-from if_jax.checkpoints.files import appears_whole, parse_config, read_json, require_file, write_json
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, TextEncoder
+from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
+from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
-from if_jax.checkpoints.tensors import Lazy, Progress, Storage, read_bin, tensor_bytes, write_bin
+from if_jax.checkpoints.stages import (
+    STAGE_NAMES,
+    StageDefaults,
+    StageRelease,
+    TextEncoder,
+    check_stages,
+    defaults_row,
+    read_defaults,
+    stage_rows,
+    with_hash,
+    with_text,
+)
+from if_jax.checkpoints.tensors import BytesWritten, Lazy, Storage, read_bin, tensor_bytes
 from if_jax.checkpoints.weights import abstract_params, stored_specs
+from if_jax.checkpoints.write_tensors import write_bin
 
 LAYOUTS = ("diffusers", "deepfloyd")
 _CEILING = {"base": 1.5, "super-resolution": 1.0}  # of dynamic thresholding, in IF's own sampling code
@@ -33,9 +46,9 @@ class Model:
     """What a folder holds, opened: one stage, the stages of a cascade, or a text encoder alone."""
 
     folder: Path
-    stages: tuple[Stage, ...]
-    defaults: tuple[StageDefaults, ...] = ()  # given: the stages are a cascade
-    text: TextEncoder | None = None  # given: no stage, a text encoder alone
+    stages: tuple[StageRelease, ...]
+    defaults: tuple[StageDefaults, ...] = ()  # of a cascade, one for each stage
+    text: TextEncoder | None = None  # of a folder that holds a text encoder alone
 
     def networks(self) -> Iterator[tuple[str, names.Kind, Any, Any]]:
         """(name, kind, configuration, parameters) of every network."""
@@ -51,8 +64,16 @@ class Model:
 def open_model(folder: str | Path, text_encoder: str | Path | None = None) -> Model:
     """Open any folder that if_jax knows; nothing but headers is read.
 
-    text_encoder: a T5 folder (or a release that has one), for a base stage that comes without.
-    Raises FileNotFoundError naming what is missing, ValueError where weights and configuration do not fit.
+    Args:
+      folder: a cascade, a stage or a text encoder, in any layout.
+      text_encoder: a T5 folder (or a release that has one), for a base stage that comes without.
+
+    Returns:
+      The model, its tensors unread.
+
+    Raises:
+      FileNotFoundError: names what is missing.
+      ValueError: weights and configuration do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -62,7 +83,7 @@ def open_model(folder: str | Path, text_encoder: str | Path | None = None) -> Mo
         return model
     if not model.stages or model.stages[0].kind != "base":
         raise ValueError(f"{folder}: a text encoder goes with a base stage, and this folder has none")
-    joined = release.with_text(model.stages[0], release.read_text_encoder(text_encoder, None))
+    joined = with_text(model.stages[0], release.read_text_encoder(text_encoder, None))
     return replace(model, stages=(joined, *model.stages[1:]))
 
 
@@ -72,11 +93,21 @@ def write_model(
     layout: str,
     storage: Storage,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
-    """Write a model as a folder of `layout` ("diffusers", "deepfloyd"), whole or not at all.
+    """Write a model as a folder, whole or not at all.
 
-    Raises ValueError where the layout cannot express the model or the folder exists, OSError when the disk is full.
+    Args:
+      model: an opened one; its tensors are read one by one.
+      folder: where it goes.
+      layout: one of LAYOUTS.
+      storage: precision, shards and variant of the weight files.
+      overwrite: replace a model that stands there.
+      progress: called with the bytes written.
+
+    Raises:
+      ValueError: the layout cannot express the model, or the folder exists.
+      OSError: the disk is full.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
@@ -93,11 +124,11 @@ def write_model(
             progress=progress,
         )
     else:
-        with appears_whole(Path(folder), overwrite) as beside:
+        with atomic_folder(Path(folder), overwrite) as beside:
             if model.text is not None:
                 _write_text(beside, model.text, storage, progress)
             else:
-                release.write_stage_files(beside, release.with_hash(model.stages[0]), storage, progress)
+                release.write_stage_files(beside, with_hash(model.stages[0]), storage, progress)
                 _carry_components(model.folder, beside)
 
 
@@ -124,7 +155,7 @@ def _open(folder: Path) -> Model:
     )
 
 
-def _write_text(folder: Path, text: TextEncoder, storage: Storage, progress: Progress | None) -> None:
+def _write_text(folder: Path, text: TextEncoder, storage: Storage, progress: BytesWritten | None) -> None:
     """A T5 folder as transformers knows it: weights and tokenizer side by side."""
     metadata = {release.HASH_KEY: text.sha256, **text.notes}
     release.write_text_encoder(folder, text.config, text.params, storage, metadata, progress)
@@ -150,27 +181,27 @@ def _carry_components(source: Path, target: Path) -> None:
     write_json(target / "model_index.json", new)
 
 
-def _read_deepfloyd_stage(folder: Path) -> Stage:
+def _read_deepfloyd_stage(folder: Path) -> StageRelease:
     try:
         values = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / 'config.yml'}: not readable as YAML ({error}); copy it again") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{folder / 'config.yml'}: holds no settings; copy it again")
-    config = parse_config(folder / "config.yml", values, deepfloyd.unet_config_from_deepfloyd)
+    config = parse_config(folder / "config.yml", values, unet_config_from_deepfloyd)
     params = _deepfloyd_params(folder / "pytorch_model.bin", config)
     kind = "super-resolution" if config.aug_level_embedding else "base"
     beside = read_json(folder / "if_jax.json") if (folder / "if_jax.json").is_file() else {}
     scheduler = SchedulerConfig(_CEILING[kind])
-    if told := beside.get("scheduler"):
-        scheduler = parse_config(folder / "if_jax.json", told, scheduler_from_diffusers)
+    if content := beside.get("scheduler"):
+        scheduler = parse_config(folder / "if_jax.json", content, scheduler_from_diffusers)
     sha256, notes = beside.get(release.HASH_KEY), beside.get("notes", {})
     if not all(isinstance(word, str) for word in (sha256 or "", *notes, *notes.values())):
         raise ValueError(f"{folder / 'if_jax.json'}: {release.HASH_KEY} and notes must be words; copy the file again")
-    stage = Stage(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes)
+    stage = StageRelease(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes)
     if not (folder / "t5").exists():
         return stage
-    return release.with_text(stage, release.read_text_encoder(folder / "t5", None))
+    return with_text(stage, release.read_text_encoder(folder / "t5", None))
 
 
 def _deepfloyd_params(path: Path, config: Any) -> Any:
@@ -191,7 +222,7 @@ def _deepfloyd_params(path: Path, config: Any) -> Any:
     if problems:
         raise ValueError(f"{path}: the weights are of another architecture than config.yml says: {'; '.join(problems)}")
 
-    def lazy(row: deepfloyd.Row, part: str) -> Lazy:
+    def lazy(row: deepfloyd.TensorRow, part: str) -> Lazy:
         tensor = state[row.name]
         return Lazy(row.part_shape, tensor.dtype, lambda: deepfloyd.split(row, np.asarray(tensor))[part])
 
@@ -200,23 +231,25 @@ def _deepfloyd_params(path: Path, config: Any) -> Any:
 
 
 def _read_deepfloyd_cascade(folder: Path) -> Model:
-    rows = release.stage_rows(folder / "if_jax.json", read_json(folder / "if_jax.json").get("stages"))
+    rows = stage_rows(folder / "if_jax.json", read_json(folder / "if_jax.json").get("stages"))
     for row in rows:
         require_file(folder / row["folder"] / "config.yml")
     stages = tuple(_read_deepfloyd_stage(folder / row["folder"]) for row in rows)
-    defaults = tuple(release.read_defaults(folder / "if_jax.json", row) for row in rows)
-    release.check_stages(stages, defaults)
+    defaults = tuple(read_defaults(folder / "if_jax.json", row) for row in rows)
+    check_stages(stages, defaults)
     return Model(folder, stages, defaults)
 
 
-def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bool, progress: Progress | None) -> None:
+def _write_deepfloyd(
+    model: Model, folder: Path, storage: Storage, overwrite: bool, progress: BytesWritten | None
+) -> None:
     if model.text is not None:
         raise ValueError(f"{model.folder} is a text encoder, which DeepFloyd reads as it is: convert it to diffusers")
     if storage.shard_bytes or storage.variant:
         raise ValueError("the DeepFloyd layout is one pytorch_model.bin: leave out the shard size and the variant")
-    stages = [release.with_hash(stage) for stage in model.stages]
-    configs = [deepfloyd.unet_config_to_deepfloyd(stage.unet_config, _main_dtype(stage, storage)) for stage in stages]
-    with appears_whole(folder, overwrite) as beside:
+    stages = [with_hash(stage) for stage in model.stages]
+    configs = [unet_config_to_deepfloyd(stage.unet_config, _main_dtype(stage, storage)) for stage in stages]
+    with atomic_folder(folder, overwrite) as beside:
         rows = []
         for name, stage, config in zip(STAGE_NAMES, stages, configs, strict=False):
             place = beside / f"stage_{name}" if model.defaults else beside
@@ -224,35 +257,32 @@ def _write_deepfloyd(model: Model, folder: Path, storage: Storage, overwrite: bo
             _write_deepfloyd_stage(place, stage, config, storage, progress)
             rows.append({"folder": place.name})
         if model.defaults:
-            told = [
-                row | {"defaults": release.defaults_row(default)}
-                for row, default in zip(rows, model.defaults, strict=True)
-            ]
-            write_json(beside / "if_jax.json", {"format": 1, "stages": told})
+            for row, default in zip(rows, model.defaults, strict=True):
+                row["defaults"] = defaults_row(default)
+            write_json(beside / "if_jax.json", {"format": 1, "stages": rows})
             if card := _card(model):
                 (beside / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_deepfloyd_stage(
-    folder: Path, stage: Stage, config: Mapping[str, Any], storage: Storage, progress: Progress | None
+    folder: Path, stage: StageRelease, config: Mapping[str, Any], storage: Storage, progress: BytesWritten | None
 ) -> None:
     (folder / "config.yml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     tensors = names.lazy_torch(stage.unet_params, "unet")
     rows, specs = deepfloyd.table(stage.unet_config), {}
     for row in rows:
-        found = {tensors[part].dtype.name for part in row.parts}
-        if storage.dtype is None and len(found) > 1:
-            raise ValueError(f"{', '.join(row.parts)} are stored in {' and '.join(sorted(found))}: give one --dtype")
-        specs[row.name] = (row.shape, storage.dtype or found.pop())
+        dtypes = {tensors[part].dtype.name for part in row.parts}
+        if storage.dtype is None and len(dtypes) > 1:
+            raise ValueError(f"{', '.join(row.parts)} are stored in {' and '.join(sorted(dtypes))}: give one --dtype")
+        specs[row.name] = (row.shape, storage.dtype or dtypes.pop())
     joined = ((row.name, deepfloyd.join(row, {part: np.asarray(tensors[part]) for part in row.parts})) for row in rows)
     write_bin(folder / "pytorch_model.bin", specs, joined, progress)
     beside = {"format": 1, "scheduler": scheduler_to_diffusers(stage.scheduler)}
     beside |= {release.HASH_KEY: stage.text_encoder_sha256, "notes": dict(stage.notes)}
     write_json(folder / "if_jax.json", beside)
-    if stage.text_params is not None:
-        text = TextEncoder(stage.text_config, stage.text_params, stage.tokenizer, stage.text_encoder_sha256)
+    if text := stage.text_encoder():
         _write_text(folder / "t5", text, storage, progress)
 
 
-def _main_dtype(stage: Stage, storage: Storage) -> str:
+def _main_dtype(stage: StageRelease, storage: Storage) -> str:
     return storage.dtype or stage.unet_params["conv_in"]["kernel"].dtype.name

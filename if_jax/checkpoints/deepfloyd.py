@@ -1,54 +1,20 @@
-"""The layout of DeepFloyd's own release, `config.yml` and `pytorch_model.bin`, beside the names of diffusers.
+"""The tensors of DeepFloyd's own release, `pytorch_model.bin`, beside the names of diffusers.
 
-Tables only; files are read and written elsewhere. Facts from `deepfloyd_if` 1.0.1: `model/unet.py` (arguments of the
-two nets, names of their tensors) and `modules/stage_*.py` (config.yml's `params` are those arguments; which of the two
-nets a folder holds is written nowhere, only the number of input channels tells).
+Tables only; files are read and written elsewhere. Names of the tensors from `deepfloyd_if` 1.0.1, `model/unet.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from if_jax.models.presets import SCALE
 from if_jax.models.unet import UNetConfig
-
-# What the original computes in one way only, whatever config.yml says.
-_NORM_GROUPS, _NORM_EPS = 32, 1e-5
-_CHANNELS = {False: 3, True: 6}  # into a base net; into a super-resolution net: with the low-resolution image
-
-# Arguments that our UNet computes in one way only: (that value, the original's default if absent).
-_FIXED = {
-    "activation": ("gelu", None),  # "gelu_jit" is the tanh form, another function
-    "dims": (2, 2),
-    "dropout": (0, 0),
-    "interpolate_mode": ("bilinear", "bilinear"),
-    "num_classes": (None, None),
-    "resblock_updown": (True, False),
-    "use_scale_shift_norm": (True, False),
-}
-# Without effect once the above hold and heads are given by their width; precision is that of the tensors in the file.
-_IGNORED = ("conv_resample", "num_heads", "num_heads_upsample", "precision")
-_REQUIRED = (
-    *("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions"),
-    *("activation", "encoder_dim", "encoder_channels", "att_pool_heads"),
-)
-_OPTIONAL = {
-    "channel_mult": (1, 2, 4, 8),
-    "disable_self_attentions": None,
-    "efficient_activation": False,
-    "num_head_channels": -1,
-    "scale_skip_connection": False,
-}
-_PRECISIONS = {"float32": "32", "float16": "16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor of pytorch_model.bin: there one matrix may hold the queries, keys and values of all heads."""
 
     name: str
@@ -63,90 +29,7 @@ class Row:
         return (self.shape[0] // len(self.parts), *rest)
 
 
-def unet_config_from_deepfloyd(values: Mapping[str, Any]) -> UNetConfig:
-    """Reads a config.yml, with or without its top-level `params`; ValueError names every key we cannot express."""
-    given = values.get("params", values) or {}
-    if absent := [name for name in _REQUIRED if given.get(name) is None]:
-        raise ValueError(f"config.yml lacks {', '.join(absent)}; it is not one of an IF stage")
-    p = {**_OPTIONAL, **given}
-    multipliers = _numbers("channel_mult", p)
-    rates = [2**level for level in range(len(multipliers))]
-    attended, cross_only = _rates("attention_resolutions", p), _rates_without_self_attention(p)
-    # The middle of the net attends always, at the rate of the last level.
-    without_self = {rate in cross_only for rate in rates if rate in attended or rate == rates[-1]}
-    layers = p["num_res_blocks"]
-    layers = tuple(layers) if isinstance(layers, Sequence) else (layers,) * len(rates)
-
-    if problems := _inexpressible_params(p, multipliers, layers, without_self):
-        raise ValueError(f"this config.yml cannot be expressed: {'; '.join(problems)}")
-    base, time_dim = p["model_channels"], int(p["model_channels"] * max(multipliers))
-    efficient, scale = bool(p["efficient_activation"]), SCALE if p["scale_skip_connection"] else 1.0
-    return UNetConfig(
-        sample_size=p["image_size"],
-        block_out_channels=tuple(int(m * base) for m in multipliers),
-        layers_per_block=layers,
-        attention_levels=tuple(rate in attended for rate in rates),
-        cross_attention_dim=p["encoder_channels"],
-        encoder_hid_dim=p["encoder_dim"],
-        in_channels=p["in_channels"],
-        out_channels=p["out_channels"],
-        attention_head_dim=p["num_head_channels"],
-        addition_embed_type_num_heads=p["att_pool_heads"],
-        time_embedding_dim=None if time_dim == 4 * base else time_dim,
-        norm_num_groups=_NORM_GROUPS,
-        norm_eps=_NORM_EPS,
-        aug_level_embedding=p["in_channels"] == _CHANNELS[True],
-        time_embedding_act=efficient,
-        resnet_skip_time_act=efficient,
-        resnet_out_scale_factor=scale,
-        mid_block_scale_factor=scale,
-        only_cross_attention=without_self == {True},
-    )
-
-
-def unet_config_to_deepfloyd(config: UNetConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The content of config.yml for tensors stored as `dtype`; ValueError names every field it cannot express.
-
-    `dtype` must be that of pytorch_model.bin: the original casts its inputs to it, but not the tensors.
-    """
-    c = config
-    if problems := _inexpressible_fields(c):
-        raise ValueError(f"DeepFloyd's layout cannot express {'; '.join(problems)}")
-    if dtype not in _PRECISIONS:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_PRECISIONS)}")
-    base, last = c.block_out_channels[0], len(c.block_out_channels) - 1
-    multipliers = [_multiplier(width, base) for width in c.block_out_channels]
-    whole = all(isinstance(m, int) for m in multipliers)
-    sides = [c.sample_size // 2**level for level in range(last + 1)]
-    attended = [side for side, attends in zip(sides, c.attention_levels, strict=True) if attends]
-    without_self = [side for side in sides if side in attended or side == sides[-1]] if c.only_cross_attention else []
-    params = {
-        "image_size": c.sample_size,
-        "in_channels": c.in_channels,
-        "out_channels": c.out_channels,
-        "model_channels": base,
-        "channel_mult": _joined(multipliers) if whole else multipliers,
-        "num_res_blocks": c.layers_per_block[0] if len(set(c.layers_per_block)) == 1 else list(c.layers_per_block),
-        "attention_resolutions": _joined(attended) if attended else [],  # the original does not parse ""
-        "disable_self_attentions": _joined(without_self) if without_self else False,
-        "num_heads": 1,
-        "num_head_channels": c.attention_head_dim,
-        "num_heads_upsample": -1,
-        "use_scale_shift_norm": True,
-        "resblock_updown": True,
-        "dropout": 0.0,
-        "activation": "gelu",
-        "encoder_dim": c.encoder_hid_dim,
-        "encoder_channels": c.cross_attention_dim,
-        "att_pool_heads": c.addition_embed_type_num_heads,
-        "efficient_activation": c.resnet_skip_time_act,
-        "scale_skip_connection": c.resnet_out_scale_factor != 1,
-        "precision": _PRECISIONS[dtype],
-    }
-    return {"params": params}
-
-
-def table(config: UNetConfig) -> list[Row]:
+def table(config: UNetConfig) -> list[TensorRow]:
     """Every tensor of the net once, in the order of the original's `state_dict`."""
     c, width, time, text = config, config.block_out_channels[0], config.time_dim, config.encoder_hid_dim
     rows = [*_perceptron("time_embed", "time_embedding", width, time)]
@@ -155,7 +38,7 @@ def table(config: UNetConfig) -> list[Row]:
     rows += _layer("out.2", "conv_out", (c.out_channels, width, 3, 3))
     rows += _layer("encoder_pooling.0", "add_embedding.norm1", (text,))
     position = "positional_embedding"
-    rows.append(Row(f"encoder_pooling.1.{position}", (1, text), (f"add_embedding.pool.{position}",)))
+    rows.append(TensorRow(f"encoder_pooling.1.{position}", (1, text), (f"add_embedding.pool.{position}",)))
     for name in ("k_proj", "q_proj", "v_proj"):
         rows += _layer(f"encoder_pooling.1.{name}", f"add_embedding.pool.{name}", (text, text))
     rows += _layer("encoder_pooling.2", "add_embedding.proj", (time, text))
@@ -166,8 +49,19 @@ def table(config: UNetConfig) -> list[Row]:
     return rows
 
 
-def split(row: Row, tensor: np.ndarray) -> dict[str, np.ndarray]:
-    """The tensors of diffusers in one of the original, both in torch's layout (out, in) or OIHW."""
+def split(row: TensorRow, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of diffusers in one of the original.
+
+    Args:
+      row: says which ones and how.
+      tensor: the original's, (out, in) or OIHW.
+
+    Returns:
+      Those of diffusers by name, in the same layout.
+
+    Raises:
+      ValueError: the tensor is of another shape.
+    """
     if tuple(tensor.shape) != row.shape:
         raise ValueError(f"{row.name} has shape {tuple(tensor.shape)}; the configuration says {row.shape}")
     if len(row.parts) == 1:
@@ -176,8 +70,12 @@ def split(row: Row, tensor: np.ndarray) -> dict[str, np.ndarray]:
     return {part: heads[:, i].reshape(row.part_shape) for i, part in enumerate(row.parts)}
 
 
-def join(row: Row, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The original's tensor from those of diffusers: the inverse of `split`, bit for bit."""
+def join(row: TensorRow, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The original's tensor from those of diffusers: the inverse of `split`, bit for bit.
+
+    Raises:
+      ValueError: a tensor is of another shape.
+    """
     for part in row.parts:
         if tuple(tensors[part].shape) != row.part_shape:
             raise ValueError(f"{part} has shape {tuple(tensors[part].shape)}; the configuration says {row.part_shape}")
@@ -187,106 +85,22 @@ def join(row: Row, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack(heads, axis=1).reshape(row.shape)
 
 
-def _inexpressible_params(
-    p: Mapping[str, Any], multipliers: list[float], layers: tuple[int, ...], without_self: set[bool]
-) -> list[str]:
-    """One phrase for every key of config.yml that our UNet has no field for."""
-    fixed = {name: (p.get(name, default), known) for name, (known, default) in _FIXED.items()}
-    problems = [f"{name}={value!r} (must be {known!r})" for name, (value, known) in fixed.items() if value != known]
-    known_names = {*_REQUIRED, *_OPTIONAL, *_FIXED, *_IGNORED}
-    problems += [f"{name}={p[name]!r} (unknown)" for name in p if name not in known_names]
-    rules = {
-        # The sinusoid has model_channels values, the step embedding model_channels * max(channel_mult).
-        "channel_mult": (multipliers[:1] == [1] and not max(multipliers) % 1, "must start with 1, the largest whole"),
-        "num_res_blocks": (
-            len(layers) == len(multipliers) and all(isinstance(n, int) and n > 0 for n in layers),
-            "must be a positive number, or one for each of channel_mult",
-        ),
-        "disable_self_attentions": (
-            len(without_self) < 2,
-            "must name all resolutions that attend or none; the middle block attends at the last",
-        ),
-        "num_head_channels": ((p["num_head_channels"] or 0) > 0, "must be the width of every head"),
-        "encoder_channels": (p["encoder_channels"] != p["encoder_dim"], "equals encoder_dim: no text projection"),
-        "in_channels": (p["in_channels"] in _CHANNELS.values(), "must be 3, or 6 for super-resolution"),
-    }
-    return problems + [f"{name}={p[name]!r} ({reason})" for name, (holds, reason) in rules.items() if not holds]
-
-
-def _inexpressible_fields(c: UNetConfig) -> list[str]:
-    """One phrase for every field of our configuration that config.yml has no words for."""
-    widest, channels = max(c.block_out_channels), _CHANNELS[c.aug_level_embedding]
-    scales = (c.resnet_out_scale_factor, c.mid_block_scale_factor)
-    rules = {
-        "norm_num_groups": (c.norm_num_groups == _NORM_GROUPS, f"only {_NORM_GROUPS}"),
-        "norm_eps": (c.norm_eps == _NORM_EPS, f"only {_NORM_EPS}"),
-        "block_out_channels": (widest % c.block_out_channels[0] == 0, "the widest only a multiple of the first"),
-        "time_embedding_dim": (c.time_dim == widest, f"only {widest}, the widest level; here {c.time_dim}"),
-        "layers_per_block": (min(c.layers_per_block) > 0, "only positive"),
-        "resnet_skip_time_act": (c.resnet_skip_time_act == c.time_embedding_act, "only as time_embedding_act"),
-        "resnet_out_scale_factor": (scales[0] in (1, SCALE), "only 1 or 1/0.7071"),
-        "mid_block_scale_factor": (scales[0] == scales[1], "only as resnet_out_scale_factor"),
-        "cross_attention_dim": (c.cross_attention_dim != c.encoder_hid_dim, "only unlike encoder_hid_dim"),
-        "in_channels": (c.in_channels == channels, f"only {channels} with aug_level_embedding={c.aug_level_embedding}"),
-    }
-    return [f"{name}={getattr(c, name)!r} ({reason})" for name, (holds, reason) in rules.items() if not holds]
-
-
-def _numbers(name: str, p: Mapping[str, Any]) -> list[float]:
-    """The entries of "1,2,4" or of a list, all positive."""
-    value = p[name]
-    try:
-        entries = [int(entry) for entry in value.split(",")] if isinstance(value, str) else list(value)
-        valid = all(entry > 0 for entry in entries)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(f"{name}={value!r} must be positive numbers: 'a,b,c' or a list")
-    return entries
-
-
-def _rates(name: str, p: Mapping[str, Any]) -> set[float]:
-    """Downsampling rates: a string names the sides of the feature maps, a list the rates themselves."""
-    entries = _numbers(name, p)
-    return {p["image_size"] // side for side in entries} if isinstance(p[name], str) else set(entries)
-
-
-def _rates_without_self_attention(p: Mapping[str, Any]) -> set[float]:
-    value = p["disable_self_attentions"]
-    if not value:
-        return set()
-    if value is True:
-        # The original looks levels up in attention_resolutions as it is given: the characters of a string match none.
-        return set() if isinstance(p["attention_resolutions"], str) else _rates("attention_resolutions", p)
-    return _rates("disable_self_attentions", p)
-
-
-def _multiplier(width: int, base: int) -> int | float:
-    """The number whose product with `base` the original cuts down to `width`."""
-    if width % base == 0:
-        return width // base
-    quotient = width / base
-    return quotient if int(quotient * base) == width else math.nextafter(quotient, math.inf)
-
-
-def _joined(entries: list[int]) -> str:
-    return ",".join(map(str, entries))
-
-
-def _layer(name: str, target: str, shape: tuple[int, ...], parts: Sequence[str] = (), head: int = 0) -> Iterator[Row]:
+def _layer(
+    name: str, target: str, shape: tuple[int, ...], parts: Sequence[str] = (), head: int = 0
+) -> Iterator[TensorRow]:
     """Weight and bias of a layer that is `target`, or the layers `parts` in `target`."""
     layers = [f"{target}.{part}" for part in parts] or [target]
     for leaf, leaf_shape in (("weight", shape), ("bias", shape[:1])):
         targets = tuple(f"{layer}.{leaf}" for layer in layers)
-        yield Row(f"{name}.{leaf}", leaf_shape, targets, head if len(targets) > 1 else 0)
+        yield TensorRow(f"{name}.{leaf}", leaf_shape, targets, head if len(targets) > 1 else 0)
 
 
-def _perceptron(name: str, target: str, width: int, time: int) -> Iterator[Row]:
+def _perceptron(name: str, target: str, width: int, time: int) -> Iterator[TensorRow]:
     yield from _layer(f"{name}.0", f"{target}.linear_1", (time, width))
     yield from _layer(f"{name}.2", f"{target}.linear_2", (time, time))
 
 
-def _res_block(name: str, target: str, width: int, out: int, time: int) -> Iterator[Row]:
+def _res_block(name: str, target: str, width: int, out: int, time: int) -> Iterator[TensorRow]:
     yield from _layer(f"{name}.in_layers.0", f"{target}.norm1", (width,))
     yield from _layer(f"{name}.in_layers.2", f"{target}.conv1", (out, width, 3, 3))
     yield from _layer(f"{name}.emb_layers.1", f"{target}.time_emb_proj", (2 * out, time))
@@ -296,7 +110,7 @@ def _res_block(name: str, target: str, width: int, out: int, time: int) -> Itera
         yield from _layer(f"{name}.skip_connection", f"{target}.conv_shortcut", (out, width, 1, 1))
 
 
-def _attention(name: str, target: str, width: int, c: UNetConfig) -> Iterator[Row]:
+def _attention(name: str, target: str, width: int, c: UNetConfig) -> Iterator[TensorRow]:
     own = ("to_q",) if c.only_cross_attention else ("to_q", "to_k", "to_v")
     text, head = c.cross_attention_dim, c.attention_head_dim
     yield from _layer(f"{name}.norm", f"{target}.group_norm", (width,))
@@ -306,7 +120,7 @@ def _attention(name: str, target: str, width: int, c: UNetConfig) -> Iterator[Ro
     yield from _layer(f"{name}.proj_out", f"{target}.to_out.0", (width, width, 1))
 
 
-def _input_blocks(c: UNetConfig) -> Iterator[Row]:
+def _input_blocks(c: UNetConfig) -> Iterator[TensorRow]:
     """Block 0 is the first convolution; each level has one block per layer and, but for the last, one that halves."""
     made, number = c.block_out_channels[0], 0
     yield from _layer("input_blocks.0.0", "conv_in", (made, c.in_channels, 3, 3))
@@ -323,14 +137,14 @@ def _input_blocks(c: UNetConfig) -> Iterator[Row]:
             yield from _res_block(f"input_blocks.{number}.0", f"{target}.downsamplers.0", width, width, c.time_dim)
 
 
-def _middle_block(c: UNetConfig) -> Iterator[Row]:
+def _middle_block(c: UNetConfig) -> Iterator[TensorRow]:
     width = c.block_out_channels[-1]
     yield from _res_block("middle_block.0", "mid_block.resnets.0", width, width, c.time_dim)
     yield from _attention("middle_block.1", "mid_block.attentions.0", width, c)
     yield from _res_block("middle_block.2", "mid_block.resnets.1", width, width, c.time_dim)
 
 
-def _output_blocks(c: UNetConfig) -> Iterator[Row]:
+def _output_blocks(c: UNetConfig) -> Iterator[TensorRow]:
     """Each level has one block per skip; the last of them also doubles the size, but for the last level."""
     widths, last, number = c.block_out_channels, len(c.block_out_channels) - 1, 0
     made, skips = widths[-1], [widths[0]]
@@ -339,11 +153,11 @@ def _output_blocks(c: UNetConfig) -> Iterator[Row]:
     for level in reversed(range(last + 1)):
         target, width, layers = f"up_blocks.{last - level}", widths[level], c.layers_per_block[level] + 1
         for layer in range(layers):
-            block, resnet = f"output_blocks.{number}", f"{target}.resnets.{layer}"
-            yield from _res_block(f"{block}.0", resnet, made + skips.pop(), width, c.time_dim)
+            block = f"output_blocks.{number}"
+            yield from _res_block(f"{block}.0", f"{target}.resnets.{layer}", made + skips.pop(), width, c.time_dim)
             if c.attention_levels[level]:
                 yield from _attention(f"{block}.1", f"{target}.attentions.{layer}", width, c)
             made, number = width, number + 1
         if level > 0:  # third in its block, or second where nothing attends
-            place = 1 + c.attention_levels[level]
-            yield from _res_block(f"{block}.{place}", f"{target}.upsamplers.0", width, width, c.time_dim)
+            block = f"output_blocks.{number - 1}.{1 + c.attention_levels[level]}"
+            yield from _res_block(block, f"{target}.upsamplers.0", width, width, c.time_dim)

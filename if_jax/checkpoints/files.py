@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and the small JSON files in them."""
+"""Files and folders that are written whole or not at all, and the small JSON files in them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from etils import epath
+
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
+Config = TypeVar("Config")
 
 # A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
 _RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json", "tokenizer_config.json")
@@ -21,7 +27,12 @@ _KINDS = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; one clear line where it is missing or is no JSON object."""
+    """Read a JSON object.
+
+    Raises:
+      FileNotFoundError: the file is missing.
+      ValueError: it holds no JSON, or something else than an object.
+    """
     require_file(path)
     try:
         content = json.loads(path.read_text())
@@ -32,17 +43,29 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def parse_config(path: Path, content: Any, parse: Callable[[Any], Any]) -> Any:
-    """The dataclass that `parse` makes of a file's content; ValueError names the file and what does not fit."""
+def parse_config(path: Path, content: Any, parse: Callable[[Any], Config]) -> Config:
+    """Parse a file's content into one of our configurations, and check the type of every field.
+
+    Args:
+      path: the file, for messages.
+      content: what it holds, out of JSON or YAML.
+      parse: makes the dataclass.
+
+    Returns:
+      The dataclass.
+
+    Raises:
+      ValueError: names the file and what does not fit.
+    """
     try:
-        config = parse(content)
+        config: Any = parse(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (TypeError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{path}: a value is of the wrong type ({error}); copy the file again") from None
     for field in fields(config):
         value = getattr(config, field.name)
-        if not _fits(value, field.type):
+        if not _fits(value, str(field.type)):
             raise ValueError(f"{path}: {field.name}={value!r:.80} must be of type {field.type}; copy the file again")
     return config
 
@@ -53,7 +76,11 @@ def write_json(path: Path, content: Mapping) -> None:
 
 
 def parse_bytes(text: str) -> int:
-    """ "5GB" -> 5,000,000,000 and "200MiB" -> 209,715,200; ValueError for what is no size."""
+    """Bytes of a size in words: "5GB" is 5,000,000,000 and "200MiB" 209,715,200.
+
+    Raises:
+      ValueError: it is no size.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", text.strip(), re.IGNORECASE)
     if not match:
         raise ValueError(f"size {text!r} is not understood: write it like 500MB or 5GB")
@@ -62,7 +89,11 @@ def parse_bytes(text: str) -> int:
 
 
 def require_file(path: Path) -> None:
-    """Raise FileNotFoundError, naming the file, unless it exists."""
+    """Refuse a file that is not there.
+
+    Raises:
+      FileNotFoundError: names the file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the release lacks this file; copy the folder again or export it anew")
 
@@ -74,11 +105,38 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def appears_whole(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder beside `destination`, renamed onto it on success and removed, with its new parents, on failure.
+def atomic_file(path: AnyPath) -> Iterator[AnyPath]:
+    """Write a file whole or not at all: beside its place, then renamed; several processes may do so at once.
 
-    Raises ValueError where the destination exists and `overwrite` is false, or where it is no release and would be
-    lost; OSError with one clear line where the disk is full.
+    Args:
+      path: where the file will stand, on a disk or in a bucket; its folder must exist.
+
+    Yields:
+      The path to write to. It is renamed onto `path` on success and removed on failure.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder whole or not at all: beside its place, then renamed.
+
+    Args:
+      destination: where the folder will stand; its parents are made.
+      overwrite: replace what stands there, if it is a release or an empty folder.
+
+    Yields:
+      A new folder. It is renamed onto `destination` on success and removed, with the new parents, on failure.
+
+    Raises:
+      ValueError: the destination exists and `overwrite` is false, or it is no release and would be lost.
+      OSError: the disk is full, in one clear line.
     """
     destination = Path(os.path.abspath(destination))
     _check_destination(destination, overwrite)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from if_jax.checkpoints.tensors import Lazy
@@ -19,7 +18,7 @@ from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
 Kind = Literal["unet", "t5"]
-Params = Mapping[str, Any]
+Params = Mapping[str, Any]  # nested by module; leaves are arrays, `Lazy` or shapes
 
 MODULE_LISTS = {
     "unet": ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers", "to_out"),
@@ -85,7 +84,7 @@ _T5_FIXED = {"feed_forward_proj": ("gated-gelu", "relu")}
 
 
 def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
-    """The complete config.json of diffusers' `UNet2DConditionModel`."""
+    """The complete config.json of diffusers' `UNet2DConditionModel`; `unet_config_from_diffusers` reads it."""
     levels = config.attention_levels
     own = {name: _plain(getattr(config, name)) for name in _UNET_SAME}
     return {
@@ -105,7 +104,17 @@ def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
 
 
 def unet_config_from_diffusers(values: Mapping[str, Any]) -> UNetConfig:
-    """Reads a config.json of `UNet2DConditionModel`; raises ValueError naming every key IF's UNet cannot express."""
+    """Reads a config.json of diffusers' `UNet2DConditionModel`.
+
+    Args:
+      values: the file's content.
+
+    Returns:
+      The same net as our configuration.
+
+    Raises:
+      ValueError: IF's UNet cannot express it; names every key in the way.
+    """
     own = {name: values.get(name, default) for name, default in _UNET_SAME.items()}
     if absent := [name for name, value in own.items() if value is None]:
         raise ValueError(f"UNet configuration lacks {', '.join(absent)}; it is not one of an IF stage")
@@ -143,7 +152,7 @@ def unet_config_from_diffusers(values: Mapping[str, Any]) -> UNetConfig:
 
 
 def t5_config_to_hf(config: T5Config) -> dict[str, Any]:
-    """The config.json of transformers' `T5EncoderModel`."""
+    """The config.json of transformers' `T5EncoderModel`; `t5_config_from_hf` reads it."""
     return {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
@@ -161,7 +170,17 @@ def t5_config_to_hf(config: T5Config) -> dict[str, Any]:
 
 
 def t5_config_from_hf(values: Mapping[str, Any]) -> T5Config:
-    """Reads a config.json of a T5 v1.1 model; raises ValueError naming what is absent or unlike v1.1."""
+    """Reads a config.json of a T5 v1.1 model.
+
+    Args:
+      values: the file's content.
+
+    Returns:
+      The encoder as our configuration.
+
+    Raises:
+      ValueError: names what is absent or unlike v1.1.
+    """
     if values.get("model_type", "t5") != "t5":
         raise ValueError(f"text encoder has model_type={values['model_type']!r}; only 't5' (v1.1) is known")
     if problems := _differences(values, _T5_FIXED):
@@ -184,20 +203,19 @@ def lazy_torch(params: Params, kind: Kind) -> dict[str, Lazy]:
     return {_torch_name(path, kind): _transposed(leaf, _to_torch_axes(path, leaf.ndim)) for path, leaf in _walk(params)}
 
 
-def from_torch(tensors: Mapping[str, Any], abstract: Params, kind: Kind) -> dict[str, Any]:
-    """The tree `abstract` of ShapeDtypeStructs filled from torch's tensors, cast to its dtypes; errors as below."""
-
-    def read(leaf: Lazy, target: Any) -> np.ndarray:
-        return np.ascontiguousarray(leaf).astype(target.dtype, copy=False)
-
-    return jax.tree.map(read, lazy_from_torch(tensors, abstract, kind), abstract)
-
-
 def lazy_from_torch(tensors: Mapping[str, Any], abstract: Params, kind: Kind) -> dict[str, Any]:
-    """The tree `abstract` with one `Lazy` for each parameter, of the tensor's own dtype and in our layout.
+    """Parameters under their torch names as our tree, in our layout, each read when it is asked for.
 
-    Strict: every parameter is found, every tensor is used exactly once and every shape fits, or ValueError names the
-    tensors, before anything is read.
+    Args:
+      tensors: arrays or `Lazy` by torch name; (out, in) and OIHW.
+      abstract: our tree, with the shapes the configuration says; see `weights.abstract_params`.
+      kind: which table of names holds.
+
+    Returns:
+      The tree with one `Lazy` for each parameter, of the tensor's own dtype.
+
+    Raises:
+      ValueError: a tensor is missing, left over or of another shape; nothing has been read.
     """
     wanted = {_torch_name(path, kind): (path, leaf) for path, leaf in _walk(abstract)}
     sources = {name: name for name in tensors if name not in TIED[kind]}
@@ -217,7 +235,7 @@ def lazy_from_torch(tensors: Mapping[str, Any], abstract: Params, kind: Kind) ->
         expected = tuple(leaf.shape[i] for i in axes)
         if tuple(tensor.shape) != expected:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the configuration says {expected}")
-        _insert(tree, path, _transposed(tensor, np.argsort(axes)))
+        _insert(tree, path, _transposed(tensor, tuple(axes.index(i) for i in range(len(axes)))))
     return tree
 
 

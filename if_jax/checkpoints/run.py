@@ -48,9 +48,16 @@ class RunCheckpoints:
         return None if latest is None else latest.step
 
     def restore(self, abstract_state: Any) -> Any:
-        """Loads the newest checkpoint into the shapes, dtypes and shardings of `abstract_state`.
+        """Loads the newest checkpoint.
 
-        Raises ValueError where it holds another state or cannot be read.
+        Args:
+          abstract_state: shapes, dtypes and shardings to load it into.
+
+        Returns:
+          The state.
+
+        Raises:
+          ValueError: it holds another state, or cannot be read.
         """
         step = self.latest()
         named = f"checkpoint {step} of {self._folder.parent}"
@@ -60,10 +67,15 @@ class RunCheckpoints:
             return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
 
     def save(self, step: int, state: Any, more: dict[str, Any] | None = None) -> None:
-        """Starts writing a checkpoint (device memory is copied before this returns); a step already saved is kept.
+        """Starts writing a checkpoint; device memory is copied before this returns.
 
-        more: JSON values that join the metadata.
-        Raises OSError where the one before could not be written, as on a full disk.
+        Args:
+          step: its number; a step already saved is kept.
+          state: what is saved.
+          more: JSON values that join the metadata.
+
+        Raises:
+          OSError: the one before could not be written, as on a full disk.
         """
         if step == self.latest():
             return
@@ -89,7 +101,14 @@ def open_checkpoints(
 ) -> Iterator[RunCheckpoints]:
     """Opens `WORKDIR/checkpoints`; pending writes are finished on the way out.
 
-    Kept are the newest `keep`, and all whose step is a multiple of `keep_every` (0 = none).
+    Args:
+      workdir: the run's folder, on a disk or in a bucket.
+      metadata: JSON values that every checkpoint carries: recipe, text encoder.
+      keep: how many of the newest are kept.
+      keep_every: those whose step is a multiple of it are kept as well, 0 = none.
+
+    Yields:
+      The open checkpoints.
     """
     policies, preservation = ocp.training.save_decision_policies, ocp.training.preservation_policies
     kept = [preservation.LatestN(keep), *([preservation.EveryNSteps(keep_every)] if keep_every else [])]
@@ -113,9 +132,18 @@ def open_checkpoints(
 def set_aside_damaged(workdir: str) -> list[int]:
     """Renames every newest checkpoint that is not what was written to STEP.damaged, until a sound one is the newest.
 
-    Says so loudly; returns the steps set aside. One process of a run does this, before any opens the folder.
-    Raises ValueError, and renames nothing, where none is sound (a run does not begin anew unasked) or the newest was
-    written by a newer version; PermissionError where files may not be read.
+    Says so loudly. One process of a run does this, before any opens the folder.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      The steps set aside, newest first.
+
+    Raises:
+      ValueError: none is sound (a run does not begin anew unasked), or the newest was written by a newer version;
+        nothing is renamed.
+      PermissionError: files may not be read.
     """
     folder, steps, problems = _folder(workdir), _steps(workdir), {}
     with _permitted(workdir):
@@ -125,8 +153,8 @@ def set_aside_damaged(workdir: str) -> list[int]:
                 break
             problems[step] = problem
         if steps and len(problems) == len(steps):
-            told = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
-            raise ValueError(f"no checkpoint of {workdir} is sound ({told}): put a copy back, or move {folder} away")
+            reasons = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+            raise ValueError(f"no checkpoint of {workdir} is sound ({reasons}): put a copy back, or move {folder} away")
         for step, problem in problems.items():
             bad = folder / f"{step}.damaged"
             if bad.exists():
@@ -143,9 +171,14 @@ def read_latest(workdir: str) -> tuple[int, dict[str, Any]]:
 
 
 def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
-    """The newest checkpoint's (step, metadata, EMA parameters as host arrays): what a release is made of.
+    """Reads what a release is made of from a run's newest checkpoint.
 
-    decay: which of the run's averages, the first one of its recipe unless given.
+    Args:
+      workdir: the run's folder.
+      decay: which of the run's averages, such as "0.9999"; "" is the first one of its recipe.
+
+    Returns:
+      Step, metadata (recipe, text encoder hash) and averaged parameters, as host arrays.
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
@@ -197,7 +230,7 @@ def _steps(workdir: str) -> list[int]:
 
 
 def _problem(folder: epath.Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, in words. Raises ValueError for one of a newer version, which nothing is."""
+    """What is wrong with a checkpoint, in words, or None; ValueError for a sound one that a newer version wrote."""
     if problem := damage(folder / str(step)):
         return problem
     own = _own_metadata(folder / str(step))
@@ -224,19 +257,19 @@ def _own_metadata(folder: epath.Path) -> dict[str, Any]:
 def _check_fits(named: str, stored: Any, wanted: Any) -> None:
     """Raises ValueError where a stored state has other arrays than wanted; another precision is converted, and said."""
     old, new = ({_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (stored, wanted))
-    told = [f"{name} is missing" for name in new if name not in old]
-    told += [f"{name} is unknown here" for name in old if name not in new]
+    misfits = [f"{name} is missing" for name in new if name not in old]
+    misfits += [f"{name} is unknown here" for name in old if name not in new]
     converted = set()
     for name in sorted(old.keys() & new.keys()):
         kinds = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (old[name], new[name])]
         if tuple(old[name].shape) != tuple(new[name].shape) or (old[name].dtype != new[name].dtype and not all(kinds)):
-            told.append(f"{name} is {_kind(old[name])}, not {_kind(new[name])}")
+            misfits.append(f"{name} is {_kind(old[name])}, not {_kind(new[name])}")
         elif old[name].dtype != new[name].dtype:
             converted.add(str(old[name].dtype))
-    if told:
-        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    if misfits:
+        more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
         raise ValueError(
-            f"{named} is of another net or optimizer: {told[0]}{more}; use the recipe and the if_jax that wrote it, "
+            f"{named} is of another net or optimizer: {misfits[0]}{more}; use the recipe and the if_jax that wrote it, "
             "or another --workdir"
         )
     if converted:

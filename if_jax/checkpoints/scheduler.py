@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from if_jax.diffusion.process import Prediction
 from if_jax.diffusion.schedule import Schedule, cosine_schedule, schedule_from_betas
 
-# Our words → those of diffusers
-PREDICTIONS: dict[Prediction, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+PREDICTIONS: dict[Prediction, str] = {
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "x0": "sample",
+}  # our words → those of diffusers
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     """The noise schedule and clipping a stage was trained for; field names are those of diffusers' DDPMScheduler.
 
-    Raises ValueError at construction for what if_jax does not sample.
+    Raises:
+      ValueError: if_jax does not sample such a stage.
     """
 
     sample_max_value: float  # ceiling of dynamic thresholding: IF has 1.5 in stage I, 1.0 (plain clipping) later
@@ -60,7 +65,7 @@ class SchedulerConfig:
         return next(ours for ours, theirs in PREDICTIONS.items() if theirs == self.prediction_type)
 
 
-def scheduler_to_diffusers(config: SchedulerConfig) -> dict:
+def scheduler_to_diffusers(config: SchedulerConfig) -> dict[str, Any]:
     """The DDPMScheduler configuration that draws as we do, with the keys IF publishes."""
     return {
         "_class_name": "DDPMScheduler",
@@ -72,20 +77,33 @@ def scheduler_to_diffusers(config: SchedulerConfig) -> dict:
     }
 
 
-def noising_scheduler_to_diffusers() -> dict:
+def noising_scheduler_to_diffusers() -> dict[str, Any]:
     """The scheduler that noises the low-resolution image of a super-resolution stage: only its alpha_bar is used."""
     return {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
 
 
-def scheduler_from_diffusers(content: Mapping) -> SchedulerConfig:
-    """Read a scheduler_config.json of any class; raises ValueError for a setting that would change the pictures."""
+def scheduler_from_diffusers(content: Mapping[str, Any]) -> SchedulerConfig:
+    """Reads a scheduler_config.json of any class.
+
+    Args:
+      content: of the file; where a key is absent, what DDPMScheduler assumes.
+
+    Returns:
+      How the stage samples.
+
+    Raises:
+      ValueError: a setting would change the pictures.
+    """
     if content.get("rescale_betas_zero_snr"):
         raise ValueError("scheduler rescale_betas_zero_snr is true: if_jax samples the schedule as it was trained")
     known = {field.name for field in dataclasses.fields(SchedulerConfig)}
-    values = {name: value for name, value in content.items() if name in known}
-    # What DDPMScheduler assumes where a key is absent.
-    absent = {"beta_schedule": "linear", "variance_type": "fixed_small", "dynamic_thresholding_ratio": 0.995}
-    values = absent | {"sample_max_value": 1.0} | values
+    values: dict[str, Any] = {
+        "beta_schedule": "linear",
+        "variance_type": "fixed_small",
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+    }
+    values |= {name: value for name, value in content.items() if name in known}
     if not content.get("thresholding", False):
         if not content.get("clip_sample", True) or content.get("clip_sample_range", 1.0) != 1.0:
             raise ValueError("scheduler has neither thresholding nor clip_sample to [-1, 1]: if_jax always bounds x0")

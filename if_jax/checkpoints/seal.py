@@ -13,6 +13,8 @@ from pathlib import Path
 import tensorstore
 from etils import epath
 
+from if_jax.checkpoints.files import atomic_file
+
 SEAL = "sha256.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's, with the run's own in `custom_metadata`
 _ALWAYS = (METADATA, "state/_METADATA", "state/_sharding")  # without them nothing can be read
@@ -20,18 +22,26 @@ _CHUNK = 1 << 22
 
 
 def seal(folder: epath.Path) -> None:
-    """Writes size and SHA-256 of every file of a checkpoint to its `sha256.json`, beside and then in place."""
+    """Writes size and SHA-256 of every file of a checkpoint to its `sha256.json`, whole or not at all."""
     content = {name: list(pair) for name, pair in sorted(_measure(folder, _files(folder)).items())}
-    beside = folder / (SEAL + ".partial")
-    beside.write_text(json.dumps(content, indent=1))
-    beside.rename(folder / SEAL)
+    with atomic_file(folder / SEAL) as beside:
+        beside.write_text(json.dumps(content, indent=1))
 
 
 def damage(folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where nothing is.
+    """Compares a checkpoint with its seal.
 
     A process that is killed right after writing leaves a checkpoint without a seal: it is read through instead, which
-    tells what is missing or cut off, though not a flipped byte. Raises OSError where it may not or cannot be read.
+    tells what is missing or cut off, though not a flipped byte.
+
+    Args:
+      folder: the checkpoint.
+
+    Returns:
+      What is wrong with it, in words; None for a sound one.
+
+    Raises:
+      OSError: it may not, or cannot, be read.
     """
     if not folder.is_dir():
         return "it is not a folder"
@@ -95,7 +105,7 @@ def _text(path: epath.Path) -> str:
 
 
 def _files(folder: epath.Path) -> list[str]:
-    return [name for name in _walk(folder, "") if not name.startswith(SEAL)]
+    return [name for name in _walk(folder, "") if SEAL not in name]  # nor a half-written one
 
 
 def _walk(folder: epath.Path, prefix: str) -> Iterator[str]:
@@ -109,7 +119,7 @@ def _walk(folder: epath.Path, prefix: str) -> Iterator[str]:
 def _measure(folder: epath.Path, names: list[str] | dict) -> dict[str, tuple[int, str]]:
     """Bytes and SHA-256 of files; several at a time, since hashing leaves the interpreter's lock free."""
 
-    def one(name: str) -> tuple[int, str]:
+    def measure(name: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with (folder / name).open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -118,4 +128,4 @@ def _measure(folder: epath.Path, names: list[str] | dict) -> dict[str, tuple[int
         return size, digest.hexdigest()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(one, names), strict=True))
+        return dict(zip(names, pool.map(measure, names), strict=True))

@@ -1,4 +1,4 @@
-"""Tensor files, read and written one tensor at a time: safetensors (whole or in shards) and PyTorch's `.bin`.
+"""Tensor files, read one tensor at a time: safetensors (whole or in shards) and PyTorch's `.bin`.
 
 A safetensors file is eight bytes (little-endian length of the header), a JSON header naming the type, shape and byte
 range of every tensor, then the raw tensors. Tensors are read from memory-mapped files when they are asked for, so a
@@ -8,12 +8,9 @@ Source: the format description in the safetensors README.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +18,12 @@ from typing import Any
 import jax.numpy as jnp  # for bfloat16, which numpy itself lacks
 import numpy as np
 
-from if_jax.checkpoints.files import read_json, require_file, write_json
+from if_jax.checkpoints.files import read_json, require_file
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CONTENT_KEY = "content_sha256"  # in the metadata of our files: SHA-256 of all bytes behind the header
-Progress = Callable[[int], None]  # is told how many bytes were written since the last call
+TensorSpec = tuple[tuple[int, ...], str]  # shape, key of DTYPES
+BytesWritten = Callable[[int], object]  # called with the number of bytes written since the last call
 _BIN_STEMS = {"model": "pytorch_model"}  # transformers' other name for the same weights in its .bin files
 
 
@@ -70,20 +68,27 @@ class Storage:
 
 
 def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, str]]:
-    """Open the weights of a folder: ({name: tensor}, the metadata of its files).
+    """Open the weights of a folder: safetensors or `.bin`, whole or in shards, of any precision.
 
-    Finds `stem.safetensors`, its shards with their index, half precision variants of both, and `.bin` files.
-    Raises FileNotFoundError naming the file that is missing, ValueError for a file that is damaged, disagrees with the
-    index, or (`.bin`) holds anything but tensors.
+    Args:
+      folder: holds them.
+      stem: the name of the file without precision and suffix, as diffusers and transformers call it.
+
+    Returns:
+      The tensors by name, and the metadata of the files.
+
+    Raises:
+      FileNotFoundError: names the file that is missing.
+      ValueError: a file is damaged, disagrees with the index, or (`.bin`) holds anything but tensors.
     """
     tensors: dict[str, Lazy] = {}
     metadata: dict[str, str] = {}
     for path in (paths := weight_files(folder, stem)):
-        found, told = (read_bin(path), {}) if path.suffix == ".bin" else _open_safetensors(path)
-        if twice := sorted(tensors.keys() & found.keys()):
+        stored, header = (read_bin(path), {}) if path.suffix == ".bin" else _open_safetensors(path)
+        if twice := sorted(tensors.keys() & stored.keys()):
             raise ValueError(f"{path}: holds {twice[0]}, which another shard holds as well; copy the folder again")
-        tensors |= found
-        metadata |= told
+        tensors |= stored
+        metadata |= header
     if index := _index_file(folder, stem, paths):
         listed = read_json(index)["weight_map"]
         for name, file in listed.items():
@@ -97,9 +102,16 @@ def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, st
 def read_bin(path: Path) -> dict[str, Lazy]:
     """Open a PyTorch file of tensors, memory-mapped; whatever would run code while it is opened is refused.
 
-    Raises ValueError for a damaged file, one with anything but tensors in it, or where PyTorch is not installed.
+    Args:
+      path: the file.
+
+    Returns:
+      The tensors by name.
+
+    Raises:
+      ValueError: the file is damaged or holds anything but tensors, or PyTorch is not installed.
     """
-    torch = _torch(f"{path}: reading .bin files")
+    torch = import_torch(f"{path}: reading .bin files")
     from pickle import UnpicklingError
 
     with open(path, "rb") as file:
@@ -115,7 +127,7 @@ def read_bin(path: Path) -> dict[str, Lazy]:
     pairs = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in pairs):
         raise ValueError(f"{path}: holds something else than named tensors; give a file of weights alone")
-    kinds = {getattr(torch, name): _numpy_dtype(name) for name in DTYPES}
+    kinds = {getattr(torch, name): numpy_dtype(name) for name in DTYPES}
     if other := next((name for name, tensor in state.items() if tensor.dtype not in kinds), None):
         raise ValueError(f"{path}: {other} is of type {state[other].dtype}; if_jax reads {', '.join(DTYPES)}")
     if other := next((name for name, tensor in state.items() if tensor.layout != torch.strided), None):
@@ -131,7 +143,19 @@ def read_bin(path: Path) -> dict[str, Lazy]:
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The files that hold a model's weights, best precision first; raises FileNotFoundError where one is missing."""
+    """The files that hold a model's weights, of the best precision there is.
+
+    Args:
+      folder: holds them.
+      stem: as for `read_tensors`.
+
+    Returns:
+      One file, or all shards.
+
+    Raises:
+      FileNotFoundError: one is missing.
+      ValueError: an index lists none.
+    """
     for path in _candidates(folder, stem):
         if path.is_file():
             if path.suffix != ".json":
@@ -147,83 +171,13 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     raise AssertionError("require_file raises")
 
 
-def write_tensors(
-    folder: Path,
-    stem: str,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str],
-    storage: Storage | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Write safetensors files, a tensor at a time.
-
-    specs: every tensor's (shape, key of DTYPES), in the order in which `tensors` yields them. metadata: strings for the
-    header, to which the SHA-256 of the content is added.
-    Raises ValueError when a value does not fit the type, or when `tensors` and `specs` disagree.
-    """
-    storage = storage or Storage()
-    shards = _plan(specs, storage.shard_bytes)
-    source = iter(tensors)
-    names = [storage.file_name(stem, number, len(shards)) for number in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        _write_safetensors(folder / name, {key: specs[key] for key in shard}, source, metadata, progress)
-    if next(source, None) is not None:
-        raise ValueError(f"{stem}: more tensors than announced were written")
-    if len(shards) > 1:
-        index = f"{stem}.safetensors.index" + (f".{storage.variant}.json" if storage.variant else ".json")
-        total = sum(tensor_bytes(spec) for spec in specs.values())
-        listed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": listed})
-
-
-def write_bin(
-    path: Path,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    progress: Progress | None = None,
-) -> None:
-    """Write a PyTorch file of tensors (a flat dict), gathered in a file beside it rather than in memory.
-
-    Arguments and errors as for `write_tensors`; OSError where the disk has no room for both files.
-    """
-    torch = _torch(f"{path.name}: writing .bin files")
-    total = sum(tensor_bytes(spec) for spec in specs.values())
-    if shutil.disk_usage(path.parent).free < 2 * total:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-    scratch, state, end = path.with_suffix(".scratch"), {}, 0
-    buffer = np.memmap(scratch, np.uint8, mode="w+", shape=(max(total, 1),))
-    for name, (shape, dtype), stored in _in_order(path, specs, iter(tensors)):
-        start, end = end, end + len(stored)
-        buffer[start:end] = stored
-        raw = np.asarray(buffer[start:end]).view(np.int16 if dtype == "bfloat16" else _numpy_dtype(dtype))
-        state[name] = torch.from_numpy(raw).view(getattr(torch, dtype)).reshape(shape)
-        if progress is not None:
-            progress(end - start)
-    torch.save(state, path)
-    del state, raw, buffer
-    scratch.unlink()
-
-
-def tensor_bytes(spec: tuple[tuple[int, ...], str]) -> int:
-    """Bytes of one tensor of the given (shape, key of DTYPES)."""
+def tensor_bytes(spec: TensorSpec) -> int:
+    """Bytes of one tensor as it is stored."""
     shape, dtype = spec
-    return int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64)) * numpy_dtype(dtype).itemsize
 
 
-def cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor in the precision it is stored in, contiguous; ValueError where a value is not finite or does not fit."""
-    if not np.isfinite(tensor if tensor.dtype != jnp.bfloat16 else tensor.astype(np.float32)).all():
-        raise ValueError(f"{name} holds values that are not finite: use weights that have not diverged")
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(tensor).astype(_numpy_dtype(dtype), copy=False)
-    if dtype == "float16" and tensor.dtype != np.float16 and not np.isfinite(stored).all():
-        largest = float(np.abs(tensor).max())
-        raise ValueError(f"{name}: largest value {largest:.3g} does not fit float16; store it in bfloat16 or float32")
-    return stored
-
-
-def _torch(what: str) -> Any:
+def import_torch(what: str) -> Any:
     try:
         import torch
     except ImportError:
@@ -241,8 +195,8 @@ def _candidates(folder: Path, stem: str) -> Iterator[Path]:
 
 
 def _index_file(folder: Path, stem: str, files: list[Path]) -> Path | None:
-    found = next(path for path in _candidates(folder, stem) if path.is_file())
-    return None if [found] == files else found
+    first = next(path for path in _candidates(folder, stem) if path.is_file())
+    return None if [first] == files else first
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
@@ -263,7 +217,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     content = np.memmap(path, np.uint8, mode="r", offset=8 + length) if _has_content(header) else np.empty(0, np.uint8)
 
     def lazy(row: dict[str, Any]) -> Lazy:
-        (start, end), shape, dtype = row["data_offsets"], tuple(row["shape"]), _numpy_dtype(kinds[row["dtype"]])
+        (start, end), shape, dtype = row["data_offsets"], tuple(row["shape"]), numpy_dtype(kinds[row["dtype"]])
         # A fresh view for every reader: what is mapped costs no memory of our own.
         return Lazy(shape, dtype, lambda: np.asarray(content[start:end]).view(dtype).reshape(shape))
 
@@ -274,56 +228,5 @@ def _has_content(header: Mapping[str, Any]) -> bool:
     return any(row["data_offsets"][1] for row in header.values())
 
 
-def _plan(specs: Mapping[str, tuple[tuple[int, ...], str]], shard_bytes: int | None) -> list[list[str]]:
-    """Names by shard, in order; a tensor larger than a shard gets its own."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, spec in specs.items():
-        if shard_bytes is not None and shards[-1] and filled + tensor_bytes(spec) > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += tensor_bytes(spec)
-    return shards
-
-
-def _write_safetensors(
-    path: Path,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
-    tensors: Iterator[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str],
-    progress: Progress | None,
-) -> None:
-    unknown = "0" * 64  # stands in for the hash of what is still to be written
-    header, end = {"__metadata__": {**dict(sorted(metadata.items())), CONTENT_KEY: unknown}}, 0
-    for name, spec in specs.items():
-        start, end = end, end + tensor_bytes(spec)
-        header[name] = {"dtype": DTYPES[spec[1]], "shape": list(spec[0]), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the first tensor starts on a multiple of eight bytes
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, _, stored in _in_order(path, specs, tensors):
-            digest.update(stored)
-            file.write(stored)
-            if progress is not None:
-                progress(len(stored))
-        mark = f'"{CONTENT_KEY}":"'.encode()
-        file.seek(8 + text.index(mark) + len(mark))
-        file.write(digest.hexdigest().encode())
-
-
-def _in_order(
-    path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]], tensors: Iterator[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, tuple[tuple[int, ...], str], np.ndarray]]:
-    """Name, specification and bytes (uint8) of every tensor as it is stored; ValueError where another one comes."""
-    for name, (shape, dtype) in specs.items():
-        given, tensor = next(tensors, (None, None))
-        if given != name or tuple(tensor.shape) != shape:
-            raise ValueError(f"{path.name}: {given} came in place of {name} {shape} while it was written")
-        yield name, (shape, dtype), cast(name, tensor, dtype).reshape(-1).view(np.uint8)
-
-
-def _numpy_dtype(dtype: str) -> np.dtype:
+def numpy_dtype(dtype: str) -> np.dtype:
     return np.dtype(getattr(jnp, dtype))

@@ -15,12 +15,13 @@ import numpy as np
 
 from if_jax.checkpoints import names
 from if_jax.checkpoints.files import write_json
-from if_jax.checkpoints.tensors import Progress, Storage, read_tensors, write_tensors
+from if_jax.checkpoints.names import Params
+from if_jax.checkpoints.tensors import BytesWritten, Storage, read_tensors
+from if_jax.checkpoints.write_tensors import write_tensors
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH
 
-Params = Any
 DIFFUSERS_VERSION = "0.37.0"  # the oldest diffusers that these files are tested with
 STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}  # part of a release → name of its weight file
 
@@ -32,7 +33,7 @@ def abstract_params(config: UNetConfig | T5Config) -> Params:
 
 
 def boxed_params(config: UNetConfig | T5Config) -> Params:
-    """The same, each with its logical axis names, which `rules.state_shardings` places on a mesh."""
+    """Shapes of a network's parameters, each in a box with its logical axis names (see `rules.state_shardings`)."""
     if isinstance(config, T5Config):
         module, inputs = T5Encoder(config), [((1, TEXT_LENGTH), jnp.int32)] * 2
     else:
@@ -48,19 +49,28 @@ def text_encoder_sha256(params: Params) -> str:
     """Identity of a text encoder: SHA-256 over its float32 tensors and their names, whatever file holds them."""
     lines = []
     for name, tensor in names.to_torch(params, "t5"):
-        content = hashlib.sha256(np.ascontiguousarray(tensor, np.float32)).hexdigest()
+        content = hashlib.sha256(np.ascontiguousarray(tensor, np.float32).data).hexdigest()
         lines.append(f"{name} {tuple(tensor.shape)} {content}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def write_config(path: Path, content: Mapping) -> None:
+def write_config(path: Path, content: Mapping[str, Any]) -> None:
     """Write one component's configuration into its new folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content | {"_diffusers_version": DIFFUSERS_VERSION})
+    write_json(path, {**content, "_diffusers_version": DIFFUSERS_VERSION})
 
 
 def stored_specs(params: Params, kind: names.Kind, dtype: str | None) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and precision of every tensor as it is stored: in `dtype`, or (None) as it is."""
+    """Shape and precision of every tensor as it is stored.
+
+    Args:
+      params: a network's parameters.
+      kind: which network.
+      dtype: a key of `tensors.DTYPES`, or None for each tensor's own. T5's `wo` stays float32 in float16.
+
+    Returns:
+      (shape, key of `tensors.DTYPES`) by torch name, in torch's layout.
+    """
 
     def precision(name: str, own: np.dtype) -> str:
         keep = dtype == "float16" and name.endswith("DenseReluDense.wo.weight")  # as transformers keeps it
@@ -74,13 +84,27 @@ def stored_specs(params: Params, kind: names.Kind, dtype: str | None) -> dict[st
 def write_params(
     folder: Path,
     part: str,
-    config: Mapping,
+    config: Mapping[str, Any],
     params: Params,
     storage: Storage,
     metadata: Mapping[str, str],
-    progress: Progress | None = None,
+    progress: BytesWritten | None = None,
 ) -> None:
-    """Write config.json and the weights of a `part` of STEMS, one tensor in memory at a time."""
+    """Write config.json and the weights of one network, one tensor in memory at a time.
+
+    Args:
+      folder: where they go; it is made.
+      part: a key of STEMS.
+      config: content of config.json.
+      params: the parameters, arrays or `Lazy`.
+      storage: precision, shards and variant.
+      metadata: for the headers of the weight files.
+      progress: called with the bytes written.
+
+    Raises:
+      ValueError: a value is not finite, or does not fit the precision.
+      OSError: the disk is full.
+    """
     write_config(folder / "config.json", config)
     kind = _kind(part)
     specs = stored_specs(params, kind, storage.dtype)
@@ -89,9 +113,19 @@ def write_params(
 
 
 def read_params(folder: Path, part: str, config: UNetConfig | T5Config) -> tuple[Params, dict[str, str]]:
-    """The weights of a `part` of STEMS as a tree of `Lazy`, each tensor in its stored precision, and their metadata.
+    """Open the weights of one network.
 
-    Raises FileNotFoundError naming what is missing, ValueError where the files do not fit the configuration.
+    Args:
+      folder: holds them.
+      part: a key of STEMS.
+      config: of the network, from its config.json.
+
+    Returns:
+      The parameters, a tree of `Lazy` in stored precision, and the metadata of the files.
+
+    Raises:
+      FileNotFoundError: names what is missing.
+      ValueError: the files do not fit the configuration.
     """
     tensors, metadata = read_tensors(folder, STEMS[part])
     kind = _kind(part)
@@ -107,9 +141,17 @@ def read_params(folder: Path, part: str, config: UNetConfig | T5Config) -> tuple
 
 
 def load_params(lazy: Params, dtype: str = "float32", shardings: Any = None) -> Params:
-    """Read a tree of `Lazy` into memory, or (with a tree of `shardings`) straight to its place on a mesh.
+    """Read parameters into memory, or straight to their places on a mesh.
 
     One tensor is read at a time and dropped before the next, so no second copy of the net ever exists.
+
+    Args:
+      lazy: a tree of `Lazy`.
+      dtype: precision to read them in.
+      shardings: the same tree with the place of each; NumPy arrays are made unless given.
+
+    Returns:
+      The tree of arrays.
     """
 
     def load(leaf: Any) -> np.ndarray:

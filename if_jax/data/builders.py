@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from if_jax.data import emoji
@@ -22,7 +23,7 @@ from if_jax.data.index import FACTS, Filter, Index, save_index
 from if_jax.data.preprocessing import fit, read_picture
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import cores, in_processes, open_stored, summarise_skipped
-from if_jax.data.tfds_folder import BUILD_FILE, INFO, Prepared
+from if_jax.data.tfds_folder import BUILD_FILE, INFO, TfdsFolder
 from if_jax.scenes import tasks
 from if_jax.scenes.pathtrace import check_mitsuba
 from if_jax.scenes.sources import RENDERERS, draw
@@ -32,11 +33,11 @@ _CHUNK_PIXELS = 2**18  # pictures drawn at a time hold about this many pixels
 _PER_SLOW_SHARD = 16  # path-traced pictures take seconds each: what an interrupted build may lose
 _VERSION = "1.1.0"
 
-Example = dict[str, Any]
+Row = dict[str, Any]  # a record before it is encoded
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class BuildReport:
     """What a build wrote; prints as what the user wants to know."""
 
     path: Path
@@ -48,14 +49,13 @@ class Report:
     renderer: str | None = None  # of what is drawn here
 
     def __str__(self) -> str:
-        how = " (mitsuba)" if self.renderer == "mitsuba" else ""
-        return "\n".join(
-            [f"wrote {self.count} pictures of {self.size} px to {self.path}{how}", *summarise_skipped(self.skipped)]
-        )
+        renderer = " (mitsuba)" if self.renderer == "mitsuba" else ""
+        first = f"wrote {self.count} pictures of {self.size} px to {self.path}{renderer}"
+        return "\n".join([first, *summarise_skipped(self.skipped)])
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class _BuildSpec:
     """Everything that decides a data set's bytes."""
 
     kind: str
@@ -73,7 +73,7 @@ class _Plan:
 class _Shard:
     """One file to write: pictures first … last - 1 of a split."""
 
-    plan: _Plan
+    spec: _BuildSpec
     split: str
     number: int
     of: int
@@ -81,12 +81,14 @@ class _Shard:
 
     @property
     def span(self) -> range:
-        first = self.number * self.plan.per_shard
-        return range(first, min(first + self.plan.per_shard, self.plan.counts[self.split]))
+        """Numbers of its pictures within the split."""
+        first = self.number * self.spec.per_shard
+        return range(first, min(first + self.spec.per_shard, self.spec.counts[self.split]))
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.plan.kind}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
+        """Its file."""
+        return self.folder / f"{self.spec.kind}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
 
 
 def build(
@@ -100,19 +102,23 @@ def build(
     overwrite: bool = False,
     workers: int | None = None,
     renderer: str = RENDERERS[0],
-) -> Report:
+) -> BuildReport:
     """Write a data set to the folder `out`; the same call after an interruption goes on where it ended.
 
     Args:
       name: "scenes" or "tasks" (drawn here), "emoji" (Fluent 3D emoji, fetched by npm) or "folder" (any `source`).
       out: becomes a folder that `pipeline.batches`, `inspect` and `tfds.builder_from_directory` open.
       source: folder: anything `sources.open_stored` opens; emoji: folder with the two packages, if not to be fetched.
-      count, seed: which scenes.
+      count: scenes of the training split.
+      seed: of the scenes.
       size: side of the stored pictures in pixels.
       overwrite: replace an earlier data set at `out`.
       workers: processes; None: one per core. On an accelerator scenes are drawn by this one, and by Mitsuba always,
         which has threads of its own.
       renderer: scenes, tasks: "raycast", or "mitsuba" for the same scenes in another look, seconds a picture.
+
+    Returns:
+      What was written, and what was left out.
 
     Raises:
       FileExistsError, FileNotFoundError, ValueError: one line; nothing is left half-written.
@@ -121,39 +127,39 @@ def build(
     out = Path(out)
     _check(name, out, source, count, size, seed, overwrite)
     _check_renderer(name, renderer)
-    plan, skipped = _make_plan(name, source, count, size, seed, renderer)
+    spec, skipped = _make_spec(name, source, count, size, seed, renderer)
     partial = out.parent / f".{out.name}.partial"
-    continue_or_clear(partial, dataclasses.asdict(plan))
-    written = _write_shards(plan, partial, _processes(plan, workers))
-    seed = None if name in ("folder", "emoji") else seed
-    report = Report(out, name, sum(plan.counts.values()), size, seed, skipped, plan.renderer)
-    _describe(plan, partial, written, report)
+    continue_or_clear(partial, dataclasses.asdict(spec))
+    written = _write_shards(spec, partial, _processes(spec, workers))
+    drawn_with = None if name in ("folder", "emoji") else seed
+    report = BuildReport(out, name, sum(spec.counts.values()), size, drawn_with, skipped, spec.renderer)
+    _describe(spec, partial, written, report)
     finish(partial, out)
     for split, examples in written.items():
         _save_facts(out, split, examples, size)
     return report
 
 
-def _make_plan(
+def _make_spec(
     name: str, source: str | Path | None, count: int, size: int, seed: int, renderer: str
-) -> tuple[_Plan, dict[str, list[str]]]:
+) -> tuple[_BuildSpec, dict[str, list[str]]]:
     if name == "folder":
         stored = open_stored(str(source), Filter(min_side=size), reindex=True)
-        return _Plan(name, str(source), stored.fingerprint(), {"train": len(stored)}, size, 0), stored.left_out
+        return _BuildSpec(name, str(source), stored.fingerprint(), {"train": len(stored)}, size, 0), stored.left_out
     if name == "emoji":
-        found = emoji.open_emoji(source)
-        counts = {split: len(rows) for split, rows in found.splits.items() if rows}
-        return _Plan(name, str(found.folder), found.fingerprint, counts, size, 0), found.left_out
+        emojis = emoji.open_emoji(source)
+        counts = {split: len(rows) for split, rows in emojis.splits.items() if rows}
+        return _BuildSpec(name, str(emojis.folder), emojis.fingerprint, counts, size, 0), emojis.left_out
     held_out = -(-count // 20) if name == "tasks" else 0
     counts = {"train": count} | ({tasks.HELD_OUT: held_out} if held_out else {})
     per_shard = PER_SHARD if renderer == "raycast" else _PER_SLOW_SHARD
-    return _Plan(name, "", "", counts, size, seed, renderer, per_shard), {}
+    return _BuildSpec(name, "", "", counts, size, seed, renderer, per_shard), {}
 
 
-def _processes(plan: _Plan, workers: int | None) -> int:
-    if plan.renderer == "mitsuba":
+def _processes(spec: _BuildSpec, workers: int | None) -> int:
+    if spec.renderer == "mitsuba":
         return 1
-    if plan.kind in ("scenes", "tasks"):
+    if spec.kind in ("scenes", "tasks"):
         import jax
 
         if jax.default_backend() != "cpu":
@@ -161,14 +167,14 @@ def _processes(plan: _Plan, workers: int | None) -> int:
     return cores() if workers is None else workers
 
 
-def _write_shards(plan: _Plan, partial: Path, workers: int) -> dict[str, list[dict[str, Any]]]:
+def _write_shards(spec: _BuildSpec, partial: Path, workers: int) -> dict[str, list[dict[str, Any]]]:
     """What was written, shard by shard: {"bytes": …, "captions": [length, …]}."""
     shards = []
-    for split, count in plan.counts.items():
-        of = -(-count // plan.per_shard)
-        shards += [_Shard(plan, split, number, of, partial) for number in range(of)]
-    written: dict[str, list[dict[str, Any]]] = {split: [] for split in plan.counts}
-    for shard, note in zip(shards, in_processes(_write_shard, shards, workers, plan.kind), strict=True):
+    for split, count in spec.counts.items():
+        of = -(-count // spec.per_shard)
+        shards += [_Shard(spec, split, number, of, partial) for number in range(of)]
+    written: dict[str, list[dict[str, Any]]] = {split: [] for split in spec.counts}
+    for shard, note in zip(shards, in_processes(_write_shard, shards, workers, spec.kind), strict=True):
         written[shard.split].append(note)
     return written
 
@@ -179,60 +185,60 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     def records() -> Iterator[bytes]:
         from tensorflow_datasets.proto import tf_example_pb2
 
-        features = _features(shard.plan)
+        features = _features(shard.spec)
         for example in _examples(shard):
-            told = example["captions"] if "captions" in example else [example["caption"]]
-            captions.append(min(map(len, told)))
+            captions.append(min(map(len, example.get("captions") or [example["caption"]])))
             # Written out once more with its fields in order, which are otherwise in another one in every process.
-            record = tf_example_pb2.Example.FromString(features.serialize_example(example))
+            encoded = features.serialize_example(example)
+            record = tf_example_pb2.Example.FromString(encoded)  # pyright: ignore[reportAttributeAccessIssue]
             yield record.SerializeToString(deterministic=True)
 
     return write_shard(shard.path, records, lambda: {"captions": captions})
 
 
-def _examples(shard: _Shard) -> Iterator[Example]:
-    plan = shard.plan
-    if plan.kind == "folder":
-        stored = open_stored(plan.source, Filter(min_side=plan.size))
+def _examples(shard: _Shard) -> Iterator[Row]:
+    spec = shard.spec
+    if spec.kind == "folder":
+        stored = open_stored(spec.source, Filter(min_side=spec.size))
         for number in shard.span:
             record = stored[number]
-            picture = fit(read_picture(record.picture), plan.size)
+            picture = fit(read_picture(record.picture), spec.size)
             known = json.dumps(record.metadata, default=str) if record.metadata else "{}"
             key = stored.key(number)
             yield {"image": png(picture), "captions": list(record.captions), "key": key, "metadata": known}
-    elif plan.kind == "emoji":
-        rows = emoji.open_emoji(plan.source).splits[shard.split]
+    elif spec.kind == "emoji":
+        rows = emoji.open_emoji(spec.source).splits[shard.split]
         for row in rows[shard.span.start : shard.span.stop]:
-            picture = fit(read_picture(row.path.read_bytes()), plan.size)
+            picture = fit(read_picture(row.path.read_bytes()), spec.size)
             yield {"image": png(picture), "caption": row.caption, "key": row.code}
     else:
         yield from _drawn(shard)
 
 
-def _drawn(shard: _Shard) -> Iterator[Example]:
-    plan, span = shard.plan, shard.span
-    chunk = min(len(span), max(1, _CHUNK_PIXELS // plan.size**2))
+def _drawn(shard: _Shard) -> Iterator[Row]:
+    spec, span = shard.spec, shard.span
+    chunk = min(len(span), max(1, _CHUNK_PIXELS // spec.size**2))
     for start in range(span.start, span.stop, chunk):
         numbers = np.arange(start, start + chunk)  # always a full chunk: one shape, one compilation
-        name = plan.kind if shard.split == "train" else f"{plan.kind}@{shard.split}"
-        drawn = draw(name, numbers, plan.seed, plan.size, with_labels=True, renderer=plan.renderer)
+        name = spec.kind if shard.split == "train" else f"{spec.kind}@{shard.split}"
+        drawn = draw(name, numbers, spec.seed, spec.size, with_labels=True, renderer=spec.renderer or RENDERERS[0])
         for _, (picture, caption, labels) in zip(range(start, span.stop), drawn, strict=False):
             yield {"image": png(Image.fromarray(picture)), "caption": caption, "labels": json.dumps(labels)}
 
 
-def _features(plan: _Plan) -> Any:
+def _features(spec: _BuildSpec) -> Any:
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text()
     more = {
         "folder": {"captions": tfds.features.Sequence(text), "key": text, "metadata": text},
         "emoji": {"caption": text, "key": text},
-    }.get(plan.kind, {"caption": text, "labels": text})
-    image = tfds.features.Image(shape=(plan.size, plan.size, 3), encoding_format="png")
+    }.get(spec.kind, {"caption": text, "labels": text})
+    image = tfds.features.Image(shape=(spec.size, spec.size, 3), encoding_format="png")
     return tfds.features.FeaturesDict({"image": image, **more})
 
 
-def _describe(plan: _Plan, partial: Path, written: dict[str, list[dict[str, Any]]], report: Report) -> None:
+def _describe(spec: _BuildSpec, partial: Path, written: dict[str, list[dict[str, Any]]], report: BuildReport) -> None:
     """Write TensorFlow Datasets' own description of the shards, and our note; drop what only a build needs."""
     import tensorflow_datasets as tfds
 
@@ -242,16 +248,16 @@ def _describe(plan: _Plan, partial: Path, written: dict[str, list[dict[str, Any]
             shard_lengths=[shard["count"] for shard in shards],
             num_bytes=sum(shard["bytes"] for shard in shards),
             filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=partial, dataset_name=plan.kind, split=split, filetype_suffix="array_record"
+                data_dir=epath.Path(partial), dataset_name=spec.kind, split=split, filetype_suffix="array_record"
             ),
         )
         for split, shards in written.items()
     ]
-    features = _features(plan)
+    features = _features(spec)
     tfds.folder_dataset.write_metadata(
-        data_dir=partial, features=features, split_infos=infos, version=plan.version, check_data=False
+        data_dir=partial, features=features, split_infos=infos, version=spec.version, check_data=False
     )
-    _set_format(partial / INFO, plan.kind)
+    _set_format(partial / INFO, spec.kind)
     note = {key: value for key, value in dataclasses.asdict(report).items() if key != "path"}
     (partial / BUILD_FILE).write_text(json.dumps(note, indent=1))
 
@@ -264,7 +270,7 @@ def _set_format(info: Path, name: str) -> None:
 def _save_facts(out: Path, split: str, shards: list[dict[str, Any]], size: int) -> None:
     """The index of what was just written: every picture is known to be sound."""
     lengths = [length for shard in shards for length in shard["captions"]]
-    store, nan = Prepared(out, split), float("nan")
+    store, nan = TfdsFolder(out, split), float("nan")
     keys = np.array([f"{split}/{row}".encode() for row in range(len(lengths))], bytes)
     facts = np.array([(size, size, length, nan, nan, nan, 0) for length in lengths], FACTS)
     places = np.arange(len(lengths), dtype=np.int64)[:, None]

@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from if_jax.checkpoints.files import sha256_of
 from if_jax.data.preprocessing import Preparation
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import Stored
@@ -35,7 +36,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EmbeddingSpec:
     """Everything that decides a cache's bytes."""
 
     form: str
@@ -64,7 +65,7 @@ class Embeddings:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.note = _read_note(self.folder)
-        self.plan = Plan(**self.note["plan"])
+        self.spec = EmbeddingSpec(**self.note["plan"])
         with np.load(self.folder / ROWS) as rows:
             self._first, self._hashes = rows["first"], rows["hashes"]
         self._open()
@@ -78,10 +79,15 @@ class Embeddings:
     def check(self, stored: Stored, preparation: Preparation, encoder: str = "") -> None:
         """Refuse a cache of another encoder, another source or other preparation.
 
+        Args:
+          stored: the source it is to be used with.
+          preparation: how captions are to be prepared.
+          encoder: the text encoder's hash; "" lets any pass.
+
         Raises:
           ValueError: one line that names what differs.
         """
-        mine = self.plan
+        mine = self.spec
         pairs = (
             ("text encoder", mine.encoder[:12], encoder[:12] or mine.encoder[:12]),
             ("source (or the source has changed)", mine.fingerprint[:12], stored.fingerprint()[:12]),
@@ -90,11 +96,21 @@ class Embeddings:
         )
         for what, cached, wanted in pairs:
             if cached != wanted:
-                told = f"was made with another {what} ({cached}, here {wanted})"
-                raise ValueError(f"{str(self.folder)!r} {told}: run `if-jax embed` again")
+                raise ValueError(
+                    f"{str(self.folder)!r} was made with another {what} ({cached}, here {wanted}): "
+                    "run `if-jax embed` again"
+                )
 
     def states(self, number: int, choice: int, caption: str) -> np.ndarray:
-        """(L, D) bfloat16 of one caption; "" is the empty one of any record.
+        """The text states of one caption.
+
+        Args:
+          number: of the record.
+          choice: which of its captions.
+          caption: prepared; "" is the empty one, whatever the record.
+
+        Returns:
+          (L, D) bfloat16.
 
         Raises:
           ValueError: the caption is not the one that was encoded.
@@ -102,14 +118,13 @@ class Embeddings:
         row = int(self._first[number]) + choice if caption else 0
         if self._hashes[row] != _hash(caption):
             raise ValueError(f"{str(self.folder)!r}: record {number} has another caption now; run `if-jax embed` again")
-        return unpack(self._records[row], self.plan)
+        return unpack(self._records[row], self.spec)
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum; ValueError names the first that differs."""
         for name, expected in self.note["sha256"].items():
-            with open(self.folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    raise ValueError(f"{self.folder / name} is damaged: run `if-jax embed` again")
+            if sha256_of(self.folder / name) != expected:
+                raise ValueError(f"{self.folder / name} is damaged: run `if-jax embed` again")
 
     def _open(self) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -121,12 +136,12 @@ class Embeddings:
 
 
 def read_captions(stored: Stored, preparation: Preparation) -> list[list[str]]:
-    """The captions of every record as the encoder is given them."""
-    how = preparation
-    return [prepare_captions(record.captions, how.clean, how.preserve_case) for record in stored]
+    """The captions of every record as they go into the encoder."""
+    clean, preserve_case = preparation.clean, preparation.preserve_case
+    return [prepare_captions(stored[i].captions, clean, preserve_case) for i in range(len(stored))]
 
 
-def make_plan(
+def make_spec(
     stored: Stored,
     captions: Sequence[Sequence[str]],
     preparation: Preparation,
@@ -136,21 +151,41 @@ def make_plan(
     length: int,
     width: int,
     batch_size: int,
-) -> Plan:
+) -> EmbeddingSpec:
     """What a cache of all captions of a source will be.
+
+    Args:
+      stored: the source.
+      captions: of every record, as `read_captions` gives them.
+      preparation: how they were prepared.
+      form: one of `FORMS`.
+      encoder: the text encoder's hash.
+      length: positions L of the text states.
+      width: features D of the text states.
+      batch_size: captions encoded at a time.
 
     Raises:
       ValueError: no such form.
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r} is unknown: choose {' or '.join(FORMS)}")
-    count, how = 1 + sum(map(len, captions)), (preparation.clean, preparation.preserve_case)
-    return Plan(form, encoder, length, width, stored.name, stored.fingerprint(), count, *how, batch_size)
+    return EmbeddingSpec(
+        form=form,
+        encoder=encoder,
+        length=length,
+        width=width,
+        source=stored.name,
+        fingerprint=stored.fingerprint(),
+        captions=1 + sum(map(len, captions)),
+        clean=preparation.clean,
+        preserve_case=preparation.preserve_case,
+        batch_size=batch_size,
+    )
 
 
 def write_embeddings(
     captions: Sequence[Sequence[str]],
-    plan: Plan,
+    spec: EmbeddingSpec,
     encode: Encode,
     out: str | Path,
     *,
@@ -161,11 +196,14 @@ def write_embeddings(
 
     Args:
       captions: of every record, as `read_captions` gives them.
-      encode: text states of `plan.batch_size` prepared captions, the same bits whatever stands beside a caption.
+      spec: of `make_spec`.
+      encode: text states of `spec.batch_size` prepared captions, the same bits whatever stands beside a caption.
+      out: the folder to write.
+      overwrite: replace an earlier cache at `out`.
       progress: called with the number of captions done since the last call.
 
     Returns:
-      The cache's note: plan, bytes per caption, sha256 of every shard.
+      The cache's note: spec, bytes per caption, sha256 of every shard.
 
     Raises:
       FileExistsError: `out` exists and is not to be replaced, or is no cache.
@@ -176,14 +214,14 @@ def write_embeddings(
     if out.exists() and not (out / ROWS).is_file():
         raise FileExistsError(f"{str(out)!r} is no cache of embeddings and is kept: choose another --out")
     partial = out.parent / f".{out.name}.partial"
-    continue_or_clear(partial, dataclasses.asdict(plan))
+    continue_or_clear(partial, dataclasses.asdict(spec))
     every = ["", *(caption for some in captions for caption in some)]
-    shards = -(-plan.captions // PER_SHARD)
+    shards = -(-spec.captions // PER_SHARD)
     notes = {}
     for number in range(shards):
         rows = every[number * PER_SHARD : (number + 1) * PER_SHARD]
         path = partial / f"states-{number:05d}-of-{shards:05d}.array_record"
-        notes[path.name] = write_shard(path, lambda rows=rows: _encoded(rows, plan, encode), lambda: {})
+        notes[path.name] = write_shard(path, lambda rows=rows: _encoded(rows, spec, encode), lambda: {})
         progress(len(rows))
     counts = np.array([len(some) for some in captions], np.int64)
     hashes = np.array([_hash(caption) for caption in every], np.uint64)
@@ -191,18 +229,24 @@ def write_embeddings(
     sizes = {name: (partial / name).stat().st_size for name in notes}
     note = {
         "kind": "embeddings",
-        "plan": dataclasses.asdict(plan),
-        "bytes_per_caption": sum(sizes.values()) / plan.captions,
-        "sha256": {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in notes},
+        "plan": dataclasses.asdict(spec),
+        "bytes_per_caption": sum(sizes.values()) / spec.captions,
+        "sha256": {name: sha256_of(partial / name) for name in notes},
     }
     (partial / NOTE).write_text(json.dumps(note, indent=1))
     finish(partial, out)
     return note
 
 
-def pack(states: np.ndarray, tokens: int, plan: Plan) -> bytes:
-    """One caption's states (L, D) bfloat16 as a record; `tokens` of its positions are not padding."""
-    if plan.form == "exact":
+def pack(states: np.ndarray, tokens: int, spec: EmbeddingSpec) -> bytes:
+    """One caption's text states as a record.
+
+    Args:
+      states: (L, D) bfloat16.
+      tokens: how many of the L positions are not padding.
+      spec: of the cache; its form decides the bytes.
+    """
+    if spec.form == "exact":
         planes = np.ascontiguousarray(states).view(np.uint8).reshape(-1, 2)
         return planes[:, 1].tobytes() + planes[:, 0].tobytes()
     real = states[:tokens].astype(np.float32)
@@ -213,26 +257,26 @@ def pack(states: np.ndarray, tokens: int, plan: Plan) -> bytes:
     return bytes([tokens]) + scale.tobytes() + steps.tobytes()
 
 
-def unpack(record: bytes, plan: Plan) -> np.ndarray:
-    """The states (L, D) bfloat16 of a record."""
-    if plan.form == "exact":
-        half = plan.length * plan.width
+def unpack(record: bytes, spec: EmbeddingSpec) -> np.ndarray:
+    """The states (L, D) bfloat16 of a record of `spec.form`."""
+    if spec.form == "exact":
+        half = spec.length * spec.width
         planes = np.frombuffer(record, np.uint8).reshape(2, half)
-        return np.stack([planes[1], planes[0]], axis=1).view(_BFLOAT16).reshape(plan.length, plan.width)
+        return np.stack([planes[1], planes[0]], axis=1).view(_BFLOAT16).reshape(spec.length, spec.width)
     tokens = record[0]
-    rows = tokens + (tokens < plan.length)
+    rows = tokens + (tokens < spec.length)
     scale = np.frombuffer(record, np.float32, rows, 1)
-    steps = np.frombuffer(record, np.int8, rows * plan.width, 1 + 4 * rows).reshape(rows, plan.width)
+    steps = np.frombuffer(record, np.int8, rows * spec.width, 1 + 4 * rows).reshape(rows, spec.width)
     states = steps * scale[:, None]  # (tokens + 1, D); the last row stands for all padding
-    return states[np.minimum(np.arange(plan.length), rows - 1)].astype(_BFLOAT16)
+    return states[np.minimum(np.arange(spec.length), rows - 1)].astype(_BFLOAT16)
 
 
-def _encoded(captions: Sequence[str], plan: Plan, encode: Encode) -> Iterator[bytes]:
-    for start in range(0, len(captions), plan.batch_size):
-        some = list(captions[start : start + plan.batch_size])
-        states, tokens = encode(some + [""] * (plan.batch_size - len(some)))  # one shape, one compilation
+def _encoded(captions: Sequence[str], spec: EmbeddingSpec, encode: Encode) -> Iterator[bytes]:
+    for start in range(0, len(captions), spec.batch_size):
+        some = list(captions[start : start + spec.batch_size])
+        states, tokens = encode(some + [""] * (spec.batch_size - len(some)))  # one shape, one compilation
         for row in range(len(some)):
-            yield pack(states[row], int(tokens[row]), plan)
+            yield pack(states[row], int(tokens[row]), spec)
 
 
 def _hash(caption: str) -> int:

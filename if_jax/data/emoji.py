@@ -23,8 +23,8 @@ PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
 HELD_OUT = "held_out"
 _HELD_OUT_SHARE = 20  # one caption base of so many
 _SKIN = re.compile(r"[:,] (?:[a-z-]+ )*skin tone")
-# Version 1.1.0 of the pictures has medium-light and medium at each other's code points, as a look at its thumbs tells,
-# but not in these: technologists, and couples of every kind.
+# Version 1.1.0 of the pictures has medium-light and medium at each other's code points, as its thumbs show, but not in
+# these: technologists, and couples of every kind.
 _MEDIUM_LIGHT, _MEDIUM = "1f3fc", "1f3fd"
 _THUMBS = "1f44d"
 _AS_NAMED = re.compile(r"1f46[bcd]-|1f48f-|1f491-|.*-200d-(1f4bb$|2764-|1f91d-)")
@@ -137,11 +137,7 @@ def _package(folder: Path, name: str) -> Path:
 
 def _names(entries: list[dict[str, Any]]) -> dict[str, str]:
     """Code -> label, skin tones included."""
-    found = {}
-    for entry in entries:
-        for each in (entry, *entry.get("skins", [])):
-            found[_code(each["hexcode"])] = each["label"]
-    return found
+    return {_code(each["hexcode"]): each["label"] for entry in entries for each in (entry, *entry.get("skins", []))}
 
 
 def _code(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from if_jax.data.index import Record
-from if_jax.data.preprocessing import SUFFIXES, Unusable, read_caption
+from if_jax.data.preprocessing import SUFFIXES, UnusableRecord, read_caption
 
 METADATA = "metadata.jsonl"
 INDEX = ".if_jax_index.npz"
@@ -32,6 +32,8 @@ class Entry(NamedTuple):
 class Folder:
     """A folder with metadata.jsonl (lines with file_name and text), or else with a .txt beside each image below it."""
 
+    kind = "folder"
+
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         self._entries = _by_metadata(path) if (path / METADATA).is_file() else _by_text_files(path)
@@ -50,36 +52,39 @@ class Folder:
         return known.hexdigest()
 
     def files(self) -> list[tuple[str, int]]:
-        found = []
+        """Names and sizes of the images, and of what holds their captions."""
+        sizes = []
         for entry in self._entries:
             text, stamp = entry.caption, _stamp(entry.path)
-            found.append((entry.name, stamp[0] if stamp else -1))
+            sizes.append((entry.name, stamp[0] if stamp else -1))
             if isinstance(text, Path) and (stamp := _stamp(text)):
-                found.append((f"{entry.name}: caption", stamp[0]))
+                sizes.append((f"{entry.name}: caption", stamp[0]))
         lines = _stamp(self.path / METADATA)
-        return found + ([(METADATA, lines[0])] if lines else [])
+        return sizes + ([(METADATA, lines[0])] if lines else [])
 
     def index_file(self) -> Path:
+        """Within the folder."""
         return self.path / INDEX
 
-    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | Unusable]]:
-        for row in range(len(self._entries)):
+    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
+        """Every entry in order: name, row, and the record or why it is none."""
+        for row, entry in enumerate(self._entries):
             try:
-                found: Record | Unusable = self._read(row)
-            except Unusable as flaw:
-                found = flaw
-            yield self._entries[row].name, (row,), found
+                yield entry.name, (row,), self._read(row)
+            except UnusableRecord as flaw:
+                yield entry.name, (row,), flaw
 
     def read(self, key: str, place: Sequence[int]) -> Record:
+        """The record of a row; ValueError where it cannot be read any more."""
         try:
             return self._read(int(place[0]))
-        except Unusable as flaw:
+        except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: {key} cannot be read any more ({flaw})") from None
 
     def _read(self, row: int) -> Record:
         entry = self._entries[row]
         if entry.problem:
-            raise Unusable(entry.problem)
+            raise UnusableRecord(entry.problem)
         picture = _bytes(entry.path, _LARGEST, ("missing file", "not a file", "file of more than a gigabyte"))
         text = entry.caption
         if isinstance(text, Path):
@@ -95,14 +100,14 @@ def _bytes(path: Path, largest: int, reasons: tuple[str, str, str]) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise Unusable(other)
+            raise UnusableRecord(other)
         if status.st_size > largest:
-            raise Unusable(large)
+            raise UnusableRecord(large)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise Unusable(missing) from None
+        raise UnusableRecord(missing) from None
     except OSError:  # no permission, a link to itself, a broken disk
-        raise Unusable("file cannot be opened") from None
+        raise UnusableRecord("file cannot be opened") from None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -12,15 +12,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from if_jax.data.preprocessing import Unusable, read_picture
+from if_jax.checkpoints.files import atomic_file
+from if_jax.data.preprocessing import UnusableRecord, read_picture
 
 VERSION = 1
 # Columns of img2dataset's and LAION's metadata, under the names they are found with.
@@ -47,21 +46,27 @@ class RecordStore(Protocol):
     """A file or folder of records that is indexed as a whole. `place` is what it needs to find a record again."""
 
     name: str
+    kind: str  # of store, in words
 
     def fingerprint(self) -> str:
         """Changes when the stored bytes may have."""
+        ...
 
     def files(self) -> list[tuple[str, int]]:
         """Names and sizes of what is stored: in these the copies on two hosts must agree, times may differ."""
+        ...
 
     def index_file(self) -> Path:
         """Where its index is kept."""
+        ...
 
-    def scan(self) -> Iterable[tuple[str, tuple[int, ...], Record | Unusable]]:
+    def scan(self) -> Iterable[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
         """Everything there, in order: key, place, and the record or why it is none."""
+        ...
 
     def read(self, key: str, place: Sequence[int]) -> Record:
         """One record again."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +97,11 @@ class Index:
     flaws: tuple[str, ...]  # "" and the reasons met
 
     def key(self, row: int) -> str:
+        """A record's name."""
         return self.keys[row].decode()
 
     def select(self, keep: Filter) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rows to train on, and those left out by reason; together every row once."""
+        """Rows (N,) to train on, and those left out by reason; together every row once."""
         reason = np.array(self.flaws, object)[self.facts["flaw"]]
         facts, free = self.facts, self.facts["flaw"] == 0
         short, long = (pick(facts["width"], facts["height"]) for pick in (np.minimum, np.maximum))
@@ -120,16 +126,22 @@ def build_index(store: RecordStore) -> Index:
     """Go through a store, decode every picture, and note what there is. Of records with one key the first sound stays.
 
     A store that ends too early or has no captions yields what there is and says so by reason; it raises nothing.
+
+    Args:
+      store: what to index.
+
+    Returns:
+      Its index, the flawed records included.
     """
     fingerprint, rows, seen = store.fingerprint(), [], set()
-    for key, place, found in store.scan():
+    for key, place, record in store.scan():
         try:
-            facts = _facts(found)
+            facts = _facts(record)
             if key in seen:
-                raise Unusable("duplicate key")
+                raise UnusableRecord("duplicate key")
             seen.add(key)
             rows.append((key, place, facts, ""))
-        except Unusable as flaw:
+        except UnusableRecord as flaw:
             rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw)))
     flaws = ("", *sorted({flaw for *_, flaw in rows} - {""}))
     number = {flaw: i for i, flaw in enumerate(flaws)}
@@ -145,8 +157,12 @@ def build_index(store: RecordStore) -> Index:
 def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
     """The index kept for a store; None where there is none yet.
 
+    Args:
+      store: whose index it is.
+      reindex: take an index that no longer fits for none.
+
     Raises:
-      ValueError: the store has changed since it was indexed. With `reindex` that is no error, and the index none.
+      ValueError: the store has changed since it was indexed, and `reindex` is false.
     """
     place = next((path for path in _places(store) if path.is_file()), None)
     if place is None:
@@ -170,38 +186,26 @@ def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
 
 
 def save_index(store: RecordStore, index: Index) -> Path | None:
-    """Keep an index for the next time; None where no place can be written."""
+    """Keep an index for the next time; returns its file, None where nothing can be written."""
     head = json.dumps({"version": VERSION, "fingerprint": index.fingerprint, "flaws": index.flaws})
     for path in _places(store):
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # hosts may write at the same time
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(beside, "wb") as file:
-                np.savez(file, head=head, keys=index.keys, places=index.places, facts=index.facts)
-            beside.replace(path)
+            with atomic_file(path) as beside, open(beside, "wb") as file:  # hosts may write at the same time
+                np.savez(file, head=np.asarray(head), keys=index.keys, places=index.places, facts=index.facts)
             return path
         except OSError:
-            beside.unlink(missing_ok=True)
+            continue
     return None
 
 
-def file_fingerprint(path: Path) -> str:
-    """Size and time of a file: what tells that it was written again."""
-    status = path.stat()
-    return f"{status.st_size} bytes of {status.st_mtime_ns}"
-
-
-def count_flaws(index: Index) -> Counter[str]:
-    """How many records are unusable, by reason."""
-    return Counter({flaw: int((index.facts["flaw"] == i).sum()) for i, flaw in enumerate(index.flaws) if flaw})
-
-
-def _facts(found: Record | Unusable) -> tuple:
-    if isinstance(found, Unusable):
-        raise found
-    picture = read_picture(found.picture)
-    length = min(len(caption) for caption in found.captions)
-    return (*picture.size, length, *(_score(found.metadata, names) for names in SCORES.values()))
+def _facts(record: Record | UnusableRecord) -> tuple[float, ...]:
+    """The columns of `FACTS` but for the flaw."""
+    if isinstance(record, UnusableRecord):
+        raise record
+    picture = read_picture(record.picture)
+    length = min(len(caption) for caption in record.captions)
+    return (*picture.size, length, *(_score(record.metadata, names) for names in SCORES.values()))
 
 
 def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""What a source holds, told in a few lines and shown on one sheet, before anyone trains on it."""
+"""What a source holds, in a few lines and on one sheet, before anyone trains on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from if_jax.data.index import SCORES, Filter
 from if_jax.data.preprocessing import fit, read_picture
 from if_jax.data.sources import Stored, open_stored, summarise_skipped
-from if_jax.data.tfds_folder import Prepared, read_note
+from if_jax.data.tfds_folder import TfdsFolder, read_note
 from if_jax.scenes import sources
 
 _COLUMNS, _THUMB, _LINES, _LINE = 6, 160, 4, 13  # of the contact sheet; pixels
@@ -26,7 +26,7 @@ class Inspection:
     """Prints as what a user wants to know, how much is usable first."""
 
     lines: tuple[str, ...]
-    sheet: Image.Image
+    sheet: Image.Image  # the contact sheet
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
@@ -38,17 +38,19 @@ def inspect(
     """Open a source, every picture of which is decoded when it is first indexed, and describe it.
 
     Args:
+      source: as for training, but no mixture.
       keep: as for training; what it leaves out is counted with what is unusable.
       samples: pictures on the contact sheet, evenly spaced through the source.
       reindex: index again what has changed since it was indexed, rather than refuse it.
+      workers: processes that index; None: one per core.
 
     Raises:
       FileNotFoundError, ValueError: one line; also where no record is usable.
     """
     if source in sources.NAMES:
-        shown = [(picture, caption) for picture, caption, _ in sources.draw(source, range(samples), 0, 64)]
-        told = (f"usable without end: {source!r} is drawn on the fly, at any size", *_examples([c for _, c in shown]))
-        return Inspection(told, contact_sheet((Image.fromarray(picture), caption) for picture, caption in shown))
+        shown = [(Image.fromarray(picture), text) for picture, text, _ in sources.draw(source, range(samples), 0, 64)]
+        first = f"usable without end: {source!r} is drawn on the fly, at any size"
+        return Inspection((first, *_examples([text for _, text in shown])), contact_sheet(shown))
     stored = open_stored(source, keep, reindex=reindex, workers=workers)
     chosen = np.unique(np.linspace(0, len(stored) - 1, min(samples, len(stored))).astype(int))
     records = [stored[int(number)] for number in chosen]
@@ -84,23 +86,21 @@ def _describe(stored: Stored) -> list[str]:
     width, height, length = (stored.facts(field) for field in ("width", "height", "caption"))
     sides, lost = np.minimum(width, height), sum(map(len, stored.left_out.values()))
     large = ", ".join(f"{int((sides >= side).sum())} of at least {side} px" for side in _SIDES)
-    low, middle, high = _spread(length)
     return [
         f"usable {len(stored)} of {len(stored) + lost} records in {stored.name}{_origin(stored)}",
-        f"sizes: short side {' to '.join(map(str, _ends(sides)))} px; {large}; "
+        f"sizes: short side {sides.min()} to {sides.max()} px; {large}; "
         f"longest {np.max(np.maximum(width, height) / sides):.2f} times its width",
-        f"captions: {low} to {high} characters, half of them up to {middle}",
+        f"captions: {length.min()} to {length.max()} characters, half of them up to {int(np.median(length))}",
         *_scores(stored),
         *summarise_skipped(stored.left_out),
     ]
 
 
 def _origin(stored: Stored) -> str:
-    kinds = {type(store).__name__ for store in stored.stores}
-    store = stored.stores[0]
-    note = read_note(store.path) if isinstance(store, Prepared) else {}
+    store, count = stored.stores[0], len(stored.stores)
+    note = read_note(store.path) if isinstance(store, TfdsFolder) else {}
     if not note:
-        return f" ({len(stored.stores)} {kinds.pop().lower()}{'s' if len(stored.stores) > 1 else ''})"
+        return f" ({count} {store.kind}{'s' if count > 1 else ''})"
     skipped = sum(map(len, note["skipped"].values()))
     seed = f", seed {note['seed']}" if note["seed"] is not None else ""
     return f" ({note['kind']}, {note['size']} px{seed}" + (f"; {skipped} left out when built)" if skipped else ")")
@@ -119,11 +119,3 @@ def _scores(stored: Stored) -> list[str]:
 
 def _examples(captions: list[str]) -> list[str]:
     return [f"  {textwrap.shorten(caption, 160)}" for caption in itertools.islice(captions, 5)]
-
-
-def _ends(values: np.ndarray) -> tuple[int, int]:
-    return int(values.min()), int(values.max())
-
-
-def _spread(values: np.ndarray) -> tuple[int, int, int]:
-    return int(values.min()), int(np.median(values)), int(values.max())

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -45,6 +45,7 @@ class Source(Protocol):
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         """Return the samples at these positions."""
+        ...
 
 
 def batches(
@@ -69,18 +70,21 @@ def batches(
 
     Args:
       source: "scenes" or "tasks" (drawn on the fly), what `sources.open_stored` opens, or a weighted mixture of such:
-        "0.7*scenes + 0.3*data/mine".
+        `0.7*scenes + 0.3*data/mine`.
       size: side of the pictures in pixels; stored pictures are scaled down to it, never up.
       batch_size: rows of a whole batch, over all shards.
       seed: decides scenes or shuffling, cuts, wording and dropped captions.
       tokenize: captions -> (ids, mask), each int32 (B, L). Dropped captions are "".
       start_step: number of the first batch.
       caption_dropout: share of captions dropped.
-      shard_index, shard_count: this host draws rows [i B/n, (i+1) B/n) of every batch.
+      shard_index: this host i of n draws rows [i B/n, (i+1) B/n) of every batch.
+      shard_count: hosts n.
       threads: batches made ahead at the same time (in each worker); 0 makes each when asked.
       workers: processes that read and decode; 0: this one does.
-      preparation, keep: what is done to stored records, and which are used.
-      embeddings: folder of text states that `if-jax embed` wrote for this source, with the encoder of hash `encoder`.
+      preparation: what is done to stored records.
+      keep: which stored records are used.
+      embeddings: folder of text states that `if-jax embed` wrote for this source.
+      encoder: hash of the encoder that wrote them.
 
     Returns:
       dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,); with `embeddings`
@@ -112,34 +116,49 @@ def batches(
 
 
 def check_workers(source: str, workers: int) -> None:
-    """Refuses worker processes where the source, or a part of it, is sources."""
+    """Refuse worker processes where the source, or a part of it, is drawn: ValueError."""
     if workers and any(name in sources.NAMES for _, name in parse_mixture(source)):
         raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
 
 
 def open_source(source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> Source:
-    """A source, or a mixture of sources, by position."""
+    """Open a source, or a mixture of sources, by position.
+
+    Args:
+      source: as `batches` takes it.
+      size: side of the pictures in pixels.
+      seed: decides scenes or shuffling, cuts and wording.
+      preparation: what is done to stored records.
+      keep: which stored records are used.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that says what is wrong with the source.
+    """
     parts = parse_mixture(source)
     opened = [
-        _Drawn(name, size, seed) if name in sources.NAMES else Pictures(name, size, seed, preparation, keep)
+        _Drawn(name, size, seed) if name in sources.NAMES else StoredPictures(name, size, seed, preparation, keep)
         for _, name in parts
     ]
     return opened[0] if len(opened) == 1 else _Mixture(opened, [weight for weight, _ in parts])
 
 
 def parse_mixture(source: str) -> list[tuple[float, str]]:
-    """ "0.7*scenes + 0.3*data/mine" as weights and names; one name alone has weight 1."""
-    terms = str(source).split(" + ")
-    found = [_WEIGHTED.fullmatch(term) for term in terms]
-    if len(terms) == 1 and not found[0]:
+    """ "0.7*scenes + 0.3*data/mine" as weights and names; a single name has weight 1.
+
+    Raises:
+      ValueError: a term has no weight, or one that is not above 0.
+    """
+    matches = [_WEIGHTED.fullmatch(term) for term in str(source).split(" + ")]
+    if matches == [None]:
         return [(1.0, str(source))]
-    if not all(found) or not all(float(match[1]) > 0 for match in found if match):
+    parts = [(float(match[1]), match[2]) for match in matches if match]
+    if len(parts) < len(matches) or not all(weight > 0 for weight, _ in parts):
         raise ValueError(f"mixture {source!r}: write it as WEIGHT*SOURCE + WEIGHT*SOURCE, weights above 0")
-    return [(float(match[1]), match[2]) for match in found if match]
+    return parts
 
 
 def stored_parts(source: str) -> list[str]:
-    """Those parts of a source that are stored rather than sources."""
+    """Those parts of a source that are stored rather than drawn."""
     return [name for _, name in parse_mixture(source) if name not in sources.NAMES]
 
 
@@ -148,18 +167,24 @@ def describe_files(source: str) -> str:
 
     Where a part cannot be opened it is the reason instead: hosts that differ in it do not see the same data.
     """
-    found: list[tuple[str, int]] = []
     try:
-        for name in stored_parts(source):
-            found += [file for store in find_record_stores(name) for file in store.files()]
+        files = [f for name in stored_parts(source) for store in find_record_stores(name) for f in store.files()]
     except (OSError, ValueError) as error:
         return str(error)
-    known = hashlib.sha256(repr(found).encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{len(found)} files, {known[:16]}" if found else "drawn"
+    known = hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(files)} files, {known[:16]}" if files else "drawn"
 
 
-class Pictures:
-    """Stored records; every epoch is another permutation of them."""
+class StoredPictures:
+    """Stored records; every epoch is another permutation of them.
+
+    Args:
+      source: what `open_stored` opens.
+      size: side of the pictures in pixels; smaller records are left out.
+      seed: decides order, cuts and captions.
+      preparation: what is done to a record.
+      keep: which records are used.
+    """
 
     def __init__(self, source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> None:
         self.stored: Stored = open_stored(source, keep.at_least(size))
@@ -167,14 +192,15 @@ class Pictures:
         self._order = _shuffled(len(self.stored), seed)
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
+        """The samples at these positions, decoded."""
         return [self._read(int(position)) for position in positions]
 
     def _read(self, position: int) -> Sample:
-        number = self._order(position)
-        record, how = self.stored[number], self._preparation
-        shift = how.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
+        number, preparation = self._order(position), self._preparation
+        record = self.stored[number]
+        shift = preparation.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
         choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
-        (caption,) = prepare_captions([record.captions[choice]], how.clean, how.preserve_case)
+        (caption,) = prepare_captions([record.captions[choice]], preparation.clean, preparation.preserve_case)
         picture = np.asarray(fit(read_picture(record.picture), self._size, shift))
         return Sample(picture, caption, number, choice)
 
@@ -197,27 +223,23 @@ class _Mixture:
     def __init__(self, parts: Sequence[Source], weights: Sequence[float]) -> None:
         self._parts = parts
         ways = [grain.MapDataset.range(_LAST_STEP).map(lambda place, i=i: (i, place)) for i in range(len(parts))]
-        self._order = grain.MapDataset.mix(ways, [weight / sum(weights) for weight in weights])
+        self._order: Any = grain.MapDataset.mix(ways, [weight / sum(weights) for weight in weights])
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
-        places = [self._order[int(position)] for position in positions]
-        found: dict[int, Sample] = {}
+        places: list[tuple[int, int]] = [self._order[int(position)] for position in positions]  # part, position in it
+        samples: dict[int, Sample] = {}
         for number, part in enumerate(self._parts):
             rows = [row for row, (which, _) in enumerate(places) if which == number]
-            if rows:
-                samples = part.read([places[row][1] for row in rows])
-                found |= {
-                    row: sample._replace(number=number * _PART + sample.number)
-                    for row, sample in zip(rows, samples, strict=True)
-                }
-        return [found[row] for row in range(len(places))]
+            for row, sample in zip(rows, part.read([places[row][1] for row in rows]) if rows else [], strict=True):
+                samples[row] = sample._replace(number=number * _PART + sample.number)
+        return [samples[row] for row in range(len(places))]
 
 
 def _shuffled(count: int, seed: int) -> Callable[[int], int]:
     """Position -> record: every epoch another permutation, of which only small ones are kept in memory."""
     if count < _SMALL:
         return lambda position: int(_permutation(count, seed, position // count)[position % count])
-    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
+    order: Any = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
     return lambda position: int(order[position])
 
 
@@ -237,7 +259,7 @@ def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.nd
 def _text_states(
     source: Source, folder: str, preparation: Preparation, encoder: str
 ) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
-    if not isinstance(source, Pictures):
+    if not isinstance(source, StoredPictures):
         raise ValueError(f"embeddings {folder!r} go with one stored source, not with drawn scenes or a mixture")
     cache = Embeddings(folder)
     cache.check(source.stored, preparation, encoder)

@@ -20,7 +20,7 @@ SUFFIXES = frozenset(
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
 
-class Unusable(ValueError):
+class UnusableRecord(ValueError):
     """A picture or caption that cannot be trained on; its text is the reason, the same for all of a kind."""
 
 
@@ -38,11 +38,14 @@ def read_picture(encoded: bytes) -> Image.Image:
 
     Grey, palette, alpha (over white), CMYK, 16 bit and the first frame of animated files are converted.
 
+    Args:
+      encoded: of a format in `_FORMATS`, whatever the file was called.
+
     Raises:
-      Unusable: "empty file", "too many pixels" or "unreadable image".
+      UnusableRecord: "empty file", "too many pixels" or "unreadable image".
     """
     if not encoded:
-        raise Unusable("empty file")
+        raise UnusableRecord("empty file")
     Image.init()  # where formats are named, Pillow looks only among those it has loaded
     try:
         with warnings.catch_warnings():
@@ -51,9 +54,9 @@ def read_picture(encoded: bytes) -> Image.Image:
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as stored:
                 return to_rgb(stored)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Unusable("too many pixels") from None
+        raise UnusableRecord("too many pixels") from None
     except Exception:  # decoders raise whatever they stumble over in a damaged file; one file must not end a run
-        raise Unusable("unreadable image") from None
+        raise UnusableRecord("unreadable image") from None
 
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
@@ -76,8 +79,13 @@ def fit(picture: Image.Image, size: int, shift: float = 0.0) -> Image.Image:
     """Cut square and scale to `size` px.
 
     Args:
+      picture: of any shape.
+      size: side of the result in pixels.
       shift: how far the cut lies from the middle of the longer side, in short sides; IF draws it from [-0.1, 0.1].
         It ends at the picture's edge.
+
+    Returns:
+      The square picture.
     """
     side = min(picture.size)
     left, top = (_start(length - side, side, shift) for length in picture.size)
@@ -90,14 +98,14 @@ def read_caption(encoded: bytes) -> str:
     """A caption from a file's bytes, without outer white space.
 
     Raises:
-      Unusable: "caption is not UTF-8" or "no caption".
+      UnusableRecord: "caption is not UTF-8" or "no caption".
     """
     try:
         caption = encoded.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise Unusable("caption is not UTF-8") from None
+        raise UnusableRecord("caption is not UTF-8") from None
     if not caption:
-        raise Unusable("no caption")
+        raise UnusableRecord("no caption")
     return caption
 
 

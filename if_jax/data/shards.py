@@ -8,52 +8,52 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from if_jax.checkpoints.files import atomic_file
+
 PER_SHARD = 1024  # records
 
 
 def write_shard(path: Path, records: Callable[[], Iterable[bytes]], note: Callable[[], dict[str, Any]]) -> dict:
-    """Write one shard beside its place and rename it, then what is noted about it; a noted shard is not made again.
+    """Write one shard, then what is noted about it; a noted shard is not made again.
 
     Args:
+      path: of the shard; the note is a hidden file beside it.
       records: makes the records; not called where the shard is complete.
       note: what to note once all records are written.
 
     Returns:
       The note, and the records' number and bytes.
     """
-    from array_record.python import array_record_module
+    from array_record.python.array_record_module import ArrayRecordWriter  # pyright: ignore[reportMissingImports]
 
     noted = path.with_name(f".{path.name}.json")
     if noted.is_file():
         return json.loads(noted.read_text())
-    beside = path.with_name(f".{path.name}.partial")
-    writer = array_record_module.ArrayRecordWriter(str(beside), "group_size:1")
-    count = used = 0
-    for record in records():
-        writer.write(record)
-        count, used = count + 1, used + len(record)
-    writer.close()
-    beside.rename(path)
-    told = {"count": count, "bytes": used, **note()}
-    written = noted.with_suffix(".partial")
-    written.write_text(json.dumps(told))
-    written.rename(noted)
-    return told
+    sizes = []
+    with atomic_file(path) as beside:
+        writer = ArrayRecordWriter(str(beside), "group_size:1")
+        for record in records():
+            writer.write(record)
+            sizes.append(len(record))
+        writer.close()
+    content = {"count": len(sizes), "bytes": sum(sizes), **note()}
+    with atomic_file(noted) as beside:
+        beside.write_text(json.dumps(content))
+    return content
 
 
-def continue_or_clear(partial: Path, plan: dict[str, Any]) -> bool:
-    """Prepare a folder to build in, keeping the complete shards of an interrupted build if it was this very one.
+def continue_or_clear(partial: Path, spec: dict[str, Any]) -> None:
+    """Make a folder to build in, keeping the complete shards of an interrupted build if it was this very one.
 
-    Returns:
-      Whether there is something to go on from.
+    Args:
+      partial: the folder.
+      spec: everything that decides the bytes, as JSON values.
     """
-    note, wanted = partial / ".plan.json", json.dumps(plan, sort_keys=True)
-    if note.is_file() and note.read_text() == wanted:
-        return True
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    note.write_text(wanted)
-    return False
+    note, wanted = partial / ".plan.json", json.dumps(spec, sort_keys=True)
+    if not (note.is_file() and note.read_text() == wanted):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        note.write_text(wanted)
 
 
 def finish(partial: Path, out: Path) -> None:

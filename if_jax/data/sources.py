@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from if_jax.data.folder import Folder
 from if_jax.data.index import Filter, Index, Record, RecordStore, build_index, load_index, save_index
-from if_jax.data.preprocessing import Unusable
+from if_jax.data.preprocessing import UnusableRecord
 from if_jax.data.tars import find_tars
-from if_jax.data.tfds_folder import Prepared, find_prepared
+from if_jax.data.tfds_folder import TfdsFolder, find_tfds_folder
 
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
 
@@ -42,12 +42,13 @@ class Stored:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Record:
+        """Record `number`; ValueError where it cannot be read any more."""
         store, row = self.rows[number]
         index = self.indexes[store]
         key = index.key(row)
         try:
             return self.stores[store].read(key, index.places[row])
-        except Unusable as flaw:
+        except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
 
     def key(self, number: int) -> str:
@@ -64,7 +65,7 @@ class Stored:
     def fingerprint(self) -> str:
         """A hash of which records there are, in order, and of the bytes behind them."""
         known = hashlib.sha256(repr([index.fingerprint for index in self.indexes]).encode())
-        known.update(np.ascontiguousarray(self.rows))
+        known.update(self.rows.tobytes())
         return known.hexdigest()
 
 
@@ -74,6 +75,8 @@ def open_stored(
     """Open a source, indexing what was not indexed before; progress is kept store by store.
 
     Args:
+      source: as the module says.
+      keep: which records are used; all usable ones unless given.
       workers: processes that index tars side by side; None: one per core.
       reindex: index again what has changed since it was indexed, rather than refuse it.
 
@@ -90,7 +93,11 @@ def open_stored(
 
 
 def find_record_stores(source: str) -> tuple[RecordStore, ...]:
-    """The files or folders a source is made of, not yet indexed."""
+    """The files or folders a source is made of, not yet indexed.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that says what is wrong with the source.
+    """
     source = str(source)
     base, at, split = source.rpartition("@")
     if not at or Path(source).exists():
@@ -98,9 +105,8 @@ def find_record_stores(source: str) -> tuple[RecordStore, ...]:
     path = Path(base)
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")) and not any(path.glob("*.tar"))):
         raise ValueError(f"{source!r} holds addresses, not pictures: img2dataset fetches them into tar files")
-    prepared = find_prepared(base)
-    if prepared is not None:
-        return (Prepared(prepared, split),)
+    if folder := find_tfds_folder(base):
+        return (TfdsFolder(folder, split),)
     if at and split != "train":
         raise ValueError(f"{source!r}: only prepared data sets have splits (@{split})")
     if ".tar" in path.name or (path.is_dir() and any(path.glob("*.tar*"))):
@@ -123,7 +129,17 @@ def summarise_skipped(left_out: dict[str, list[str]]) -> list[str]:
 
 
 def in_processes(task: Callable[[Any], Any], arguments: list[Any], workers: int, what: str) -> Iterable[Any]:
-    """`task` of every argument, in order, with a progress bar; in `workers` fresh processes where that is above 1."""
+    """Run a task on many arguments with a progress bar.
+
+    Args:
+      task: a function that pickles.
+      arguments: one for each run.
+      workers: fresh processes; below 2 this one does it.
+      what: the bar's name.
+
+    Yields:
+      The results in order.
+    """
     bar = tqdm(total=len(arguments), desc=what, disable=len(arguments) < 2)
     with bar:
         if workers < 2 or len(arguments) < 2:
@@ -144,14 +160,14 @@ def cores() -> int:
 
 
 def _indexes(stores: tuple[RecordStore, ...], workers: int | None, reindex: bool) -> tuple[Index, ...]:
-    found = [load_index(store, reindex=reindex) for store in stores]
-    missing = [store for store, index in zip(stores, found, strict=True) if index is None]
+    loaded = [load_index(store, reindex=reindex) for store in stores]
+    missing = [store for store, index in zip(stores, loaded, strict=True) if index is None]
     began = time.monotonic()
     first = [_index(store) for store in missing[:1]]
     left = (time.monotonic() - began) * (len(missing) - 1)
     workers = 1 if left < _WORTH_PROCESSES else cores() if workers is None else workers
     made = iter([*first, *in_processes(_index, missing[1:], workers, "indexing")])
-    return tuple(index if index is not None else next(made) for index in found)
+    return tuple(index if index is not None else next(made) for index in loaded)
 
 
 def _index(store: RecordStore) -> Index:

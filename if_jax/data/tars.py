@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from if_jax.data.index import Record, file_fingerprint
-from if_jax.data.preprocessing import SUFFIXES, Unusable, read_caption
+from if_jax.data.index import Record
+from if_jax.data.preprocessing import SUFFIXES, UnusableRecord, read_caption
 
 _CAPTIONS = ("txt", "text", "caption")
 _METADATA = "json"
@@ -26,36 +26,43 @@ Place = Sequence[int]  # offset and length of the picture, the caption and the m
 class Tar:
     """One uncompressed tar file."""
 
+    kind = "tar"
+
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
 
     def fingerprint(self) -> str:
-        return file_fingerprint(self.path)
+        """Size and time of the file: what says that it was written again."""
+        status = self.path.stat()
+        return f"{status.st_size} bytes of {status.st_mtime_ns}"
 
     def files(self) -> list[tuple[str, int]]:
+        """Name and size of the file."""
         return [(self.path.name, self.path.stat().st_size)]
 
     def index_file(self) -> Path:
+        """Beside the tar."""
         return self.path.with_name(f"{self.path.name}.index.npz")
 
-    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | Unusable]]:
+    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
         """Samples in the order they are stored; last, where the file ends too early, what was lost by that."""
-        ended: list[Unusable] = []
+        ended: list[UnusableRecord] = []
         for key, files in _samples(self.path, ended):
             place = _place(files)
-            yield key, place, self._try(key, place) if files else Unusable("name without an extension")
+            yield key, place, self._try(key, place) if files else UnusableRecord("name without an extension")
         for flaw in ended:
             yield "(end of file)", _place({}), flaw
 
     def read(self, key: str, place: Place) -> Record:
-        found = self._try(key, place)
-        if isinstance(found, Unusable):
-            raise ValueError(f"{self.name}: sample {key} cannot be read any more ({found})")
-        return found
+        """The sample at `place`; ValueError where it cannot be read any more."""
+        record = self._try(key, place)
+        if isinstance(record, UnusableRecord):
+            raise ValueError(f"{self.name}: sample {key} cannot be read any more ({record})")
+        return record
 
-    def _try(self, key: str, place: Place) -> Record | Unusable:
+    def _try(self, key: str, place: Place) -> Record | UnusableRecord:
         if place[1] < 0:
-            return Unusable("no picture")
+            return UnusableRecord("no picture")
         try:
             with open(self.path, "rb", buffering=0) as file:
                 picture, text, metadata = (
@@ -63,7 +70,7 @@ class Tar:
                 )
             known = _parse(metadata)
             return Record(key, picture, (_caption(text if place[3] >= 0 else None, known),), known)
-        except Unusable as flaw:
+        except UnusableRecord as flaw:
             return flaw
 
 
@@ -75,16 +82,16 @@ def find_tars(source: str) -> list[Tar]:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(path.glob("*.tar"))
+        paths = sorted(path.glob("*.tar"))
     else:
-        found = [path for part in _braces(source) for path in (_glob(part) if "*" in part else [Path(part)])]
-    missing = [path for path in found if not path.is_file()]
-    if missing or not found:
+        paths = [path for part in _braces(source) for path in (_glob(part) if "*" in part else [Path(part)])]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
         raise FileNotFoundError(f"tar {str(missing[0] if missing else source)!r} does not exist: check the name")
-    for tar in found:
+    for tar in paths:
         if tar.name.endswith(("gz", "bz2", "xz", "zst")):
             raise ValueError(f"{tar} is compressed and has no random access: unpack it to a plain .tar")
-    return [Tar(path) for path in found]
+    return [Tar(path) for path in paths]
 
 
 def _braces(source: str) -> list[str]:
@@ -93,14 +100,14 @@ def _braces(source: str) -> list[str]:
         return [source]
     first, last, width = int(span[1]), int(span[2]), len(span[1])
     numbers = (source[: span.start()] + str(i).zfill(width) + source[span.end() :] for i in range(first, last + 1))
-    return [each for one in numbers for each in _braces(one)]
+    return [name for partly in numbers for name in _braces(partly)]
 
 
 def _glob(pattern: str) -> list[Path]:
     return sorted(Path(pattern).parent.glob(Path(pattern).name))
 
 
-def _samples(path: Path, ended: list[Unusable]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+def _samples(path: Path, ended: list[UnusableRecord]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Key and files (extension -> offset, length) of sample after sample; `ended` gets the reason of an early end."""
     size, key, files = path.stat().st_size, "", {}
     try:
@@ -121,9 +128,9 @@ def _samples(path: Path, ended: list[Unusable]) -> Iterator[tuple[str, dict[str,
                     key, files = split[1], {}
                 files[extension] = (member.offset_data, member.size)
             if not _ends_properly(path, tar.offset):
-                ended.append(Unusable(_ENDED))
+                ended.append(UnusableRecord(_ENDED))
     except (tarfile.TarError, OSError, ValueError):
-        ended.append(Unusable(_ENDED))
+        ended.append(UnusableRecord(_ENDED))
     if files:
         yield key, files
 
@@ -155,5 +162,5 @@ def _caption(text: bytes | None, metadata: Mapping[str, Any]) -> str:
         written = metadata.get("caption")
         text = written.encode("utf-8", "replace") if isinstance(written, str) else b""
     if len(text) > _LARGEST_TEXT:
-        raise Unusable("caption of more than a megabyte")
+        raise UnusableRecord("caption of more than a megabyte")
     return read_caption(text)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from if_jax.data import clevr
 from if_jax.data.index import Record
-from if_jax.data.preprocessing import Unusable, read_caption
+from if_jax.data.preprocessing import UnusableRecord, read_caption
 
 INFO = "dataset_info.json"
 BUILD_FILE = "if_jax.json"  # what our builders note beside the records
@@ -20,8 +20,10 @@ _NEEDS_TF = ("coco_captions", "clevr", "laion400m")  # builders that read their 
 Example = dict[str, Any]
 
 
-class Prepared:
-    """One split of a prepared data set, stored as array_record."""
+class TfdsFolder:
+    """One split of a data set that TensorFlow Datasets prepared or that was built here, stored as array_record."""
+
+    kind = "prepared"
 
     def __init__(self, path: Path, split: str = "train") -> None:
         import tensorflow_datasets as tfds  # slow to import, and scenes drawn on the fly need none of it
@@ -36,10 +38,10 @@ class Prepared:
                 f"{str(path)!r} is stored as {stored and stored.value}, which has no random access without TensorFlow: "
                 "prepare it with file_format=array_record"
             )
-        self._image = _image_feature(builder.info.features, path)
-        self._captions = _caption_reader(builder.info.features, path)
+        features = cast(Mapping[str, Any], builder.info.features)
+        self._image, self._captions = _image_feature(features, path), _caption_reader(features, path)
         decoders = {self._image: tfds.decode.SkipDecoding()}
-        self._records = builder.as_data_source(split=split, decoders=decoders)
+        self._records: Sequence[Example] = builder.as_data_source(split=split, decoders=decoders)  # pyright: ignore
 
     def __len__(self) -> int:
         return len(self._records)
@@ -57,41 +59,52 @@ class Prepared:
         return known.hexdigest()
 
     def files(self) -> list[tuple[str, int]]:
-        found = sorted(path for path in self.path.iterdir() if "array_record" in path.name)
-        return [(path.name, path.stat().st_size) for path in found]
+        """Names and sizes of the shards of every split."""
+        shards = sorted(path for path in self.path.iterdir() if "array_record" in path.name)
+        return [(path.name, path.stat().st_size) for path in shards]
 
     def index_file(self) -> Path:
+        """Within the folder."""
         return self.path / f".{self.split}.index.npz"
 
-    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | Unusable]]:
+    def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
+        """Every record in order: key, row, and the record or why it is none."""
         for row in range(len(self)):
             key = f"{self.split}/{row}"
             try:
                 yield key, (row,), self.read(key, (row,))
-            except Unusable as flaw:
+            except UnusableRecord as flaw:
                 yield key, (row,), flaw
 
     def read(self, key: str, place: Sequence[int]) -> Record:
+        """The record of a row.
+
+        Raises:
+          UnusableRecord: its bytes are damaged, or it has no caption.
+        """
         try:
             example = self._records[int(place[0])]
         except Exception:  # whatever the reader stumbles over in damaged bytes
-            raise Unusable("unreadable record") from None
-        told = tuple(read_caption(text.encode() if isinstance(text, str) else text) for text in self._captions(example))
-        if not told:
-            raise Unusable("no caption")
-        return Record(key, example[self._image], told, _metadata(example))
+            raise UnusableRecord("unreadable record") from None
+        texts = [text.encode() if isinstance(text, str) else text for text in self._captions(example)]
+        if not texts:
+            raise UnusableRecord("no caption")
+        return Record(key, example[self._image], tuple(map(read_caption, texts)), _metadata(example))
 
 
-def find_prepared(source: str) -> Path | None:
-    """The folder of a prepared data set: itself, the one version below it, or a TensorFlow Datasets name.
+def find_tfds_folder(source: str) -> Path | None:
+    """The folder of a prepared data set, the newest version of several; None where `source` is none.
+
+    Args:
+      source: the folder, one that holds versions of it, or a name that TensorFlow Datasets knows.
 
     Raises:
       FileNotFoundError: a known name that is not prepared; says how to prepare it.
     """
     path = Path(source)
     if path.is_dir():
-        found = [path] if (path / INFO).is_file() else sorted(file.parent for file in path.glob(f"*/{INFO}"))
-        return found[-1] if found else None
+        versions = [path] if (path / INFO).is_file() else sorted(file.parent for file in path.glob(f"*/{INFO}"))
+        return versions[-1] if versions else None
     return _by_name(source) if source.replace("_", "").replace("/", "").replace(":", "").isalnum() else None
 
 
@@ -103,14 +116,15 @@ def read_note(path: Path) -> dict[str, Any]:
 
 def _by_name(name: str) -> Path | None:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
 
     known = name.split("/")[0].split(":")[0]
     if known not in tfds.list_builders(with_community_datasets=False):
         return None
-    root = Path(tfds.core.constants.DATA_DIR)
-    found = sorted(file.parent for file in root.glob(f"{known}/**/{INFO}"))
-    if found:
-        return found[-1]
+    root = Path(constants.DATA_DIR)
+    versions = sorted(file.parent for file in root.glob(f"{known}/**/{INFO}"))
+    if versions:
+        return versions[-1]
     needs = " (needs TensorFlow: pip install 'if_jax[tf]')" if known in _NEEDS_TF else ""
     raise FileNotFoundError(
         f"data set {name!r} is not prepared below {root}: `tfds build {known} --file_format=array_record`{needs}, "
@@ -118,7 +132,7 @@ def _by_name(name: str) -> Path | None:
     )
 
 
-def _image_feature(features: Any, path: Path) -> str:
+def _image_feature(features: Mapping[str, Any], path: Path) -> str:
     import tensorflow_datasets as tfds
 
     for name, feature in features.items():
@@ -127,8 +141,8 @@ def _image_feature(features: Any, path: Path) -> str:
     raise ValueError(f"{str(path)!r} holds no pictures: its features are {', '.join(sorted(features))}")
 
 
-def _caption_reader(features: Any, path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
-    """How an example of these features says what it shows."""
+def _caption_reader(features: Mapping[str, Any], path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
+    """Picks the captions out of an example of these features."""
     import tensorflow_datasets as tfds
 
     for name in _TEXTS:

@@ -14,6 +14,7 @@ Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15, for the learned variance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -27,6 +28,38 @@ Prediction = Literal["eps", "v", "x0"]  # what the first C channels of a model o
 def add_noise(schedule: Schedule, x0: Array, t: Array, eps: Array) -> jax.Array:
     """Noise pictures: x_t of equation (1)."""
     return _at(schedule.sqrt_alpha_bar, t) * x0 + _at(schedule.sqrt_one_minus_alpha_bar, t) * eps
+
+
+def noise_and_predict(
+    schedule: Schedule,
+    network: Callable[[jax.Array, jax.Array], jax.Array],
+    x0: Array,
+    t: Array,
+    eps: Array,
+    low_res: Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Noises pictures and asks a network about them: what losses and gradients through a network start from.
+
+    Args:
+      schedule: the training chain.
+      network: (x_t (B, H, W, C), t (B,)) -> its output.
+      x0: pictures (B, H, W, 3).
+      t: timesteps (B,).
+      eps: noise (B, H, W, 3).
+      low_res: pictures (B, H, W, 3) that the network sees in more channels beside x_t.
+
+    Returns:
+      x_t (B, H, W, 3), and the network's output.
+    """
+    x_t = add_noise(schedule, x0, t, eps)
+    return x_t, network(x_t if low_res is None else jnp.concatenate([x_t, low_res], -1), jnp.asarray(t))
+
+
+def sample_noise(seed: int, samples: jax.Array, purpose: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Noise (B, *shape) that depends on the seed, each sample's number (B,) and the purpose alone, not on the batch."""
+    fold_in = jax.random.fold_in
+    keys = jax.vmap(lambda n: fold_in(fold_in(jax.random.key(seed), n), purpose))(samples)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def x0_from_eps(schedule: Schedule, x_t: Array, t: Array, eps: Array) -> jax.Array:

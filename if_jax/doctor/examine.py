@@ -6,12 +6,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from if_jax.doctor import machine
 from if_jax.doctor.findings import Finding, attempt
 
-_PARTING = 10.0  # seconds for the processes to take leave of each other
+if TYPE_CHECKING:  # none of them before `machine.versions` has looked at jax
+    from if_jax.config import Recipe
+    from if_jax.doctor.input_checks import FrozenText
+    from if_jax.parallel.rendezvous import Address
+
+_SHUTDOWN_SECONDS = 10.0  # for the processes to disconnect from each other
 
 
 def examine(
@@ -25,94 +30,93 @@ def examine(
 ) -> Iterator[Finding]:
     """Yields the findings as they are made.
 
-    read_recipe: gives the recipe as `config.to_recipe` takes it, or raises. workdir, coordinator, processes, process:
-    as for training. wait: seconds for other processes, and for devices.
+    Args:
+      read_recipe: reads the recipe as `config.to_recipe` takes it, or raises; None: the machine alone is looked at.
+      workdir, coordinator, processes, process: as for training.
+      wait: seconds for other processes, and for devices.
     """
     yield (versions := machine.versions())
     if versions.status == "fail":
-        return  # importing jax may fail, and nothing it tells could be trusted
+        return  # importing jax may fail, and nothing it says could be trusted
     yield (lock := machine.tpu_lock())
     from if_jax.config import to_recipe
-    from if_jax.doctor import processes as others
+    from if_jax.doctor.processes import all_present
+    from if_jax.parallel.rendezvous import resolve_address
 
     recipe = None
     if read_recipe:
         finding, recipe = attempt("recipe", "correct the recipe", lambda: ("", to_recipe(read_recipe())))
         yield finding if recipe is None else Finding("recipe", "pass", f"{recipe.stage}, {recipe.unet}")
-    given = None if coordinator is None else (coordinator, processes, process)
-    finding, place = attempt("coordinator", "give --coordinator", lambda: ("", others.find_place(given, wait)))
+    options = (coordinator, processes, process)
+    finding, address = attempt("coordinator", "give --coordinator", lambda: ("", resolve_address(*options, wait)))
     if finding.status == "fail":
         yield finding
-    together = place is not None and place[1] > 1
-    if together:
-        problem = lock.line() if lock.status == "fail" else ""
-        finding, met = others.all_come(place, wait, problem)
-        if met:
-            finding, met = _join(finding, None if given is None else place, wait)
+    joined = False
+    if address is not None and address.processes > 1:
+        finding, joined = all_present(address, wait, lock.line() if lock.status == "fail" else "")
+        if joined:
+            finding, joined = _join(finding, options, wait)
         yield finding
-        together = met
-    alone = place is None or place[1] == 1
-    found = None
-    if lock.status != "fail" and (alone or together):
-        finding, found = machine.devices(wait)
+    alone = address is None or address.processes == 1
+    devices = None
+    if lock.status != "fail" and (alone or joined):
+        finding, devices = machine.devices(wait)
         yield finding
-    yield from _look_at_run(recipe, workdir, found, place[1:] if together else (1, 0), wait)
+    yield from _check_run(recipe, workdir, devices, address if joined else None, wait)
 
 
-def leave(code: int) -> None:
-    """Takes leave of the other processes; ends this one at once where something hangs that cannot be waited for."""
+def disconnect(code: int) -> None:
+    """Leaves the other processes; ends this one with `code` at once where something hangs that cannot be waited for."""
     if "jax" not in sys.modules:
         return
     import jax
 
+    shutdown = None
     if jax.distributed.is_initialized():
-        parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-        parting.start()
-        parting.join(_PARTING)
-    else:
-        parting = None
-    if (parting and parting.is_alive()) or any(thread.name == machine.ASKING for thread in threading.enumerate()):
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(_SHUTDOWN_SECONDS)
+    query_hangs = any(thread.name == machine.DEVICE_QUERY for thread in threading.enumerate())
+    if query_hangs or (shutdown and shutdown.is_alive()):
         sys.stdout.flush()
         os._exit(code)
 
 
-def _join(finding: Finding, place: tuple[str, int, int] | None, wait: int) -> tuple[Finding, bool]:
+def _join(finding: Finding, options: tuple[str | None, int | None, int | None], wait: int) -> tuple[Finding, bool]:
     from if_jax.parallel import hosts
 
     def join() -> tuple[str, bool]:
-        hosts.join(*(place or (None, None, None)), start_seconds=wait, heartbeat_seconds=wait)
-        return finding.told, True
+        hosts.initialize_jax(*options, start_seconds=wait, heartbeat_seconds=wait)
+        return finding.message, True
 
     joined, done = attempt("coordinator", "look at the other processes' reports", join)
     return joined, bool(done)
 
 
-def _look_at_run(
-    recipe: Any, workdir: str | None, devices: list[Any] | None, position: tuple[int, int], wait: int
+def _check_run(
+    recipe: Recipe | None, workdir: str | None, devices: list[Any] | None, address: Address | None, wait: int
 ) -> Iterator[Finding]:
     """What depends on recipe, folder and devices; at the end, with several processes, whether all agree."""
-    from if_jax.doctor import processes as others
-    from if_jax.doctor import storage
+    from if_jax.doctor import processes, storage
 
-    count, index = position
     if workdir:
         yield (folder := storage.writable(workdir))
         if recipe and folder.status != "fail":
             yield storage.same_run(workdir, recipe)
     text, checkpoint = None, 0
     if recipe:
-        text = yield from _look_at_material(recipe)
-        checkpoint = yield from _look_at_fit(recipe, text, devices, count)
+        text = yield from _check_inputs(recipe)
+        checkpoint = yield from _check_fit(recipe, text, devices, address.processes if address else 1)
     if workdir:
         yield storage.disk_space(workdir, recipe if checkpoint else None, checkpoint)
-    if count > 1:
-        found = others.agreement(_facts(recipe, workdir, text, devices), wait)
-        yield from found
-        if workdir and not any("workdir" in finding.told and finding.status == "fail" for finding in found):
-            yield others.shared_folder(workdir, index, wait)
+    if address is not None:
+        findings = processes.same_facts(_facts(recipe, workdir, text, devices), wait)
+        yield from findings
+        if workdir and not any("workdir" in finding.message and finding.status == "fail" for finding in findings):
+            yield processes.shared_folder(workdir, address.process, wait)
 
 
-def _look_at_material(recipe: Any) -> Generator[Finding, None, Any]:
+def _check_inputs(recipe: Recipe) -> Generator[Finding, None, FrozenText | None]:
     """The findings; returns the frozen text encoder, None where there is none."""
     from if_jax.doctor import input_checks
 
@@ -130,7 +134,9 @@ def _look_at_material(recipe: Any) -> Generator[Finding, None, Any]:
     return text
 
 
-def _look_at_fit(recipe: Any, text: Any, devices: list[Any] | None, count: int) -> Generator[Finding, None, int]:
+def _check_fit(
+    recipe: Recipe, text: FrozenText | None, devices: list[Any] | None, count: int
+) -> Generator[Finding, None, int]:
     """The findings; returns the bytes of a checkpoint, 0 where they cannot be known."""
     from if_jax.doctor import fit
 
@@ -148,19 +154,18 @@ def _look_at_fit(recipe: Any, text: Any, devices: list[Any] | None, count: int) 
     return checkpoint
 
 
-def _facts(recipe: Any, workdir: str | None, text: Any, devices: list[Any] | None) -> dict[str, Any]:
+def _facts(
+    recipe: Recipe | None, workdir: str | None, text: FrozenText | None, devices: list[Any] | None
+) -> dict[str, Any]:
     """What all processes must have in common, as far as it is known here."""
     from if_jax.config import recipe_to_dict
     from if_jax.parallel import hosts
     from if_jax.training import host_facts
 
-    found = {"versions": machine.versions().told}
+    facts: dict[str, Any] = {"versions": machine.versions().message}
     if devices is None:
-        return found | {"devices": 0}
+        return facts | {"devices": 0}
     if recipe is None:
-        return found | {"code": hosts.code_hash(), "recipe": "none", "workdir": workdir}
-    return (
-        found
-        | host_facts.facts(recipe, workdir or "", {"recipe": recipe_to_dict(recipe)})
-        | {"text encoder": text.identity if text else ""}
-    )
+        return facts | {"code": hosts.code_hash(), "recipe": "none", "workdir": workdir}
+    facts |= host_facts.facts(recipe, workdir or "", {"recipe": recipe_to_dict(recipe)})
+    return facts | {"text encoder": text.identity if text else ""}

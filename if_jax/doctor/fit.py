@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from if_jax.config import Recipe
-from if_jax.doctor.findings import Finding, attempt
+from if_jax.doctor.findings import Finding, Status, attempt
 from if_jax.doctor.machine import memory_per_device
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import mesh as meshes
@@ -17,10 +15,10 @@ from if_jax.training.memory import step_bytes
 _ROOM = 0.9  # of the memory: the rest is the compiler's working space, fragments, and the batch
 
 
-def mesh(recipe: Recipe) -> tuple[Finding, Any]:
-    """The mesh of the recipe on all devices."""
+def mesh(recipe: Recipe) -> tuple[Finding, Mesh | None]:
+    """The mesh of the recipe on all devices; None where it does not fit them."""
 
-    def make() -> tuple[str, Any]:
+    def make() -> tuple[str, Mesh]:
         made = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
         sizes = " × ".join(f"{name} {size}" for name, size in made.shape.items())
         return f"{sizes}, rules {recipe.mesh.rules}", made
@@ -28,7 +26,7 @@ def mesh(recipe: Recipe) -> tuple[Finding, Any]:
     return attempt("mesh", "set --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1", make)
 
 
-def batch(recipe: Recipe, mesh: jax.sharding.Mesh, processes: int) -> Finding:
+def batch(recipe: Recipe, mesh: Mesh, processes: int) -> Finding:
     """Whether the batch divides over devices and processes."""
 
     def divide() -> tuple[str, None]:
@@ -44,32 +42,46 @@ def batch(recipe: Recipe, mesh: jax.sharding.Mesh, processes: int) -> Finding:
     return attempt("batch", "choose another --config.batch_size", divide)[0]
 
 
-def memory(recipe: Recipe, text: T5Config | None, mesh: jax.sharding.Mesh) -> tuple[Finding, int]:
-    """Whether a training step fits into a device, by estimate; and the bytes of one checkpoint."""
-    finding, found = attempt("memory", "report this recipe", lambda: ("", step_bytes(recipe, text, mesh)))
-    if found is None:
+def memory(recipe: Recipe, text: T5Config | None, mesh: Mesh) -> tuple[Finding, int]:
+    """Whether a training step fits into a device, by estimate; and the bytes of one checkpoint.
+
+    Args:
+      recipe: what is to be trained.
+      text: the frozen text encoder's configuration, where there is one.
+      mesh: the recipe's, see `mesh`.
+    """
+    finding, sizes = attempt("memory", "report this recipe", lambda: ("", step_bytes(recipe, text, mesh)))
+    if sizes is None:
         return finding, 0
-    whole = found
+    whole = sizes
     if recipe.mesh.rules != "dp":  # what is spread over the devices is whole in the checkpoint
-        alone = jax.sharding.AbstractMesh((1,) * len(meshes.AXES), meshes.AXES)
+        alone = AbstractMesh((1,) * len(meshes.AXES), meshes.AXES)
         whole = step_bytes(recipe, text, alone, activations=False)
     checkpoint = sum(whole[name] for name in ("parameters", "EMA", "moments"))
     limit, own = memory_per_device()
-    return judge_memory(found, limit, own, recipe), checkpoint
+    return compare_memory(sizes, limit, own, recipe), checkpoint
 
 
-def judge_memory(found: dict[str, int], limit: int, own: bool, recipe: Recipe) -> Finding:
-    """The verdict on bytes by kind: what is certain fails, what is estimated warns."""
-    activations = found["activations"]
-    state = sum(found.values()) - activations
+def compare_memory(sizes: dict[str, int], limit: int, own: bool, recipe: Recipe) -> Finding:
+    """Compares what a step takes with what a device has: what is certain fails, what is estimated warns.
+
+    Args:
+      sizes: bytes by kind, see `step_bytes`.
+      limit: bytes of a device.
+      own: whether they are the device's own, see `memory_per_device`.
+      recipe: for its remedies.
+    """
+    activations = sizes["activations"]
+    state = sum(sizes.values()) - activations
     where = f"{limit / 1e9:.1f} GB " + ("of the device" if own else "of system memory for each device")
-    told = f"{state / 1e9:.2f} GB of state and gradients, about {activations / 1e9:.2f} GB of activations (an estimate)"
+    message = f"{state / 1e9:.2f} GB of state and gradients, "
+    message += f"about {activations / 1e9:.2f} GB of activations (an estimate)"
     if state > limit:
         remedy = "--config.mesh.rules=fsdp --config.mesh.fsdp=DEVICES, or more devices, or optimizer.name=adafactor"
-        return Finding("memory", "fail", f"{told}: the state alone exceeds the {where}", remedy)
+        return Finding("memory", "fail", f"{message}: the state alone exceeds the {where}", remedy)
     if state + activations > _ROOM * limit:
-        how = f"--config.accumulate={2 * recipe.accumulate}"
-        how += "" if recipe.remat == "blocks" else " or --config.remat=blocks"
-        status = "fail" if state + activations / 2 > limit else "warn"
-        return Finding("memory", status, f"{told}: too much for {where}", how)
-    return Finding("memory", "pass", f"{told}, of {where}")
+        remedy = f"--config.accumulate={2 * recipe.accumulate}"
+        remedy += "" if recipe.remat == "blocks" else " or --config.remat=blocks"
+        status: Status = "fail" if state + activations / 2 > limit else "warn"
+        return Finding("memory", status, f"{message}: too much for {where}", remedy)
+    return Finding("memory", "pass", f"{message}, of {where}")

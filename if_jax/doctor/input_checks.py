@@ -13,7 +13,7 @@ from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import load_index
-from if_jax.data.preprocessing import Unusable
+from if_jax.data.preprocessing import UnusableRecord
 from if_jax.data.sources import find_record_stores, open_stored
 from if_jax.doctor.findings import Finding, attempt
 from if_jax.models.t5 import T5Config
@@ -35,12 +35,12 @@ def text_encoder(recipe: Recipe) -> tuple[Finding, FrozenText | None]:
     """The encoder that `text_encoder_from` names: its files, and that it goes with the UNet. No weight is read."""
 
     def read() -> tuple[str, FrozenText]:
-        found = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
-        host_facts.check_text_width(recipe, found.config)
-        stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(found.params)]
-        identity = found.sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
-        told = f"{recipe.text_encoder_from}, {found.config.num_layers} layers of width {found.config.d_model}"
-        return told, FrozenText(found.config, found.sha256, identity[:16])
+        text = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
+        host_facts.check_text_width(recipe, text.config)
+        stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(text.params)]
+        identity = text.sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
+        message = f"{recipe.text_encoder_from}, {text.config.num_layers} layers of width {text.config.d_model}"
+        return message, FrozenText(text.config, text.sha256, identity[:16])
 
     return attempt("text encoder", "copy it there, or set --config.text_encoder_from=FOLDER", read)
 
@@ -61,7 +61,14 @@ def initial_weights(recipe: Recipe) -> Finding:
 
 
 def data_source(check: str, source: str, recipe: Recipe, workers: int = 0) -> Finding:
-    """Whether pictures can be read from every part of a source; one that has no index yet is only looked into."""
+    """Whether pictures can be read from every part of a source; one that has no index yet is only looked into.
+
+    Args:
+      check: name of the check.
+      source: as `data.source` of a recipe.
+      recipe: whose `data` section says what is kept.
+      workers: processes that are to read it.
+    """
 
     def look() -> tuple[str, None]:
         pipeline.check_workers(source, workers)
@@ -84,7 +91,7 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
         if all(load_index(store) for store in find_record_stores(data.source)):
             stored = open_stored(data.source, data.keep.at_least(data.size))
             cache.check(stored, data.preparation, text.sha256 if text else "")
-        return f"{data.embeddings}, {cache.plan.captions} captions", None
+        return f"{data.embeddings}, {cache.spec.captions} captions", None
 
     return attempt("text states", "run `if-jax embed` again", read)[0]
 
@@ -94,9 +101,9 @@ def _part(name: str, recipe: Recipe) -> str:
     stores = find_record_stores(name)
     if all(load_index(store) is not None for store in stores):
         return f"{name}: {len(open_stored(name, keep)):,} pictures"
-    looked = list(itertools.islice((found for store in stores for _, _, found in store.scan()), _LOOKED_AT))
-    flaws = [str(found) for found in looked if isinstance(found, Unusable)]
-    if len(flaws) == len(looked):
+    records = list(itertools.islice((record for store in stores for _, _, record in store.scan()), _LOOKED_AT))
+    flaws = [str(record) for record in records if isinstance(record, UnusableRecord)]
+    if len(flaws) == len(records):
         raise ValueError(
             f"no usable picture in {name!r} ({flaws[0] if flaws else 'it is empty'}): `if-jax data inspect {name}` "
             "says what is wrong with each"

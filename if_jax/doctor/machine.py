@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from if_jax.doctor.findings import Finding
+from if_jax.doctor.findings import Finding, Status
+from if_jax.parallel import jax_internals
 
 TPU_LOCK = Path("/tmp/libtpu_lockfile")  # libtpu locks it for as long as its process uses the TPU
-ASKING = "if_jax asks for devices"  # name of a thread that may hang for ever
+DEVICE_QUERY = "if_jax asks for devices"  # name of a thread that may hang for ever
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # What belongs to jax: what it is without breaks at import or at the first program.
 _PARTNERS = {"jaxlib": "", "libtpu": "[tpu]", "jax-cuda12-plugin": "[cuda12]", "jax-cuda13-plugin": "[cuda13]"}
@@ -30,21 +31,21 @@ def versions() -> Finding:
     for requirement in map(Requirement, metadata.requires("jax") or []):
         if requirement.marker is None or requirement.name != "jaxlib":  # extras ask for the newest jaxlib
             wanted.setdefault(requirement.name, []).append(requirement.specifier)
-    found, wrong = [f"python {platform.python_version()}", f"jax {jax}"], []
+    installed, wrong = [f"python {platform.python_version()}", f"jax {jax}"], []
     for name, extra in _PARTNERS.items():
         try:
             own = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        found.append(f"{name} {own}")
+        installed.append(f"{name} {own}")
         specifiers = wanted.get(name, [])
         if all(specifier.contains(own, prereleases=True) for specifier in specifiers):
             continue
-        told = f"{name} {own} does not belong to jax {jax}, which wants {specifiers[0]}"
-        status = "fail" if name == "jaxlib" or _is_older(own, specifiers) else "warn"
-        wrong.append(Finding("versions", status, told, f'pip install -U "jax{extra}=={jax}"'))
+        message = f"{name} {own} does not belong to jax {jax}, which wants {specifiers[0]}"
+        status: Status = "fail" if name == "jaxlib" or _is_older(own, specifiers) else "warn"
+        wrong.append(Finding("versions", status, message, f'pip install -U "jax{extra}=={jax}"'))
     wrong.sort(key=lambda finding: finding.status)  # what fails before what warns
-    return wrong[0] if wrong else Finding("versions", "pass", ", ".join(found))
+    return wrong[0] if wrong else Finding("versions", "pass", ", ".join(installed))
 
 
 def tpu_lock(path: Path | None = None) -> Finding:
@@ -72,7 +73,14 @@ def tpu_lock(path: Path | None = None) -> Finding:
 
 
 def devices(seconds: float = 60.0) -> tuple[Finding, list[Any] | None]:
-    """The devices of all processes; None where JAX finds none or does not answer."""
+    """Asks JAX for its devices, in a thread that is left behind where no answer comes.
+
+    Args:
+      seconds: how long to wait.
+
+    Returns:
+      The finding, and the devices of all processes; None where JAX finds none or does not answer.
+    """
     got: dict[str, Any] = {}
 
     def ask() -> None:
@@ -83,37 +91,41 @@ def devices(seconds: float = 60.0) -> tuple[Finding, list[Any] | None]:
         except Exception as error:  # a runtime's own error, as different as the runtimes are
             got["error"] = str(error).strip().splitlines()[0]
 
-    asking = threading.Thread(target=ask, daemon=True, name=ASKING)
+    asking = threading.Thread(target=ask, daemon=True, name=DEVICE_QUERY)
     asking.start()
     asking.join(seconds)
     if not got:
-        told = f"JAX has not found its devices after {seconds:g} s"
+        message = f"JAX has not found its devices after {seconds:g} s"
         remedy = "on a TPU of several hosts run this on all workers at once; else see who holds the TPU"
-        return Finding("devices", "fail", told, remedy), None
+        return Finding("devices", "fail", message, remedy), None
     if "error" in got:
         asked = os.environ.get("JAX_PLATFORMS")
         remedy = (
             f"JAX_PLATFORMS is {asked!r}: unset it, or install what it names" if asked else "end what holds the device"
         )
         return Finding("devices", "fail", f"JAX finds no devices ({got['error']})", remedy), None
-    return _judge(got["devices"]), got["devices"]
+    return _describe(got["devices"]), got["devices"]
 
 
 def show_devices() -> list[Any]:
     """For the first cell of a notebook: prints devices and memory in one line, and one more where all will be slow.
 
-    Raises RuntimeError, in one line, where JAX finds no device or another process holds it.
+    Returns:
+      The devices of all processes.
+
+    Raises:
+      RuntimeError: in one line, where JAX finds no device or another process holds it.
     """
-    finding, found = devices()
-    if found is None:
+    finding, available = devices()
+    if available is None:
         raise RuntimeError(finding.line())
     print(finding.line())
-    if found[0].platform == "cpu":
+    if available[0].platform == "cpu":
         print(
             "no accelerator: all of this runs on the CPU, slowly. In Colab: Runtime → Change runtime type → v5e-1 TPU, "
             "then run all cells again"
         )
-    return found
+    return available
 
 
 def memory_per_device() -> tuple[int, bool]:
@@ -127,35 +139,32 @@ def memory_per_device() -> tuple[int, bool]:
 def system_memory() -> int:
     """Bytes of memory this machine, or this container, has."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    return min(size, int(told)) if told.isdigit() else size
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return min(size, int(limit)) if limit.isdigit() else size
 
 
 def idle_accelerators() -> str:
     """What accelerators this machine has, whatever JAX uses; "" for none."""
     try:
-        from jax._src import hardware_utils  # knows the chips by their PCI numbers
-
-        chips = hardware_utils.num_available_tpu_chips_and_device_id()[0]
-        gpu = hardware_utils.has_visible_nvidia_gpu()
+        chips, gpu = jax_internals.visible_accelerators()
     except (ImportError, AttributeError, OSError):  # JAX's own business, which may move
         return ""
     return f"{chips} TPU chip(s)" if chips else "an NVIDIA GPU" if gpu else ""
 
 
-def _judge(found: list[Any]) -> Finding:
+def _describe(available: list[Any]) -> Finding:
     import jax
 
-    kind, platform_name = found[0].device_kind, found[0].platform
+    kind, platform_name = available[0].device_kind, available[0].platform
     size, own = memory_per_device()
     each = f"{size / 1e9:.1f} GB each" if own else f"{system_memory() / 1e9:.1f} GB of system memory"
-    told = f"{len(found)} × {kind} ({jax.local_device_count()} here), {each}"
+    message = f"{len(available)} × {kind} ({jax.local_device_count()} here), {each}"
     if platform_name != "cpu" or not (idle := idle_accelerators()):
-        return Finding("devices", "pass", told)
+        return Finding("devices", "pass", message)
     extra = "tpu" if "TPU" in idle else "cuda"
     asked = os.environ.get("JAX_PLATFORMS")
     remedy = f"unset JAX_PLATFORMS (it is {asked})" if asked else f'pip install "if_jax[{extra}]"'
-    return Finding("devices", "warn", f"{told}: JAX uses the CPU, but there is {idle}", remedy)
+    return Finding("devices", "warn", f"{message}: JAX uses the CPU, but there is {idle}", remedy)
 
 
 def _wants_tpu() -> bool:

@@ -11,8 +11,6 @@ from etils import epath
 from if_jax.doctor.findings import Finding, attempt
 from if_jax.parallel import hosts, rendezvous
 
-Place = tuple[str, int, int]  # HOST:PORT of process 0, how many, which this is
-
 _REMEDIES = {
     "code": "install the same commit of if_jax on every host",
     "versions": "install the same versions on every host",
@@ -26,60 +24,77 @@ _REMEDIES = {
 }
 
 
-def find_place(given: Place | None, seconds: int) -> Place | None:
-    """This process among others: as given, or as the environment tells; None for one that is alone."""
-    return given or rendezvous.whereabouts(seconds)
+def all_present(address: rendezvous.Address, seconds: float, problem: str) -> tuple[Finding, bool]:
+    """Whether every process reaches process 0.
 
+    Args:
+      address: of process 0, and which process this is.
+      seconds: how long to wait for the others.
+      problem: why this one cannot go on, for the others to know; "" where it can.
 
-def all_come(place: Place, seconds: float, problem: str) -> tuple[Finding, bool]:
-    """Whether every process reaches process 0; `problem`: why this one cannot go on, told to the others."""
-    address, count, index = place
-
-    def meet() -> tuple[str, list[Any]]:
-        return "", rendezvous.meet(address, count, index, {"host": socket.gethostname(), "problem": problem}, seconds)
-
-    finding, told = attempt("coordinator", f"give the HOST:PORT of process 0 (it is {address})", meet)
-    if told is None:
+    Returns:
+      The finding, and whether all can go on together.
+    """
+    coordinator, count, _ = address
+    own = {"host": socket.gethostname(), "problem": problem}
+    finding, payloads = attempt(
+        "coordinator",
+        f"give the HOST:PORT of process 0 (it is {coordinator})",
+        lambda: ("", rendezvous.exchange_payloads(address, own, seconds)),
+    )
+    if payloads is None:
         return finding, False
-    if missing := [str(i) for i, one in enumerate(told) if one is None]:
-        here = ", ".join(sorted({one["host"] for one in told if one}))
+    present = [(i, payload) for i, payload in enumerate(payloads) if payload is not None]
+    machines = sorted({payload["host"] for _, payload in present})
+    if absent := [str(i) for i, payload in enumerate(payloads) if payload is None]:
+        here = ", ".join(machines)
         return Finding(
             "coordinator",
             "fail",
-            f"process {', '.join(missing)} of {count} has not come to {address} within {seconds:g} s ({here} has)",
+            f"process {', '.join(absent)} of {count} has not come to {coordinator} within {seconds:g} s ({here} has)",
             "start it there, at the same time; look at its log, and at the way to that port",
         ), False
-    if stopped := [f"process {i} on {one['host']}: {one['problem']}" for i, one in enumerate(told) if one["problem"]]:
+    if stopped := [f"process {i} on {other['host']}: {other['problem']}" for i, other in present if other["problem"]]:
         return Finding("coordinator", "fail", stopped[0], "see the report of that process"), False
-    machines = len({one["host"] for one in told})
-    return Finding("coordinator", "pass", f"{count} processes on {machines} host(s) reach {address}"), True
+    return Finding("coordinator", "pass", f"{count} processes on {len(machines)} host(s) reach {coordinator}"), True
 
 
-def agreement(facts: dict[str, Any], seconds: int) -> list[Finding]:
-    """Compares what this process is about to run with all others."""
-    told = {"host": socket.gethostname(), **facts}
-    finding, everyone = attempt(
-        "hosts", "run this on all processes", lambda: ("", hosts.exchange("doctor", told, seconds))
+def same_facts(facts: dict[str, Any], seconds: int) -> list[Finding]:
+    """Compares what all processes are about to run.
+
+    Args:
+      facts: of this process, JSON values.
+      seconds: how long to wait for the others.
+    """
+    own = {"host": socket.gethostname(), **facts}
+    finding, payloads = attempt(
+        "hosts", "run this on all processes", lambda: ("", hosts.exchange("doctor", own, seconds))
     )
-    return [finding] if everyone is None else compare(everyone)
+    return [finding] if payloads is None else compare_facts(payloads)
 
 
-def compare(everyone: list[dict[str, Any]]) -> list[Finding]:
-    """One failure for each fact in which a process differs from process 0."""
-    first, found = everyone[0], []
+def compare_facts(payloads: list[dict[str, Any]]) -> list[Finding]:
+    """One failure for each fact in which a process differs from process 0; `payloads`: facts by process."""
+    first, failures = payloads[0], []
     for name in first:
-        other = next((i for i, told in enumerate(everyone) if told.get(name) != first[name]), None)
-        if name == "host" or other is None:
+        i, other = next(((i, own) for i, own in enumerate(payloads) if own.get(name) != first[name]), (0, first))
+        if name == "host" or i == 0:
             continue
-        told = f"process {other} on {everyone[other]['host']} has {name} {everyone[other].get(name, 'none')!r}, "
-        told += f"process 0 on {first['host']} {first[name]!r}"
-        found.append(Finding("hosts", "fail", told, _REMEDIES.get(name, "make them equal")))
+        message = f"process {i} on {other['host']} has {name} {other.get(name, 'none')!r}, "
+        message += f"process 0 on {first['host']} {first[name]!r}"
+        failures.append(Finding("hosts", "fail", message, _REMEDIES.get(name, "make them equal")))
     same = ", ".join(name for name in first if name != "host")
-    return found or [Finding("hosts", "pass", f"{len(everyone)} processes agree in {same}")]
+    return failures or [Finding("hosts", "pass", f"{len(payloads)} processes agree in {same}")]
 
 
 def shared_folder(workdir: str, index: int, seconds: int) -> Finding:
-    """Whether all processes see what process 0 writes into the run folder, where checkpoints are written together."""
+    """Whether all processes see what process 0 writes into the run folder, where checkpoints are written together.
+
+    Args:
+      workdir: folder of the run.
+      index: which process this is.
+      seconds: how long to wait for the others.
+    """
     from if_jax.doctor.storage import nearest
 
     folder = epath.Path(workdir) if "://" in workdir else epath.Path(nearest(workdir))

@@ -39,7 +39,7 @@ def writable(workdir: str) -> Finding:
     else:
         remedy = f"choose another --workdir, or: sudo chown -R $USER {workdir}"
     finding, _ = attempt("run folder", remedy, probe)
-    if "gcsfs" in finding.told:
+    if "gcsfs" in finding.message:
         return Finding("run folder", "fail", "gs:// paths need gcsfs, which is not installed", "pip install gcsfs")
     return finding
 
@@ -58,7 +58,13 @@ def same_run(workdir: str, recipe: Recipe) -> Finding:
 
 
 def disk_space(workdir: str, recipe: Recipe | None, state_bytes: int) -> Finding:
-    """Room for the checkpoints that are kept, one being written before the oldest goes; `state_bytes`: of one."""
+    """Whether there is room for the checkpoints that are kept, one being written before the oldest goes.
+
+    Args:
+      workdir: folder of the run, which need not be there yet.
+      recipe: says how many are kept; None where nothing is known of them.
+      state_bytes: of one checkpoint.
+    """
     if "://" in workdir:
         return Finding("disk space", "pass", "not limited there")
     free = shutil.disk_usage(nearest(workdir)).free
@@ -69,8 +75,8 @@ def disk_space(workdir: str, recipe: Recipe | None, state_bytes: int) -> Finding
         return Finding("disk space", "fail", f"{room}, one checkpoint takes {state_bytes / 1e9:.1f} GB", remedy)
     wanted = state_bytes * max(1, recipe.keep_checkpoints + 1 - there) if recipe else 0
     if recipe and free < wanted:
-        told = f"{room}, {recipe.keep_checkpoints} checkpoints and the one being written take {wanted / 1e9:.1f} GB"
-        return Finding("disk space", "warn", told, remedy)
+        message = f"{room}, {recipe.keep_checkpoints} checkpoints and the one being written take {wanted / 1e9:.1f} GB"
+        return Finding("disk space", "warn", message, remedy)
     if free < _LITTLE:
         return Finding("disk space", "warn", room, "free some, or use another --workdir")
     return Finding("disk space", "pass", room + (f", checkpoints will take {wanted / 1e9:.1f} GB" if wanted else ""))

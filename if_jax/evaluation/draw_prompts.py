@@ -10,18 +10,24 @@ from typing import Any
 
 from PIL import Image
 
-from if_jax.checkpoints.files import read_json, sha256_of
+from if_jax.checkpoints.files import atomic_file, read_json, sha256_of
 from if_jax.inference.cascade import Cascade
 
 TILE = 8  # pictures of stage I in one program
 _LARGE_TILE = 4  # … of stage II
-Progress = Callable[[str, int, int], None]  # what, pictures done, of how many
+PictureProgress = Callable[[str, int, int], None]  # what, pictures done, of how many
 
 
-def prepare(folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Make FOLDER ready for the pictures of one evaluation; those that lie there already are of the same one.
+def claim_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Make a folder ready for the pictures of one evaluation; those that lie there already are of the same one.
 
-    identity: all that the pictures depend on. Raises ValueError where the folder is of another evaluation.
+    Args:
+      folder: made where it does not exist.
+      identity: all that the pictures depend on, as JSON values; kept in the folder.
+      overwrite: drop the pictures of another evaluation.
+
+    Raises:
+      ValueError: the folder is of another evaluation and `overwrite` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
@@ -38,16 +44,27 @@ def prepare(folder: Path, identity: Mapping[str, Any], overwrite: bool = False) 
 
 
 def cascade_sha256(folder: Path) -> str:
-    """Identity of a release: SHA-256 over the names and contents of its files, but for texts about it."""
+    """Identity of a release, hexadecimal: SHA-256 over the names and contents of its files, but for texts about it."""
     names = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors"))
     lines = "".join(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n" for path in names)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def stage_one(
-    cascade: Cascade, captions: Sequence[str], folder: Path, options: Mapping[str, Any], progress: Progress
+    cascade: Cascade, captions: Sequence[str], folder: Path, options: Mapping[str, Any], progress: PictureProgress
 ) -> list[Image.Image]:
-    """Stage I's pictures of all captions; picture k of the seed is caption k's."""
+    """Draw stage I's pictures; picture k of the seed is caption k's.
+
+    Args:
+      cascade: what draws.
+      captions: one for each picture.
+      folder: of a `claim_folder`; pictures it holds are not drawn again.
+      options: what `Cascade.dream` takes besides.
+      progress: called before every tile and at the end.
+
+    Returns:
+      The pictures in the order of the captions.
+    """
 
     def draw(rows: Sequence[int]) -> list[Image.Image]:
         texts = [captions[row] for row in rows]
@@ -62,19 +79,34 @@ def stage_two(
     low: Sequence[Image.Image],
     folder: Path,
     options: Mapping[str, Any],
-    progress: Progress,
+    progress: PictureProgress,
     name: str = "II",
 ) -> list[Image.Image]:
-    """Stage II's pictures of some captions, by number, from low-resolution ones in the same order."""
-    numbers, places = list(captions), {number: place for place, number in enumerate(captions)}
+    """Draw stage II's pictures of some captions.
+
+    Args:
+      cascade: what draws.
+      captions: by number, which is that of the picture of the seed.
+      low: stage I's pictures, in the same order.
+      folder: of a `claim_folder`; pictures it holds are not drawn again.
+      options: what `Cascade.super_resolution` takes besides; stage I's are passed over.
+      progress: called before every tile and at the end.
+      name: part of the files' names.
+
+    Returns:
+      The pictures in the order of the captions.
+    """
+    low_of = dict(zip(captions, low, strict=True))
     options = {word: value for word, value in options.items() if word != "if_I_kwargs"}
 
     def draw(rows: Sequence[int]) -> list[Image.Image]:
-        texts, pictures = [captions[row] for row in rows], [low[places[row]] for row in rows]
-        how = {"first_picture": rows[0], "stages": 2, "batch_size": _LARGE_TILE}
-        return cascade.super_resolution(pictures, texts, **options, **how)["II"]
+        texts, pictures = [captions[row] for row in rows], [low_of[row] for row in rows]
+        made = cascade.super_resolution(
+            tuple(pictures), texts, **options, first_picture=rows[0], stages=2, batch_size=_LARGE_TILE
+        )
+        return made["II"]
 
-    return _in_tiles(name, numbers, _LARGE_TILE, draw, folder, progress)
+    return _in_tiles(name, list(captions), _LARGE_TILE, draw, folder, progress)
 
 
 def _in_tiles(
@@ -83,7 +115,7 @@ def _in_tiles(
     size: int,
     draw: Callable[[Sequence[int]], list[Image.Image]],
     folder: Path,
-    progress: Progress,
+    progress: PictureProgress,
 ) -> list[Image.Image]:
     """Draw what FOLDER does not hold yet as FOLDER/0000-NAME.png; all pictures in order."""
     paths = [folder / f"{number:04d}-{name}.png" for number in numbers]
@@ -93,8 +125,7 @@ def _in_tiles(
         if all(path.exists() for path in tile):
             continue
         for path, picture in zip(tile, draw(numbers[start : start + size]), strict=True):
-            beside = path.with_suffix(".partial")
-            picture.save(beside, format="PNG")
-            beside.replace(path)
+            with atomic_file(path) as beside:
+                picture.save(beside, format="PNG")
     progress(f"stage {name}", len(paths), len(paths))
     return [Image.open(path).convert("RGB") for path in paths]

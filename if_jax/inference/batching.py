@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.diffusion.samplers import SamplerState
 from if_jax.inference.denoise_stage import StepCallback, StepProgress, begin_stage, finish_stage
 from if_jax.inference.loading import Placement
@@ -34,7 +34,7 @@ class StageRequest:
     callback: Callable[[StepInfo], None] | None = None
 
 
-def draw_pictures(stage: Stage, request: StageRequest, placement: Placement) -> np.ndarray:
+def draw_pictures(stage: StageRelease, request: StageRequest, placement: Placement) -> np.ndarray:
     """Draw all pictures of one stage.
 
     Where they do not fit into memory, half as many are drawn at a time, and half of those.
@@ -68,7 +68,7 @@ def draw_pictures(stage: Stage, request: StageRequest, placement: Placement) -> 
             request = replace(request, batch_size=half)
 
 
-def _draw(stage: Stage, request: StageRequest, placement: Placement) -> np.ndarray:
+def _draw(stage: StageRelease, request: StageRequest, placement: Placement) -> np.ndarray:
     total, drawn = len(request.inputs.text), []
     tiles = list(_tiles(total, request.batch_size))
     for number, rows in enumerate(tiles):

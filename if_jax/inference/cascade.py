@@ -31,7 +31,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from if_jax.checkpoints.release import IF_DEFAULTS, STAGE_NAMES, Stage, StageDefaults, check_stages, read_cascade
+from if_jax.checkpoints.release import read_cascade
+from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
 from if_jax.checkpoints.weights import Params
 from if_jax.inference import inputs, loading
 from if_jax.inference.batching import StageRequest, draw_pictures
@@ -71,7 +72,7 @@ class PlacementOptions(TypedDict, total=False):
 class Cascade:
     """Stages in order, the first with the text encoder that all of them read; made by `Cascade.load`."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[StageRelease, ...]
     defaults: tuple[StageDefaults, ...]
     placement: Placement = field(default_factory=Placement)
 
@@ -109,7 +110,7 @@ class Cascade:
     @classmethod
     def of(
         cls,
-        stages: Sequence[Stage],
+        stages: Sequence[StageRelease],
         defaults: Sequence[StageDefaults] = (),
         dtype: DTypeLike = jnp.float32,
         **placement: Unpack[PlacementOptions],
@@ -253,7 +254,7 @@ class Cascade:
             raise ValueError(f"stage is {name!r}: this cascade has {', '.join(STAGE_NAMES[: len(self.stages)])}")
         return OpenStage(self._ready(STAGE_NAMES.index(name)), self.placement.dtype)
 
-    def _ready(self, index: int) -> Stage:
+    def _ready(self, index: int) -> StageRelease:
         """A stage with its UNet on the device: in low memory read now, and dropped with the caller's reference."""
         stage = self.stages[index]
         if not self.placement.low_memory:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.weights import Params
 from if_jax.diffusion import augment, guidance, samplers
 from if_jax.diffusion.process import Prediction
@@ -54,7 +54,7 @@ class Conditioning(NamedTuple):
 
 
 def begin_stage(
-    stage: Stage,
+    stage: StageRelease,
     settings: StageSettings,
     keys: jax.Array,
     inputs: StageInputs,

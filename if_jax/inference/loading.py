@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Lazy
 from if_jax.checkpoints.weights import Params, boxed_params, load_params
 from if_jax.diffusion.schedule import Array
@@ -65,15 +65,15 @@ class Placement:
         return jax.device_put(array, NamedSharding(self.mesh, P(batch_axes(PRESETS[self.rules]))))
 
 
-def place_unet(stage: Stage, placement: Placement) -> Params:
+def place_unet(stage: StageRelease, placement: Placement) -> Params:
     """The UNet's parameters on the device: straight from the file, tensor by tensor."""
     return _place(stage.unet_params, stage.unet_config, placement, placement.param_dtype)
 
 
-def place_text(stage: Stage, placement: Placement) -> Params:
+def place_text(stage: StageRelease, placement: Placement) -> Params:
     """The same for the text encoder of a stage that has one; int8: matrices as `Int8`, everything else bfloat16."""
     if placement.text_dtype != "int8":
-        assert stage.text_config is not None
+        assert stage.text_config is not None and stage.text_params is not None
         return _place(stage.text_params, stage.text_config, placement, placement.text_dtype)
     device = jax.devices()[0] if placement.mesh is None else NamedSharding(placement.mesh, P())
 
@@ -87,7 +87,7 @@ def place_text(stage: Stage, placement: Placement) -> Params:
     return jax.tree_util.tree_map_with_path(load, stage.text_params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
-def place_stage(stage: Stage, placement: Placement) -> Stage:
+def place_stage(stage: StageRelease, placement: Placement) -> StageRelease:
     """The stage with its parameters on the device, or (low memory) as they are in the file."""
     if placement.low_memory:
         return stage

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults
+from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.inference import inputs
 from if_jax.inference.inputs import Picture, ReadPicture
 from if_jax.inference.options import Options
@@ -32,7 +32,7 @@ class ModePlan:
     noise_level: int | None = None  # another default of the later stages
 
 
-def plan_dream(stages: Sequence[Stage], aspect_ratio: str, last: int | None) -> ModePlan:
+def plan_dream(stages: Sequence[StageRelease], aspect_ratio: str, last: int | None) -> ModePlan:
     """Plan pictures drawn from noise alone.
 
     Args:
@@ -49,7 +49,7 @@ def plan_dream(stages: Sequence[Stage], aspect_ratio: str, last: int | None) -> 
 
 
 def plan_style_transfer(
-    stages: Sequence[Stage], pictures: Pictures | None, image: Pictures | None, last: int | None
+    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None, last: int | None
 ) -> ModePlan:
     """Plan pictures drawn over others; see `plan_dream`, and `Cascade.style_transfer` for the pictures."""
     supports = _read_pictures(stages, pictures, image)
@@ -58,7 +58,7 @@ def plan_style_transfer(
 
 
 def plan_super_resolution(
-    stages: Sequence[Stage], pictures: Pictures | None, image: Pictures | None, stage: str, last: int | None
+    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None, stage: str, last: int | None
 ) -> ModePlan:
     """Plan pictures enlarged by `stage` and those after it; see `plan_dream` and `Cascade.super_resolution`."""
     if stage not in STAGE_NAMES[1 : len(stages)]:
@@ -73,7 +73,7 @@ def plan_super_resolution(
 
 
 def plan_inpainting(
-    stages: Sequence[Stage],
+    stages: Sequence[StageRelease],
     pictures: Pictures | None,
     image: Pictures | None,
     masks: Pictures | None,
@@ -92,7 +92,7 @@ def plan_inpainting(
 
 
 def plan_settings(
-    plan: ModePlan, stages: Sequence[Stage], defaults: Sequence[StageDefaults], options: Options
+    plan: ModePlan, stages: Sequence[StageRelease], defaults: Sequence[StageDefaults], options: Options
 ) -> list[StageSettings]:
     """How each stage that draws is to do it.
 
@@ -120,12 +120,12 @@ def plan_settings(
     return settings
 
 
-def _scale(stages: Sequence[Stage], index: int) -> int:
+def _scale(stages: Sequence[StageRelease], index: int) -> int:
     """By how much a super-resolution stage enlarges."""
     return stages[index].unet_config.sample_size // stages[index - 1].unet_config.sample_size
 
 
-def _sizes(stages: Sequence[Stage], first: int, size: Size, last: int | None) -> tuple[Size, ...]:
+def _sizes(stages: Sequence[StageRelease], first: int, size: Size, last: int | None) -> tuple[Size, ...]:
     """The size of each stage that draws, from the first one's on."""
     end = len(stages) if last is None else last
     if not first < end <= len(stages):
@@ -137,13 +137,15 @@ def _sizes(stages: Sequence[Stage], first: int, size: Size, last: int | None) ->
     return tuple(sizes)
 
 
-def _size_like(stage: Stage, picture: ReadPicture) -> Size:
+def _size_like(stage: StageRelease, picture: ReadPicture) -> Size:
     """The size at which a stage draws a picture of such proportions."""
     width, height = inputs.picture_size(picture)
     return inputs.size_of(width / height, stage.unet_config.sample_size, stage.unet_config.size_multiple)
 
 
-def _read_pictures(stages: Sequence[Stage], pictures: Pictures | None, image: Pictures | None) -> list[ReadPicture]:
+def _read_pictures(
+    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None
+) -> list[ReadPicture]:
     word = "support_pil_img"
     read = [inputs.read_picture(picture, word) for picture in _either(word, pictures, "image", image)]
     if not read or len({_size_like(stages[0], picture) for picture in read}) > 1:

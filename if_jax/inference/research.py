@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from if_jax.checkpoints.release import Stage
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.weights import Params
 from if_jax.diffusion import guidance, process
 from if_jax.diffusion.schedule import Array, Schedule
@@ -25,7 +25,7 @@ class OpenStage:
     (B, L, D) are text states of `Cascade.embed`; low, for a super-resolution stage, is what `noised_low_res` returns.
     """
 
-    release: Stage
+    release: StageRelease
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -97,8 +97,8 @@ class OpenStage:
         Returns:
             (B, H, W, 3), detached.
         """
-        x_t = process.add_noise(self.schedule, x0, t, eps)
-        guided = self.denoise(x_t, t, text, uncond, guidance_scale, low)
+        guide = partial(self.denoise, text=text, uncond=uncond, guidance_scale=guidance_scale, low=low)
+        x_t, guided = process.noise_and_predict(self.schedule, guide, x0, t, eps)
         weight = jnp.asarray(self.schedule.sqrt_one_minus_alpha_bar)[t].reshape(-1, 1, 1, 1) ** 2
         return jax.lax.stop_gradient(weight * (process.eps_from_x0(self.schedule, x_t, t, guided) - eps))
 

@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from if_jax.checkpoints.release import Stage, StageDefaults
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageDefaults, StageRelease
 from if_jax.diffusion.samplers import SAMPLERS, SamplerName
 from if_jax.diffusion.schedule import parse_steps
 
@@ -69,7 +69,7 @@ class StageSettings:
 
 
 def stage_settings(
-    name: str, stage: Stage, defaults: StageDefaults, kwargs: StageKwargs | None, strength: float = 1.0
+    name: str, stage: StageRelease, defaults: StageDefaults, kwargs: StageKwargs | None, strength: float = 1.0
 ) -> StageSettings:
     """A stage's defaults overridden by IF's words or by those of diffusers.
 

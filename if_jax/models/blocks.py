@@ -18,6 +18,8 @@ from if_jax.models.layers import Conv, Dense, GroupNorm, LayerNorm, attention, d
 ZEROS = nn.initializers.zeros_init()
 TEXT_GROUPS = 32  # of the norm on the text in each attention block, whatever the groups of the other norms
 
+Remat = Literal["none", "blocks", "dots"]  # what the backward pass computes again, for less memory
+
 
 @dataclass(frozen=True)
 class BlockSettings:
@@ -29,7 +31,7 @@ class BlockSettings:
     skip_time_act: bool
     only_cross_attention: bool
     dtype: jnp.dtype
-    remat: str  # "none", "blocks" or "dots"
+    remat: Remat
 
     def norm(self, name: str) -> GroupNorm:
         """A group norm with this UNet's settings."""

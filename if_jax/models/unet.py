@@ -18,6 +18,7 @@ from if_jax.models.blocks import (
     BlockSettings,
     DownLevel,
     MidLevel,
+    Remat,
     StepEmbedding,
     TextEmbedding,
     UpLevel,
@@ -96,7 +97,7 @@ class UNet(nn.Module):
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(

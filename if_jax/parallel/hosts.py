@@ -6,13 +6,12 @@ A process leaves with a code and a line that say why; a supervisor starts the ru
     75        another process of the run was lost
     76        nothing moved for `step_seconds`: another process is stopped, or a device hangs
     77        a process has not come within `start_seconds`
-    143       told to end (SIGTERM, a preemption notice); the state was saved
+    143       asked to end (SIGTERM, a preemption notice); the state was saved
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import signal
@@ -28,13 +27,13 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from if_jax.parallel import rendezvous
+from if_jax.parallel import jax_internals, rendezvous
 
-LOST, STUCK, ABSENT, TERMINATED = 75, 76, 77, 143
+EXIT_PROCESS_LOST, EXIT_STALLED, EXIT_PROCESS_MISSING, EXIT_TERMINATED = 75, 76, 77, 143
 
 
 class Terminated(Exception):
-    """This process was told to end and has saved its state."""
+    """This process was asked to end and has saved its state."""
 
 
 def connect(
@@ -45,35 +44,50 @@ def connect(
     start_seconds: int,
     heartbeat_seconds: int,
 ) -> None:
-    """Joins the processes of a run, before any other use of JAX; a process that nothing tells of others stays alone.
+    """Joins the processes of a run, before any other use of JAX; a process that belongs to no others stays alone.
 
-    coordinator: "HOST:PORT" of process 0, with `processes` and `process` (0 … processes − 1), for machines that nothing
-    describes; left out, JAX reads them from the environment (TPU VM, GKE, Slurm, Open MPI).
-    start_seconds: how long to wait for the others. heartbeat_seconds: silence after which a process counts as dead and
-    the others leave.
-    Raises rendezvous.Absent naming the processes that have not come, ValueError where the three are not given together
-    or do not lead to the others.
+    Args:
+      coordinator: "HOST:PORT" of process 0, with `processes` and `process`, for machines that nothing describes; left
+        out, JAX reads them from the environment (TPU VM, GKE, Slurm, Open MPI).
+      processes: how many there are.
+      process: which of them this is, 0 … processes − 1.
+      start_seconds: how long to wait for the others.
+      heartbeat_seconds: silence after which a process counts as dead and the others leave.
+
+    Raises:
+      rendezvous.ProcessMissing: some have not come; it names them.
+      ValueError: the three do not stand together, or do not lead to the others.
     """
-    from jax._src.xla_bridge import backends_are_initialized
-
     check_address(coordinator, processes, process)
-    if jax.distributed.is_initialized() or (coordinator is None and backends_are_initialized()):
+    if jax.distributed.is_initialized() or (coordinator is None and jax_internals.is_jax_in_use()):
         return  # whoever started JAX has decided
-    place = rendezvous.whereabouts(start_seconds) if coordinator is None else (coordinator, processes, process)
-    if place is None:
+    address = rendezvous.resolve_address(coordinator, processes, process, start_seconds)
+    if address is None:
         return
-    if place[1] > 1:  # JAX ends a process that waits in vain with a trace that names nobody
-        rendezvous.gather(*place, start_seconds)
-    join(coordinator, processes, process, start_seconds=start_seconds, heartbeat_seconds=heartbeat_seconds)
+    if address.processes > 1:  # JAX ends a process that waits in vain with a trace that names nobody
+        rendezvous.wait_for_all(address, start_seconds)
+    initialize_jax(coordinator, processes, process, start_seconds=start_seconds, heartbeat_seconds=heartbeat_seconds)
 
 
-def join(
+def initialize_jax(
     coordinator: str | None, processes: int | None, process: int | None, *, start_seconds: int, heartbeat_seconds: int
 ) -> None:
-    """The second half of `connect`, for processes that have met: JAX connects them. ValueError where it cannot."""
-    waits = {"initialization_timeout": start_seconds, "heartbeat_timeout_seconds": heartbeat_seconds}
+    """The second half of `connect`, for processes that have met: JAX connects them.
+
+    Args:
+      coordinator, processes, process, start_seconds, heartbeat_seconds: as for `connect`.
+
+    Raises:
+      ValueError: JAX cannot connect them.
+    """
     try:
-        jax.distributed.initialize(coordinator, processes, process, **waits)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=start_seconds,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"JAX could not join the processes ({str(error).strip().splitlines()[0]})") from None
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # see `block_on_cpu`
@@ -91,14 +105,18 @@ def block_on_cpu(tree: Any) -> Any:
 
 
 def check_address(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Raises ValueError unless all three are given, or none, and the process is one of them."""
-    given = (coordinator, processes, process)
-    if any(value is not None for value in given) and None in given:
+    """Checks the three options that name a process of a run.
+
+    Raises:
+      ValueError: unless all three are there, or none, and the process is one of `processes`.
+    """
+    options = (coordinator, processes, process)
+    if any(value is not None for value in options) and None in options:
         raise ValueError(
             f"coordinator {coordinator}, processes {processes}, process {process}: give all three, or none where the "
             "environment tells them (TPU VM, GKE, Slurm, Open MPI)"
         )
-    if process is not None and not 0 <= process < processes:
+    if processes is not None and process is not None and not 0 <= process < processes:
         raise ValueError(f"process is {process} of {processes}: use 0…{max(processes, 1) - 1}")
 
 
@@ -110,42 +128,55 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def preflight(facts: Mapping[str, Any], seconds: int = 300) -> None:
-    """Compares `facts` (JSON values) of all processes, of which there are several.
+def require_same_facts(facts: Mapping[str, Any], seconds: int = 300) -> None:
+    """Compares what the processes of a run, of which there are several, are about to train.
 
-    Raises ValueError naming the process and host that differs, and in what; rendezvous.Absent as `exchange`.
+    Args:
+      facts: of this process, JSON values.
+      seconds: how long to wait for the others.
+
+    Raises:
+      ValueError: naming the process and host that differs, and in what.
+      rendezvous.ProcessMissing: as `exchange`.
     """
     first, *others = exchange("preflight", {"host": socket.gethostname(), **facts}, seconds)
-    for index, told in enumerate(others, start=1):
-        if other := [name for name in facts if told.get(name) != first.get(name)]:
-            pairs = "; ".join(f"{name} {told.get(name)!r}, not {first.get(name)!r}" for name in other)
-            raise ValueError(f"process {index} on {told['host']} differs from process 0 on {first['host']}: {pairs}")
+    for index, other in enumerate(others, start=1):
+        if differing := [name for name in facts if other.get(name) != first.get(name)]:
+            pairs = "; ".join(f"{name} {other.get(name)!r}, not {first.get(name)!r}" for name in differing)
+            raise ValueError(f"process {index} on {other['host']} differs from process 0 on {first['host']}: {pairs}")
 
 
-def exchange(topic: str, told: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
-    """What every process tells under a topic (JSON values), in their order; each process may tell once.
+def exchange(topic: str, payload: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
+    """Gives every process the payload of every other, through the coordinator's key-value store.
 
-    Raises rendezvous.Absent naming the process that has told nothing after `seconds`.
+    Unlike a collective it can say which process has not come.
+
+    Args:
+      topic: what it is about; each process may send one payload under it.
+      payload: of this process, JSON values.
+      seconds: how long to wait for each of the others.
+
+    Returns:
+      The payloads in the order of the processes.
+
+    Raises:
+      rendezvous.ProcessMissing: naming the process that has sent nothing.
     """
-    # The key-value store of the coordinator: unlike a collective it tells who has not come.
-    from jax._src import distributed
-
-    client = distributed.global_state.client
-    client.key_value_set(f"if_jax/{topic}/{jax.process_index()}", json.dumps(told, sort_keys=True))
-    found = []
+    jax_internals.put_value(f"if_jax/{topic}/{jax.process_index()}", payload)
+    payloads = []
     for index in range(jax.process_count()):
         try:
-            found.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
+            payloads.append(jax_internals.wait_for_value(f"if_jax/{topic}/{index}", seconds))
         except jax.errors.JaxRuntimeError:
-            raise rendezvous.Absent(rendezvous.absence([index], jax.process_count(), seconds)) from None
-    return found
+            raise rendezvous.ProcessMissing(rendezvous.missing([index], jax.process_count(), seconds)) from None
+    return payloads
 
 
 @contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
-    """Yields `told(step)`: whether to save and end after this step, for SIGTERM or a preemption notice.
+    """Yields `termination_requested(step)`: whether to save and end after a step, for SIGTERM or a preemption notice.
 
-    All processes of a run call it at every step and hear it at the same one.
+    All processes of a run call it at every step and get True at the same one.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -163,9 +194,12 @@ def termination() -> Iterator[Callable[[int], bool]]:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Callable[[], None]]:
-    """Yields `heartbeat()`; once called, and then not again for `seconds`, this process leaves with code 76. 0 = never.
+    """Yields `heartbeat()`; once called, and then not again in time, this process ends with `EXIT_STALLED`.
 
-    So the time before, in which programs are compiled for minutes, is not counted.
+    The time before the first call, in which programs are compiled for minutes, is not counted.
+
+    Args:
+      seconds: between two calls; 0: any number.
     """
     last = [math.inf]
     done = threading.Event()
@@ -173,9 +207,8 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         while not done.wait(min(1.0, seconds / 4)):
             if time.monotonic() - last[0] > seconds:
-                exit_process(
-                    f"nothing moved for {seconds:g} s (hosts.step_seconds): is another process stopped?", STUCK
-                )
+                message = f"nothing moved for {seconds:g} s (hosts.step_seconds): is another process stopped?"
+                exit_process(message, EXIT_STALLED)
 
     def heartbeat() -> None:
         last[0] = time.monotonic()
@@ -188,7 +221,7 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
         done.set()
 
 
-def exit_process(why: str, code: int) -> NoReturn:
+def exit_process(message: str, code: int) -> NoReturn:
     """Ends this process at once: the usual way out would wait for processes that will not come."""
-    print(f"\nError: {why}", file=sys.stderr, flush=True)
+    print(f"\nError: {message}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -14,25 +14,29 @@ from jax.sharding import AxisType, Mesh
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays the devices out as a (data, fsdp, tensor) mesh; one axis may be -1 and takes what the others leave.
 
     The axes are `Auto`: the compiler places the collectives, because a convolution with a sharded kernel would need an
     output sharding at every call in explicit mode.
 
+    Args:
+      data, fsdp, tensor: devices along each axis.
+      devices: in any order; None: all there are.
+
     Raises:
       ValueError: the axis sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     fixed = math.prod(size for size in sizes.values() if size != -1)
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) == 1 and fixed > 0 and len(devices) % fixed == 0:
         sizes[open_axes[0]] = len(devices) // fixed
     if any(size < 1 for size in sizes.values()) or math.prod(sizes.values()) != len(devices):
-        given = ", ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
+        asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(
-            f"mesh {given} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
+            f"mesh {asked} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
             "set one axis to -1 to let it take the rest"
         )
     shape = (sizes["data"], sizes["fsdp"], sizes["tensor"])
@@ -44,7 +48,9 @@ def arrange(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
 
     Several slices of a TPU (a hybrid mesh) are joined along `data` alone: between slices only gradients travel, over
     the slow network, while fsdp and tensor stay inside a slice.
-    Raises ValueError where the slices do not divide the data axis.
+
+    Raises:
+      ValueError: the slices do not divide the data axis.
     """
     slices: dict[int, list[Any]] = {}
     for device in devices:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
@@ -34,8 +34,15 @@ PRESETS: dict[str, Rules] = {
 }
 
 
-def spec_for(shape: Sequence[int], names: Sequence[str | None], mesh: Mesh, rules: Rules) -> P:
-    """The partition of one array: each named dimension takes its first rule whose axes are free and divide it."""
+def spec_for(shape: Sequence[int], names: Sequence[str | None], mesh: Mesh | AbstractMesh, rules: Rules) -> P:
+    """The partition of one array: each named dimension takes its first rule whose axes are free and divide it.
+
+    Args:
+      shape: of the array.
+      names: logical name of each dimension; None: not split.
+      mesh: whose axes divide.
+      rules: see the module.
+    """
     spec: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for size, name in zip(shape, names, strict=True):
@@ -49,8 +56,17 @@ def spec_for(shape: Sequence[int], names: Sequence[str | None], mesh: Mesh, rule
     return P(*spec)
 
 
-def state_shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
-    """Shardings for a tree of abstract arrays, some boxed with logical names, which Adam moments and EMA inherit."""
+def state_shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:
+    """Shardings for a tree of arrays, of which moments and averages inherit the names of the parameters.
+
+    Args:
+      abstract: tree of abstract arrays, some boxed with the logical names of their dimensions.
+      mesh: whose axes divide.
+      rules: see the module.
+
+    Returns:
+      The tree with a `NamedSharding` for each array; what has no names is replicated.
+    """
 
     def boxed(leaf: Any) -> bool:
         return isinstance(leaf, nn.LogicallyPartitioned)
@@ -90,18 +106,22 @@ def batch_axes(rules: Rules) -> tuple[str, ...]:
     return next(axes for name, axes in rules if name == "batch")
 
 
-def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, rules: Rules) -> NamedSharding:
     """Batches are split along their first dimension over every axis the rule set gives to `batch`."""
     return NamedSharding(mesh, P(batch_axes(rules)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, P())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, rules: Rules) -> None:
-    """Refuses, before anything is compiled, a batch that the data axes do not divide."""
+def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, rules: Rules) -> None:
+    """Refuses, before anything is compiled, a batch that the data axes do not divide.
+
+    Raises:
+      ValueError: saying a size that does.
+    """
     ways = math.prod(mesh.shape[axis] for axis in batch_axes(rules))
     if batch_size % ways:
         raise ValueError(

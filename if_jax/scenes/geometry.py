@@ -6,7 +6,7 @@ Per object only the rays' intersection with its own kind of solid is computed (`
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ BOARD_HALF = 7.5 * SIGN_PIXEL
 LETTER_HEIGHT = 9 * SIGN_PIXEL
 
 Ray = tuple[jax.Array, jax.Array, jax.Array]  # direction: (1, columns), (rows, 1), (rows, 1)
+Number = TypeVar("Number", float, jax.Array)
 
 
 class Hit(NamedTuple):
@@ -71,28 +72,47 @@ class Board(NamedTuple):
     met: jax.Array  # (rows, columns) bool: the ray goes through the board, nothing standing before it
 
 
-def middle_height(size: int | jax.Array) -> jax.Array:
-    """How high above the floor the middle of an object of size index `size` is."""
-    return 0.87 * (RADII[size] if isinstance(size, int) else jnp.asarray(RADII)[size])
+def middle_height(size: int) -> float:
+    """How high above the floor the middle of an object of size index `size` is, in floor units."""
+    return 0.87 * RADII[size]
 
 
-def project(x: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where a point of the scene appears: to the right and up, in floor units at the picture's middle."""
+def middle_heights(size: jax.Array) -> jax.Array:
+    """`middle_height` of every size index of an array, in float32."""
+    return 0.87 * jnp.asarray(RADII)[size]
+
+
+def project(x: Number, y: Number, z: Number) -> tuple[Number, Number]:
+    """Where points of the scene appear.
+
+    Args:
+      x: to the right, floor units.
+      y: away from the camera.
+      z: above the floor.
+
+    Returns:
+      How far to the right and up of the picture's middle, in floor units there.
+    """
     dx, dy, dz = x - EYE[0], y - EYE[1], z - EYE[2]
     zoom = _DISTANCE / (_COS * dy - _SIN * dz)
     return dx * zoom, (_SIN * dy + _COS * dz) * zoom
 
 
-def to_pixels(point: tuple[jax.Array, jax.Array], size: int) -> tuple[jax.Array, jax.Array]:
+def to_pixels(point: tuple[Number, Number], size: int) -> tuple[Number, Number]:
     """`project`'s coordinates as (column, row) in a picture of `size` px."""
     scale = size / (2 * HALF_VIEW * _DISTANCE)
     return size / 2 + point[0] * scale, size / 2 - point[1] * scale
 
 
 def unproject(at: tuple[float, float], size: int) -> tuple[float, float]:
-    """Where an object of size index `size` stands whose middle is seen at (column, row), shares of the picture.
+    """Where an object stands whose middle is seen in a picture.
 
-    Returns how far to the right it is seen and its distance along the floor, as `grammar.Group` has them.
+    Args:
+      at: column and row of its middle, as shares of the picture.
+      size: its size index.
+
+    Returns:
+      How far to the right it is seen and its distance along the floor, as `grammar.Group` has them.
     """
     right, up = ((at[0] - 0.5) * 2 * HALF_VIEW * _DISTANCE, (0.5 - at[1]) * 2 * HALF_VIEW * _DISTANCE)
     dz = middle_height(size) - EYE[2]
@@ -120,7 +140,18 @@ def place_solids(scene: Scene) -> Solid:
 
 
 def nearer(scene: Scene, solids: Solid, i: jax.Array, ray: Ray, hit: Hit) -> Hit:
-    """Let object i take the rays it meets first."""
+    """Let an object take the rays it meets first.
+
+    Args:
+      scene: one scene.
+      solids: its objects, of `place_solids`.
+      i: () int32, which object.
+      ray: the rays.
+      hit: what they met so far.
+
+    Returns:
+      What they meet first now.
+    """
     o = Solid(*(field[i] for field in solids))
     branches = [lambda o, f=f: f(o, *ray) for f in (_meet_sphere, _meet_cube, _meet_cylinder)]
     t, nx, ny, nz = jax.lax.switch(scene.shape[i], branches, o)

@@ -40,12 +40,11 @@ def _draw_letters() -> tuple[np.ndarray, np.ndarray]:
     font = ImageFont.load_default(size=1.05 * _MASTER)
     cells, advance = [], []
     for letter in ALPHABET:
-        left, top, right, bottom = font.getbbox(letter)
+        left, top, right, bottom = map(int, font.getbbox(letter))
         canvas = Image.new("L", (right - left, bottom - top), 0)
         ImageDraw.Draw(canvas).text((-left, -top), letter, fill=255, font=font, stroke_width=_MASTER // 64)
         # Every capital gets the same height (round letters overshoot the line a little, which no one misses here).
-        width = round((right - left) * _MASTER / (bottom - top))
-        width = min(width, _MASTER)
+        width = min(round((right - left) * _MASTER / (bottom - top)), _MASTER)
         canvas = canvas.resize((width, _MASTER), Image.Resampling.LANCZOS)
         cell = Image.new("L", (_MASTER, _MASTER), 0)
         cell.paste(canvas, ((_MASTER - width) // 2, 0))

@@ -37,14 +37,19 @@ def check_mitsuba() -> None:
 
 
 def render(scene: Scene, size: int, seed: int = 0, samples: int = SAMPLES) -> np.ndarray:
-    """Draw one scene of host arrays as (size, size, 3) uint8. Equal arguments give equal bytes.
+    """Draw one scene. Equal arguments give equal bytes.
 
     Of several passes each pixel's brightest value is left out: a lucky path from floor to metal to lamp would else
     stand out as a white dot.
 
     Args:
+      scene: one scene on the host.
+      size: side of the picture in pixels.
       seed: of the paths.
       samples: paths a pixel in each of five passes.
+
+    Returns:
+      (size, size, 3) uint8.
 
     Raises:
       ValueError: Mitsuba is not installed.
@@ -54,14 +59,20 @@ def render(scene: Scene, size: int, seed: int = 0, samples: int = SAMPLES) -> np
 
     mi.set_variant(_VARIANT)
     described = mi.load_dict(describe(scene, size, samples))
-    passes = [np.array(mi.render(described, seed=seed * _PASSES + i)) for i in range(_PASSES)]
+    passes = [np.array(mi.render(described, seed=mi.UInt32(seed * _PASSES + i))) for i in range(_PASSES)]
     light = np.sort(passes, axis=0)[:-1].mean(axis=0)
     return np.round(255.0 * _shown(np.clip(light, 0.0, 1.0))).astype(np.uint8)
 
 
 def describe(scene: Scene, size: int, samples: int = SAMPLES) -> dict[str, Any]:
-    """A scene as Mitsuba's `load_dict` takes it; object i's shapes are named "object-i" and "lid-i"."""
-    found = {
+    """A scene as Mitsuba's `load_dict` takes it; object i's shapes are named "object-i" and "lid-i".
+
+    Args:
+      scene: one scene on the host.
+      size: side of the picture in pixels.
+      samples: paths a pixel.
+    """
+    parts: dict[str, Any] = {
         "type": "scene",
         "integrator": {"type": "path", "max_depth": _DEPTH, "block_size": _BLOCK},
         "camera": _camera(size, samples),
@@ -69,8 +80,8 @@ def describe(scene: Scene, size: int, samples: int = SAMPLES) -> dict[str, Any]:
         "floor": _floor(float(scene.tone)),
     }
     for slot in np.flatnonzero(scene.valid):
-        found |= _solid(scene, int(slot))
-    return found | (_sign(scene) if scene.letters[0] >= 0 else {})
+        parts |= _solid(scene, int(slot))
+    return parts | (_sign(scene) if scene.letters[0] >= 0 else {})
 
 
 def _camera(size: int, samples: int) -> dict[str, Any]:
@@ -154,17 +165,16 @@ def _sign(scene: Scene) -> dict[str, Any]:
     face = board_face(scene, board._replace(x=jnp.asarray(x)[None], up=jnp.asarray(up)[:, None]), _CELL)
     painted = mi.Bitmap(_linear(np.repeat(np.asarray(face)[..., None], 3, axis=-1)).astype(np.float32))
     texture = {"type": "bitmap", "bitmap": painted, "raw": True, "wrap_mode": "clamp"}
-    found = {"board": _upright(across, SIGN_MIDDLE, half, BOARD_HALF, texture)}
+    parts = {"board": _upright(across, SIGN_MIDDLE, half, BOARD_HALF, texture)}
 
     lower = SIGN_MIDDLE - BOARD_HALF
     ground = -(EYE[2] + SIGN_DEPTH * AXIS[2]) / UP[2]  # how far above the axis the sign's plane meets the floor
     for side in (-1, 1):
         middle = across + side * float(geometry.post_middle(board.half))
-        post = _upright(
+        parts[f"post-{side + 1}"] = _upright(
             middle, 0.5 * (lower + ground), 0.5 * SIGN_PIXEL, 0.5 * (lower - ground), _grey(float(_linear(POST_GREY)))
         )
-        found[f"post-{side + 1}"] = post
-    return found
+    return parts
 
 
 def _upright(right: float, up: float, half_width: float, half_height: float, paint: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +187,7 @@ def _upright(right: float, up: float, half_width: float, half_height: float, pai
         [np.multiply(_RIGHT, half_width), np.multiply(UP, half_height), np.negative(AXIS), middle], axis=1
     )
     surface = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": paint}}
-    return {"type": "rectangle", "to_world": mi.ScalarTransform4f(place), "bsdf": surface}
+    return {"type": "rectangle", "to_world": mi.ScalarTransform4f(place.tolist()), "bsdf": surface}
 
 
 def _grey(value: float) -> dict[str, Any]:

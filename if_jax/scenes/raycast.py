@@ -30,7 +30,7 @@ LIGHT = tuple(np.asarray([-0.50, -0.42, 0.90]) / np.linalg.norm([-0.50, -0.42, 0
 
 
 def render(scene: Scene, size: int) -> jax.Array:
-    """Draw one scene as (size, size, 3) float32 in [-1, 1]."""
+    """Draw one scene of `size` px as (size, size, 3) float32 in [-1, 1]."""
     n = 2 * size
     ray, solids = geometry.rays(n), geometry.place_solids(scene)
     count = jnp.where(scene.valid, jnp.arange(scene.valid.shape[-1]) + 1, 0).max()
@@ -47,24 +47,34 @@ def render(scene: Scene, size: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="size")
 def render_scenes(scenes: Scene, size: int) -> jax.Array:
-    """Draw a batch of scenes as (B, size, size, 3) uint8."""
+    """Draw a batch of scenes.
 
-    def one(scene: Scene) -> jax.Array:
+    Args:
+      scenes: every field with a leading B.
+      size: side of the pictures in pixels.
+
+    Returns:
+      (B, size, size, 3) uint8.
+    """
+
+    def render_bytes(scene: Scene) -> jax.Array:
         return jnp.round((render(scene, size) + 1.0) * 127.5).astype(jnp.uint8)
 
     # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
     return jax.lax.platform_dependent(
         scenes,
-        cpu=lambda batch: jax.lax.map(one, batch),
-        default=lambda batch: jax.lax.map(one, batch, batch_size=max(1, 64 * 64 * 64 // size**2)),
+        cpu=lambda batch: jax.lax.map(render_bytes, batch),
+        default=lambda batch: jax.lax.map(render_bytes, batch, batch_size=max(1, 64 * 64 * 64 // size**2)),
     )
 
 
 def board_face(scene: Scene, board: Board, cell: int) -> jax.Array:
-    """How bright the board's face is, in display space: its rim and the word, from the atlas of `cell` px.
+    """How bright the board's face is, in display space: its rim and the word.
 
     Args:
-      board: the places asked for are the products of its x (1, columns) and up (rows, 1).
+      scene: whose word it is.
+      board: its x (1, columns) and up (rows, 1) span the points that are evaluated.
+      cell: px of a letter in the atlas used.
 
     Returns:
       (rows, columns) float32 in [0, 1].

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.scenes.geometry import GROUND_SCALE, RADII, middle_height, project
+from if_jax.scenes.geometry import GROUND_SCALE, RADII, middle_heights, project
 from if_jax.scenes.scene import COLOURS, MAX_OBJECTS, SHAPES, WORD_LETTERS, WORDS, Scene
 
 _TRIES = 40  # random places an object may choose from
@@ -14,7 +14,7 @@ _LARGE_SHARE = (0.65, 0.65, 0.5, 0.35, 0.0, 0.0, 0.0)  # of large groups, by the
 
 
 def sample_scene(key: jax.Array) -> Scene:
-    """Draw one scene: 1-3 groups of like objects, none touching another, and in one of six scenes a sign."""
+    """Sample one scene: 1-3 groups of like objects, none touching another, and in one of six scenes a sign."""
     u = _chances(key)
     has_sign = u["sign"][0] < 1 / 6
     slots = jnp.arange(MAX_OBJECTS)
@@ -28,10 +28,10 @@ def sample_scene(key: jax.Array) -> Scene:
     metal = u["metal"] < 0.5  # (3,)
     shape, size = (kinds % len(SHAPES))[group], large[group].astype(jnp.int32)
 
-    position, placed = place_objects(u["place"], slots < total, shape, size, total, has_sign)
+    position, valid = place_objects(u["place"], slots < total, shape, size, total, has_sign)
     word = (u["word"][0] * len(WORDS)).astype(jnp.int32)
     return Scene(
-        valid=placed,
+        valid=valid,
         group=group,
         shape=shape,
         colour=(kinds // len(SHAPES))[group],
@@ -47,7 +47,7 @@ def sample_scene(key: jax.Array) -> Scene:
 
 @jax.jit
 def sample_scenes(indices: jax.Array, seed: int) -> Scene:
-    """Scenes number `indices` (B,) of `seed`; every field gets a leading B."""
+    """Sample scenes number `indices` (B,) of `seed`, every field with a leading B."""
     base = jax.random.key(seed)
     return jax.vmap(lambda index: sample_scene(jax.random.fold_in(base, index)))(jnp.asarray(indices, jnp.uint32))
 
@@ -81,12 +81,28 @@ def _group_counts(u: jax.Array, has_sign: jax.Array) -> jax.Array:
 
 
 def place_objects(
-    chances: jax.Array, wanted: jax.Array, shape: jax.Array, size: jax.Array, total: jax.Array, has_sign: jax.Array
+    chances: jax.Array,
+    wanted: jax.Array,
+    shape: jax.Array,
+    size: jax.Array,
+    total: jax.Array,
+    has_sign: bool | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Put objects on the floor one after another, clear of each other on the floor and in the picture.
 
     Of the random places tried an object takes the first comfortable one, else the best; where even that touches or
-    hides another object, the slot stays empty. Returns positions (6, 2) and the slots filled (6,) bool.
+    hides another object, the slot stays empty.
+
+    Args:
+      chances: (6 * tries * 2,) random numbers in [0, 1).
+      wanted: (6,) bool, the slots to fill.
+      shape: (6,) int32 into SHAPES.
+      size: (6,) int32 into SIZES.
+      total: () int32, how many are wanted.
+      has_sign: () bool; objects then keep to the front.
+
+    Returns:
+      Positions (6, 2) in floor units, and the slots filled (6,) bool.
     """
     radius = jnp.asarray(RADII)[size]  # (6,)
     footprint = radius * jnp.asarray(GROUND_SCALE)[shape]
@@ -98,18 +114,18 @@ def place_objects(
     middle = jnp.where(has_sign, jnp.asarray([0.0, -0.8]), jnp.asarray([0.0, 0.0]))
     unit = 2.0 * chances.reshape(MAX_OBJECTS, _TRIES, 2) - 1.0
     places = middle + unit * reach[:, None]  # (6, TRIES, 2)
-    seen = jnp.stack(project(places[..., 0], places[..., 1], middle_height(size)[:, None]), axis=-1)
+    seen = jnp.stack(project(places[..., 0], places[..., 1], middle_heights(size)[:, None]), axis=-1)
 
     def step(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        ground, picture, placed = state
+        ground, picture, filled = state
         floor_gap = jnp.linalg.norm(places[i][:, None] - ground[None], axis=-1) - (footprint[i] + footprint)[None]
         view_gap = jnp.linalg.norm(seen[i][:, None] - picture[None], axis=-1) - 0.88 * (radius[i] + radius)[None]
         gap = jnp.minimum(floor_gap - 0.08, view_gap)  # (TRIES, 6)
-        gap = jnp.where(placed[None], gap, jnp.inf).min(axis=1)
+        gap = jnp.where(filled[None], gap, jnp.inf).min(axis=1)
         best = jnp.where((gap >= 0.1).any(), jnp.argmax(gap >= 0.1), jnp.argmax(gap))
         fits = wanted[i] & (gap[best] >= 0.0)
-        return ground.at[i].set(places[i, best]), picture.at[i].set(seen[i, best]), placed.at[i].set(fits)
+        return ground.at[i].set(places[i, best]), picture.at[i].set(seen[i, best]), filled.at[i].set(fits)
 
     empty = jnp.zeros((MAX_OBJECTS, 2)), jnp.zeros((MAX_OBJECTS, 2)), jnp.zeros((MAX_OBJECTS,), bool)
-    ground, _, placed = jax.lax.fori_loop(0, MAX_OBJECTS, step, empty)
-    return jnp.where(placed[:, None], ground, 0.0), placed
+    ground, _, filled = jax.lax.fori_loop(0, MAX_OBJECTS, step, empty)
+    return jnp.where(filled[:, None], ground, 0.0), filled

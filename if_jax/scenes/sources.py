@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,16 +14,14 @@ from if_jax.scenes.scene import Scene, as_numpy
 
 
 class _Source(NamedTuple):
-    """How scenes are sampled, each with its task, and what is said of one."""
+    """The functions of one source: they sample scenes, each with its task, and caption and label one of them."""
 
     sample: Callable[[np.ndarray, int], tuple[Scene, jax.Array | np.ndarray]]  # indices, seed
     caption: Callable[[Scene, int, np.random.Generator], str]
-    labels: Callable[[Scene, int], dict]
+    labels: Callable[[Scene, int], dict[str, Any]]
 
 
-def _without_tasks(
-    sample: Callable[[np.ndarray, int], Scene], caption: Callable[[Scene, np.random.Generator], str]
-) -> _Source:
+def _without_tasks(sample: Callable[..., Scene], caption: Callable[[Scene, np.random.Generator], str]) -> _Source:
     return _Source(
         lambda indices, seed: (sample(indices, seed), np.zeros(len(indices), np.int32)),
         lambda scene, _, rng: caption(scene, rng),
@@ -46,22 +44,40 @@ RENDERERS = ("raycast", "mitsuba")
 
 
 def draw(
-    name: str, numbers: Sequence[int], seed: int, size: int, *, with_labels: bool = False, renderer: str = RENDERERS[0]
-) -> Iterator[tuple[np.ndarray, str, dict | None]]:
-    """Picture (size, size, 3) uint8, caption and, where asked for, labels of scenes `numbers` of a source."""
+    name: str,
+    numbers: Sequence[int] | np.ndarray,
+    seed: int,
+    size: int,
+    *,
+    with_labels: bool = False,
+    renderer: str = RENDERERS[0],
+) -> Iterator[tuple[np.ndarray, str, dict[str, Any] | None]]:
+    """Draw and describe scenes of a source.
+
+    Args:
+      name: one of `NAMES`.
+      numbers: which scenes of the seed.
+      seed: another seed has other scenes.
+      size: side of the pictures in pixels.
+      with_labels: give the labels too.
+      renderer: one of `RENDERERS`; "mitsuba" takes seconds a picture.
+
+    Yields:
+      Picture (size, size, 3) uint8, caption, and labels or None.
+    """
     indices = np.asarray(numbers, np.int64)
     source = _SOURCES[name]
     batch, kinds = source.sample(indices, seed)
-    host = as_numpy(batch)
-    if renderer == "raycast":
-        pictures = raycast.render_scenes(batch, size)  # runs while the captions are written
-    told = []
-    for number, scene, kind in zip(indices.tolist(), host, np.asarray(kinds).tolist(), strict=True):
-        text = source.caption(scene, kind, np.random.default_rng((seed, number)))
-        told.append((text, source.labels(scene, kind) if with_labels else None))
-    if renderer == "raycast":
-        drawn = iter(np.asarray(pictures))
-    else:  # seconds a picture: each when it is asked for
-        drawn = (pathtrace.render(scene, size, number) for scene, number in zip(host, indices.tolist(), strict=True))
-    for picture, (text, known) in zip(drawn, told, strict=True):
-        yield picture, text, known
+    scenes = list(zip(indices.tolist(), as_numpy(batch), np.asarray(kinds).tolist(), strict=True))
+    # The ray caster's pictures are made while the captions are written; each of Mitsuba's when it is asked for.
+    pictures = raycast.render_scenes(batch, size) if renderer == "raycast" else None
+    texts = []
+    for number, scene, task in scenes:
+        caption = source.caption(scene, task, np.random.default_rng((seed, number)))
+        texts.append((caption, source.labels(scene, task) if with_labels else None))
+    if pictures is None:
+        finished = (pathtrace.render(scene, size, number) for number, scene, _ in scenes)
+    else:
+        finished = iter(np.asarray(pictures))
+    for picture, (caption, labels) in zip(finished, texts, strict=True):
+        yield picture, caption, labels

@@ -14,12 +14,14 @@ knows which words occur learns from these which belong together.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from if_jax.scenes import grammar, sampling
-from if_jax.scenes.scene import COLOURS, MAX_LETTERS, MAX_OBJECTS, NUMBERS, SHAPES, WORD_LETTERS, WORDS, Scene
+from if_jax.scenes.scene import COLOURS, MAX_LETTERS, MAX_OBJECTS, SHAPES, WORD_LETTERS, WORDS, Scene
 from if_jax.scenes.visibility import visible_shares
 
 TASKS = ("single", "two", "counting", "colour", "position", "binding", "text")
@@ -44,14 +46,23 @@ _NOVEL_WORD = np.asarray([word in HELD_OUT_WORDS for word in WORDS])
 
 @jax.jit
 def sample_tasks(indices: jax.Array, seed: int, held_out: bool | jax.Array = False) -> tuple[Scene, jax.Array]:
-    """Scenes number `indices` (B,) of a split, and their tasks (B,) int32 into `TASKS`."""
+    """Sample scenes of a split.
+
+    Args:
+      indices: numbers (B,) of the scenes.
+      seed: another seed has other scenes.
+      held_out: the held-out split rather than that of training.
+
+    Returns:
+      The scenes, every field with a leading B, and their tasks (B,) int32 into `TASKS`.
+    """
     base = jax.random.fold_in(jax.random.key(seed), 7 + held_out)  # other scenes than those of "scenes"
-    one = lambda index: sample_task(jax.random.fold_in(base, index), held_out)  # noqa: E731
-    return jax.vmap(one)(jnp.asarray(indices, jnp.uint32))
+    sample = lambda index: sample_task(jax.random.fold_in(base, index), held_out)  # noqa: E731
+    return jax.vmap(sample)(jnp.asarray(indices, jnp.uint32))
 
 
 def sample_task(key: jax.Array, held_out: bool | jax.Array = False) -> tuple[Scene, jax.Array]:
-    """Draw one scene and its task."""
+    """Sample one scene and its task, () int32 into `TASKS`."""
     content_key, place_key = jax.random.split(key)
     u = jax.random.uniform(content_key, (64,))
     task = (u[0] * len(TASKS)).astype(jnp.int32)
@@ -65,7 +76,7 @@ def sample_task(key: jax.Array, held_out: bool | jax.Array = False) -> tuple[Sce
 
 @jax.jit
 def sample_pairs(indices: jax.Array, seed: int) -> Scene:
-    """Pairs number `indices` (B,) of a seed; no held-out combination."""
+    """Sample pairs number `indices` (B,) of a seed, every field with a leading B; no held-out combination."""
     base = jax.random.fold_in(jax.random.key(seed), 9)  # other scenes than those of the tasks
     return jax.vmap(lambda index: _pair(jax.random.fold_in(base, index)))(jnp.asarray(indices, jnp.uint32))
 
@@ -80,31 +91,40 @@ def _pair(key: jax.Array) -> Scene:
 
 def novelties(scene: Scene) -> list[str]:
     """The held-out combinations a scene on the host shows; empty for every scene of the training split."""
-    found = grammar.groups(scene)
-    told = [f"{g.colour} {g.shape}" for g in found if (g.colour, g.shape) in HELD_OUT_KINDS]
-    told += [f"{len(g.slots)} {g.shape}s" for g in found if (len(g.slots), g.shape) in HELD_OUT_COUNTS]
-    return told + [word for word in [grammar.word(scene)] if word in HELD_OUT_WORDS]
+    present = grammar.groups(scene)
+    kinds = [f"{g.colour} {g.shape}" for g in present if (g.colour, g.shape) in HELD_OUT_KINDS]
+    counts = [f"{len(g.slots)} {g.shape}s" for g in present if (len(g.slots), g.shape) in HELD_OUT_COUNTS]
+    return kinds + counts + [word for word in [grammar.word(scene)] if word in HELD_OUT_WORDS]
 
 
-def labels(scene: Scene, task: int) -> dict:
-    """`grammar.labels` with the task, the share of each object that is seen, and what is held out of training."""
+def labels(scene: Scene, task: int) -> dict[str, Any]:
+    """`grammar.labels` with `task`, `visible` (the share of each object that is seen) and `held_out` (`novelties`)."""
     shares, _ = _shares(scene)
     seen = [round(float(share), 3) for share, there in zip(np.asarray(shares), scene.valid, strict=True) if there]
     return grammar.labels(scene) | {"task": TASKS[task], "visible": seen, "held_out": novelties(scene)}
 
 
 def caption(scene: Scene, task: int, rng: np.random.Generator) -> str:
-    """Describe a scene in the words its task asks for: exact counts always, attributes where they are the task."""
-    found, name = grammar.groups(scene), TASKS[task]
-    rng.shuffle(found)
+    """Describe a scene in the words its task asks for: exact counts always, attributes where they are the task.
+
+    Args:
+      scene: one scene on the host.
+      task: its number in `TASKS`.
+      rng: picks the wording.
+
+    Returns:
+      At most `grammar.MAX_BYTES` of lower-case ASCII.
+    """
+    present, name = grammar.groups(scene), TASKS[task]
+    rng.shuffle(present)
     coloured = name in ("colour", "binding", "text") or (name in ("counting", "position") and rng.random() < 0.5)
-    coloured |= len({group.shape for group in found}) < len(found)  # two groups of a shape differ in colour
-    coloured |= any((g.colour, g.shape) in HELD_OUT_KINDS for g in found)  # what is unseen is asked for by name
+    coloured |= len({group.shape for group in present}) < len(present)  # two groups of a shape differ in colour
+    coloured |= any((g.colour, g.shape) in HELD_OUT_KINDS for g in present)  # what is unseen is asked for by name
     fields = {"colour"} if coloured else set()
     if name == "binding":
         fields.add(("size", "material")[int(rng.integers(2))])
-    parts = [_phrase(group, fields) for group in found]
-    related = grammar.relation(*found) if name == "position" and len(found) == 2 else None
+    parts = [grammar.phrase(group, fields) for group in present]
+    related = grammar.relation(*present) if name == "position" and len(present) == 2 else None
     body = f" {related} ".join(parts) if related else " and ".join(parts)
     if word := grammar.word(scene):
         sign = f"a sign that says {word}"
@@ -115,21 +135,14 @@ def caption(scene: Scene, task: int, rng: np.random.Generator) -> str:
 
 def pair_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Both groups by number, colour and shape; one in four by size or material too, one in three by relation."""
-    found = grammar.groups(scene)
-    rng.shuffle(found)
+    present = grammar.groups(scene)
+    rng.shuffle(present)
     fields = {"colour"} | ({("size", "material")[int(rng.integers(2))]} if rng.random() < 0.25 else set())
-    related = grammar.relation(*found) if len(found) == 2 and rng.random() < 1 / 3 else None
-    return f" {related or 'and'} ".join(_phrase(group, fields) for group in found)
+    related = grammar.relation(*present) if len(present) == 2 and rng.random() < 1 / 3 else None
+    return f" {related or 'and'} ".join(grammar.phrase(group, fields) for group in present)
 
 
-def _phrase(group: grammar.Group, fields: set[str]) -> str:
-    words = [getattr(group, field) for field in ("size", "colour", "material") if field in fields] + [group.shape]
-    if len(group.slots) > 1:
-        return f"{NUMBERS[len(group.slots)]} {' '.join(words)}s"
-    return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
-
-
-def _draw_kinds(u: jax.Array, pick: jax.Array, held_out: bool | jax.Array, task: jax.Array) -> jax.Array:
+def _draw_kinds(u: jax.Array, pick: jax.Array, held_out: bool | jax.Array, task: int | jax.Array) -> jax.Array:
     """Two different kinds (colour * 3 + shape); where one is named without its colour the shapes differ too."""
     novel = jnp.asarray(_NOVEL_KIND)
     allowed = jnp.where(novel, -1.0, u)
@@ -184,20 +197,20 @@ def _compose(
     return _place_in_sight(scene, key, total, has_sign)
 
 
-def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: jax.Array) -> Scene:
-    """The first placement in which everything is placed and seen; else the first object alone, which always is."""
+def _place_in_sight(scene: Scene, key: jax.Array, total: jax.Array, has_sign: bool | jax.Array) -> Scene:
+    """The first placement in which everything finds room and is seen; else the first object alone, which always is."""
     chances = jax.random.uniform(key, (_WAYS, MAX_OBJECTS * _TRIES * 2))
 
     def attempt(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        place = sampling.place_objects(u, scene.valid, scene.shape, scene.size, total, has_sign)
-        shares, sign = visible_shares(scene._replace(position=place[0], valid=place[1]), _LOOK)
-        seen = jnp.where(scene.valid, place[1] & (shares >= MIN_VISIBLE), True).all() & (sign >= _MIN_SIGN)
-        return place[0], seen
+        position, valid = sampling.place_objects(u, scene.valid, scene.shape, scene.size, total, has_sign)
+        shares, sign = visible_shares(scene._replace(position=position, valid=valid), _LOOK)
+        seen = jnp.where(scene.valid, valid & (shares >= MIN_VISIBLE), True).all() & (sign >= _MIN_SIGN)
+        return position, seen
 
     positions, good = jax.vmap(attempt)(chances)
     first = jnp.argmax(good)
     only = jnp.arange(MAX_OBJECTS) == 0
-    alone = scene.valid & only & ~has_sign  # beside a sign nothing stays: it might hide the word
+    alone = scene.valid & only & jnp.logical_not(has_sign)  # beside a sign nothing stays: it might hide the word
     valid = jnp.where(good.any(), scene.valid, alone)
     position = jnp.where(good.any(), positions[first], 0.0)
     return scene._replace(valid=valid, position=jnp.where(valid[:, None], position, 0.0))

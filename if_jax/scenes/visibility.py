@@ -13,6 +13,7 @@ def visible_shares(scene: Scene, size: int = 64) -> tuple[jax.Array, jax.Array]:
     """How much of each object and of the sign's board can be seen, nothing standing in front of it.
 
     Args:
+      scene: one scene.
       size: one ray is cast through each of size x size pixels.
 
     Returns:

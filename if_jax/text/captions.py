@@ -16,7 +16,13 @@ from urllib.parse import unquote_plus
 
 
 def prepare_captions(captions: Sequence[str], clean: bool = False, preserve_case: bool = False) -> list[str]:
-    """Bring captions to the form the tokenizer is given: `clean_caption` or `plain_caption` of each."""
+    """Bring captions to the form that is tokenized.
+
+    Args:
+      captions: any text.
+      clean: `clean_caption` of each, else `plain_caption`.
+      preserve_case: leave the letters' case as it is.
+    """
     prepare = clean_caption if clean else plain_caption
     return [prepare(caption, preserve_case) for caption in captions]
 
@@ -30,8 +36,11 @@ def clean_caption(text: str, preserve_case: bool = False) -> str:
     """Clean a caption as IF does: the whole rule list twice in a row.
 
     Twice is not a fixed point for every text; for text without links, file names, codes and odd punctuation it is.
-    With `preserve_case` the rules take the same things away and the letters that stay keep their case, where IF has
-    none but lower-case ones.
+
+    Args:
+      text: any.
+      preserve_case: the rules take the same things away and the letters that stay keep their case, where IF has none
+        but lower-case ones.
     """
     return _clean_once(_clean_once(text, preserve_case), preserve_case)
 

@@ -29,11 +29,26 @@ def encode(
     length: int = TEXT_LENGTH,
     batch_size: int = 1,
 ) -> jax.Array:
-    """Text states of the captions, (B, length, D), padded positions included: IF attends to them as well.
+    """Encode captions. Equal ones are encoded once.
 
-    Equal captions are encoded once. Every call of `apply` has `batch_size` rows (the last one filled up), so it
-    compiles once and a caption's states are the same bits whatever captions stand beside it.
-    Raises ValueError where there is no caption.
+    Every call of `apply` has `batch_size` rows (the last one filled up), so it compiles once and a caption's states are
+    the same bits whatever captions stand beside it.
+
+    Args:
+      apply: the encoder, jitted.
+      params: its parameters.
+      tokenizer: of the encoder.
+      captions: B of them.
+      clean: clean them as IF does.
+      preserve_case: do not lower-case them.
+      length: positions of a caption.
+      batch_size: captions in one call of `apply`.
+
+    Returns:
+      Text states (B, length, D), padded positions included: IF attends to them as well.
+
+    Raises:
+      ValueError: there is no caption.
     """
     if not captions:
         raise ValueError("captions is empty: give at least one (the empty string is one)")
@@ -48,11 +63,3 @@ def encode(
     ]
     places = {caption: row for row, caption in enumerate(distinct)}
     return jnp.concatenate(states)[np.array([places[caption] for caption in prepared])]
-
-
-def empty_states(apply: Apply, params: Any, tokenizer: Tokenizer, *, length: int = TEXT_LENGTH) -> jax.Array:
-    """Text states of the empty caption, (length, D): the unconditional branch of guidance.
-
-    They are not zeros. IF drops the text of one training sample in ten to the empty string, not to nothing.
-    """
-    return encode(apply, params, tokenizer, [""], length=length)[0]

@@ -33,24 +33,33 @@ class Tokenizer(Protocol):
     @property
     def class_name(self) -> str:
         """Name of the transformers class that opens the saved folder, for model_index.json."""
+        ...
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id that can occur."""
+        ...
 
     def __call__(
         self, captions: Sequence[str], length: int = TEXT_LENGTH, *, always_warn: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and mask, both int32 (B, length); the mask is 1 up to and including the end-of-text token."""
+        ...
 
     def save(self, folder: str | Path) -> None:
         """Write a tokenizer folder that `load_tokenizer` and transformers open."""
+        ...
 
 
 def load_tokenizer(source: str | Path) -> ByteTokenizer | T5Tokenizer:
-    """Open a tokenizer: the word "bytes", a tokenizer folder, or a spiece.model or tokenizer.json file.
+    """Open a tokenizer.
 
-    Raises FileNotFoundError where there is nothing to open and ValueError for a tokenizer of another family.
+    Args:
+      source: the word "bytes", a tokenizer folder, or a spiece.model or tokenizer.json file.
+
+    Raises:
+      FileNotFoundError: there is nothing to open.
+      ValueError: a tokenizer of another family, or a damaged file.
     """
     if str(source) == "bytes":
         return ByteTokenizer()
@@ -80,7 +89,7 @@ class ByteTokenizer:
     ("</s>", "<extra_id_0>"), which transformers reads as the tokens themselves.
     """
 
-    _told: set[int] = field(default_factory=set, repr=False, compare=False)  # lengths at which a cut was reported
+    _reported: set[int] = field(default_factory=set, repr=False, compare=False)  # lengths at which a cut was reported
 
     class_name = "ByT5Tokenizer"
     vocab_size = 384
@@ -88,10 +97,18 @@ class ByteTokenizer:
     def __call__(
         self, captions: Sequence[str], length: int = TEXT_LENGTH, *, always_warn: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and mask, int32 (B, length). Runs once per training batch, so whole batches go through numpy.
+        """Tokenize captions; this runs once per training batch, so whole batches go through NumPy.
 
-        Cut captions are reported in one log line, once per tokenizer unless `always_warn`.
-        A character that UTF-8 cannot hold (a lone surrogate) becomes "?".
+        Args:
+          captions: any text; a character that UTF-8 cannot hold (a lone surrogate) becomes "?".
+          length: positions of a row, the end-of-text token included.
+          always_warn: report captions that lose their end each time, not only once per tokenizer.
+
+        Returns:
+          ids and mask, both int32 (B, length).
+
+        Raises:
+          ValueError: `captions` is one string, or `length` below 1.
         """
         _check(captions, length)
         encoded = [caption.encode("utf-8", errors="replace") for caption in captions]
@@ -108,7 +125,7 @@ class ByteTokenizer:
                 tokens = _bytes_of_parts(parts)
                 sizes[row] = len(tokens)
                 ids[row], mask[row] = _fit(tokens, length, repeat_eos=False)
-        _report_cut(captions, sizes > room, length, self._told, always_warn)
+        _report_cut(captions, sizes > room, length, self._reported, always_warn)
         return ids, mask
 
     def save(self, folder: str | Path) -> None:
@@ -125,7 +142,7 @@ class T5Tokenizer:
 
     model: bytes = field(repr=False)
     file_name: str  # which of the two files `model` is
-    _told: set[int] = field(default_factory=set, repr=False, compare=False)  # lengths at which a cut was reported
+    _reported: set[int] = field(default_factory=set, repr=False, compare=False)  # lengths at which a cut was reported
 
     class_name = "T5Tokenizer"
 
@@ -139,7 +156,7 @@ class T5Tokenizer:
     def __call__(
         self, captions: Sequence[str], length: int = TEXT_LENGTH, *, always_warn: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and mask, int32 (B, length). Cut captions are reported as by `ByteTokenizer`.
+        """Tokenize captions; arguments, results and errors are those of `ByteTokenizer`.
 
         Outer spaces are dropped first: SentencePiece ignores them, while some tokenizer.json files emit a token.
         """
@@ -148,7 +165,7 @@ class T5Tokenizer:
         ids, mask = np.zeros((2, len(rows), length), np.int32)
         for number, row in enumerate(rows):
             ids[number], mask[number] = _fit(row, length, repeat_eos=True)
-        _report_cut(captions, [len(row) >= length for row in rows], length, self._told, always_warn)
+        _report_cut(captions, np.array([len(row) >= length for row in rows], bool), length, self._reported, always_warn)
         return ids, mask
 
     def save(self, folder: str | Path) -> None:
@@ -190,15 +207,10 @@ def _split_spelled(caption: str, sentinels: int) -> list[str | int]:
         name, sentinel = match.groups()
         if name is None and int(sentinel) >= sentinels:
             continue
-        parts += [caption[start : match.start()], _spelled_id(name, sentinel)]
+        spelled = -1 - int(sentinel) if name is None else {"<pad>": PAD, "</s>": EOS, "<unk>": UNKNOWN}[name]
+        parts += [caption[start : match.start()], spelled]
         start = match.end()
     return [*parts, caption[start:]]
-
-
-def _spelled_id(name: str | None, sentinel: str | None) -> int:
-    if name is None:
-        return -1 - int(sentinel)
-    return {"<pad>": PAD, "</s>": EOS, "<unk>": UNKNOWN}[name]
 
 
 def _bytes_of_parts(parts: Sequence[str | int]) -> list[int]:
@@ -231,12 +243,12 @@ def _check(captions: Sequence[str], length: int) -> None:
         raise ValueError(f"text length is {length}: it must be at least 1, for the end-of-text token")
 
 
-def _report_cut(captions: Sequence[str], cut: Sequence[bool], length: int, told: set[int], always: bool) -> None:
-    """Log one line for the captions that lost their end; later batches of a training run stay silent."""
+def _report_cut(captions: Sequence[str], cut: np.ndarray, length: int, reported: set[int], always: bool) -> None:
+    """Log one line for captions that lost their end, `cut` (B,) bool; later batches of a training run stay silent."""
     count = int(np.sum(cut))
-    if not count or (length in told and not always):
+    if not count or (length in reported and not always):
         return
-    told.add(length)
+    reported.add(length)
     first = captions[int(np.argmax(cut))]
     _LOG.warning(
         "%d of %d captions are longer than %d tokens and lose their end, first: %r%s",

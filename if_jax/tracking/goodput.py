@@ -89,7 +89,7 @@ class Recorder:
             self._append(line)
 
     def note(self, event: str, **values: Any) -> None:
-        """What was done since the line before, with values that go into its line."""
+        """Writes what was done since the line before, with values that go into its line."""
         self._flush()
         self._write(event, **values)
 
@@ -110,9 +110,9 @@ class Recorder:
         if due or time.monotonic() - self._last > _EVERY:
             self._flush()
 
-    def close(self, why: str) -> None:
+    def close(self, reason: str) -> None:
         """Ends the session: "finished", or the name of what ended it."""
-        self.note("end", why=why)
+        self.note("end", why=reason)
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -166,7 +166,8 @@ class Account:
 def read_events(workdir: str) -> list[dict[str, Any]]:
     """The lines of `WORKDIR/goodput.jsonl`; what a kill has cut off is left out.
 
-    Raises FileNotFoundError where the run has none.
+    Raises:
+      FileNotFoundError: the run has none.
     """
     path = Path(workdir) / FILE
     if not path.is_file():
@@ -224,10 +225,16 @@ def account(events: Iterable[Mapping[str, Any]]) -> Account:
 def best_interval(save: float, restart: float, between_faults: float) -> tuple[float, float]:
     """When to save, and the goodput to expect then: (seconds of training between saves, share of the time).
 
-    save, restart, between_faults: seconds that a save keeps training waiting, from a fault to the first new step, and
-    between faults on average. The interval is Young's √(2·save·between_faults) with the higher-order correction of
-    J. T. Daly (Future Generation Computer Systems 22, 2006), the share his model of faults that come at random.
-    Raises ValueError where one of them cannot be.
+    The interval is Young's √(2·save·between_faults) with the higher-order correction of J. T. Daly (Future Generation
+    Computer Systems 22, 2006), the share his model of faults that come at random.
+
+    Args:
+      save: seconds that a save keeps training waiting.
+      restart: seconds from a fault to the first new step.
+      between_faults: seconds between faults on average.
+
+    Raises:
+      ValueError: one of them cannot be.
     """
     if save <= 0 or restart < 0 or between_faults <= 0:
         raise ValueError(
@@ -247,11 +254,16 @@ def expected_goodput(interval: float, save: float, restart: float, between_fault
     return interval / wall
 
 
-def report(found: Account, between_faults: float) -> dict[str, Any]:
-    """An account as JSON values, with the interval to advise at a fault every so many seconds where it was measured."""
-    values = {"goodput": found.goodput, **dataclasses.asdict(found)}
-    if found.blocking_save > 0:
-        interval, share = best_interval(found.blocking_save, found.restart, between_faults)
+def report(account: Account, between_faults: float) -> dict[str, Any]:
+    """An account as JSON values, with the interval between saves to advise where saving was measured.
+
+    Args:
+      account: of a run.
+      between_faults: seconds between faults on average.
+    """
+    values = {"goodput": account.goodput, **dataclasses.asdict(account)}
+    if account.blocking_save > 0:
+        interval, share = best_interval(account.blocking_save, account.restart, between_faults)
         values |= {"between_faults": between_faults, "best_interval": interval, "expected_goodput": share}
     return values
 
@@ -299,8 +311,8 @@ def _intervals(sessions: list[list[Mapping[str, Any]]]) -> Iterator[tuple[int, M
 
 def _kept(later: list[list[Mapping[str, Any]]]) -> float:
     """The earliest step that later sessions went on from: what was done beyond it, was done again."""
-    told = (event["step"] for session in later for event in session if event["event"] == "checked")
-    return min(told, default=math.inf)
+    resumed = (event["step"] for session in later for event in session if event["event"] == "checked")
+    return min(resumed, default=math.inf)
 
 
 def _restarts(sessions: list[list[Mapping[str, Any]]]) -> list[float]:

@@ -33,7 +33,7 @@ class Mirror:
         """Copies the files that have changed; what cannot be copied is said, and tried again the next time."""
         began = time.monotonic()
         for path in sorted(self.local.rglob("*")):
-            if not path.is_file() or self._copied.get(path) == (state := _state(path)):
+            if not path.is_file() or self._copied.get(path) == (version := _version(path)):
                 continue
             target = self._remote / path.relative_to(self.local).as_posix()
             try:
@@ -42,7 +42,7 @@ class Mirror:
             except Exception as error:  # as different as object stores are: the run is worth more than its curves
                 logging.warning("%s was not written (%s): tried again later", target, " ".join(str(error).split()))
                 continue
-            self._copied[path] = state
+            self._copied[path] = version
         now = time.monotonic()
         self._next = now + max(_EVERY, (now - began) / _SHARE)
 
@@ -57,6 +57,6 @@ class Mirror:
         self._holder.cleanup()
 
 
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -15,14 +15,19 @@ from PIL import Image
 
 @contextmanager
 def watch(workdir: str | Path, seconds: float = 10.0) -> Iterator[None]:
-    """Shows `draw_run(workdir)` below the cell and renews it every `seconds` while the block runs, and once after.
+    """Shows `draw_run(workdir)` below the cell and renews it while the block runs, and once after.
 
     The block trains in the cell's own thread, so that stopping the cell stops it; what draws runs beside it.
+
+    Args:
+      workdir: folder of the run.
+      seconds: between two looks at it.
     """
-    from IPython.display import display
+    from IPython.display import DisplayHandle
 
     seen = _newest(workdir)
-    shown = display(draw_run(workdir), display_id=True)
+    cell = DisplayHandle()
+    cell.display(draw_run(workdir))
     ended = threading.Event()
 
     def renew() -> None:
@@ -30,7 +35,7 @@ def watch(workdir: str | Path, seconds: float = 10.0) -> Iterator[None]:
         while not ended.wait(seconds):
             if (now := _newest(workdir)) != seen:  # a compilation takes longer: draw nothing twice
                 seen = now
-                shown.update(draw_run(workdir))
+                cell.update(draw_run(workdir))
 
     drawing = threading.Thread(target=renew, daemon=True, name="watch")
     drawing.start()
@@ -39,7 +44,7 @@ def watch(workdir: str | Path, seconds: float = 10.0) -> Iterator[None]:
     finally:
         ended.set()
         drawing.join()
-        shown.update(draw_run(workdir))
+        cell.update(draw_run(workdir))
 
 
 def draw_run(workdir: str | Path) -> Image.Image:

@@ -29,6 +29,17 @@ class MetricWriter:
     def __init__(
         self, workdir: str, start_step: int, wandb_project: str = "", recipe: Mapping[str, Any] | None = None
     ) -> None:
+        """Opens all of them.
+
+        Args:
+          workdir: folder of the run, a local path or gs://….
+          start_step: the step to go on from.
+          wandb_project: project at Weights & Biases; "": nothing is sent there.
+          recipe: as plain values, for Weights & Biases.
+
+        Raises:
+          ValueError: a project is named, but wandb is not installed.
+        """
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -65,8 +76,14 @@ class MetricWriter:
     def pictures(self, step: int, name: str, sheet: Image.Image, single: Mapping[str, Image.Image]) -> None:
         """Saves a sheet of pictures as `samples/NAME-STEP.png` and to TensorBoard.
 
-        single: pictures by prompt. Weights & Biases gets them as a table of this step's rows, so that nothing is sent
-        twice and a resumed run forgets none; `runs.history.concat["NAME_table"]` shows every prompt over time.
+        Weights & Biases gets the single ones as a table of this step's rows, so that nothing is sent twice and a
+        resumed run forgets none; `runs.history.concat["NAME_table"]` shows every prompt over time.
+
+        Args:
+          step: when they were drawn.
+          name: of the sheet.
+          sheet: all of them in a grid.
+          single: each by its prompt.
         """
         if not self._active:
             return

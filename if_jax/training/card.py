@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults
+from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 
 _HEAD = """---
@@ -52,7 +52,7 @@ _CASE_KEPT = """Prompts keep their case, as the captions of training did. `diffu
 
 def model_card(
     title: str,
-    stages: Sequence[Stage],
+    stages: Sequence[StageRelease],
     defaults: Sequence[StageDefaults],
     recipes: Sequence[Mapping[str, Any]],
     steps: Sequence[int],
@@ -60,8 +60,12 @@ def model_card(
 ) -> str:
     """The card as Markdown.
 
-    recipes, steps: by stage, the recipe (plain values) and how many steps it was trained for. scores: measured
-    figures by name, numbers or one level of groups of numbers, as `if-jax evaluate --json` writes them.
+    Args:
+      title: name of the release.
+      stages, defaults: what is released, and how each stage draws by default.
+      recipes, steps: by stage, the recipe (plain values) and how many steps it was trained for.
+      scores: measured figures by name, numbers or one level of groups of numbers, as `if-jax evaluate --json` writes
+        them.
     """
     sizes = " → ".join(str(stage.unet_config.sample_size) for stage in stages)
     text = _HEAD.format(title=title, stages=f"{sizes} pixels")
@@ -76,7 +80,7 @@ def model_card(
 
 
 def _stage_table(
-    stages: Sequence[Stage],
+    stages: Sequence[StageRelease],
     defaults: Sequence[StageDefaults],
     recipes: Sequence[Mapping[str, Any]],
     steps: Sequence[int],
@@ -89,10 +93,10 @@ def _stage_table(
         size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(stage.unet_config)))
         seen = f"{step:,} steps of {recipe['batch_size']} from `{recipe['data']['source']}`"
         level = "" if default.noise_level is None else f", noise level {default.noise_level}"
-        how = f"steps {default.sample_timestep_respacing}, guidance {default.guidance_scale:g}{level}"
+        sampling = f"steps {default.sample_timestep_respacing}, guidance {default.guidance_scale:g}{level}"
         rows.append(
             f"| {name} ({stage.kind}) | {stage.unet_config.sample_size} px | {recipe['unet']}, {size / 1e6:,.1f} M "
-            f"| {seen} | {stage.scheduler.prediction} | {how} |"
+            f"| {seen} | {stage.scheduler.prediction} | {sampling} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -113,6 +117,6 @@ def _score_rows(group: Mapping[str, Any], prefix: str) -> list[str]:
     for name, value in group.items():
         if isinstance(value, int | float):
             low_high = group.get(f"{name}_ci")
-            told = " ({:.3f} … {:.3f})".format(*low_high) if low_high else ""
-            rows.append(f"| {prefix}{name} | {f'{value:.4g}' if isinstance(value, float) else value}{told} |")
+            interval = " ({:.3f} … {:.3f})".format(*low_high) if low_high else ""
+            rows.append(f"| {prefix}{name} | {f'{value:.4g}' if isinstance(value, float) else value}{interval} |")
     return rows

@@ -20,20 +20,33 @@ from if_jax.parallel import hosts
 
 
 def facts(recipe: Recipe, workdir: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What all processes of a run must have in common: what differs would hang them, or spoil the run."""
+    """What all processes of a run must have in common: what differs would hang them, or spoil the run.
+
+    Args:
+      recipe: what is trained.
+      workdir: folder of the run.
+      metadata: of its checkpoints.
+
+    Returns:
+      Facts by name, JSON values: hashes stand for what is large.
+    """
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
-    found = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
-    found["data"] = pipeline.describe_files(recipe.data.source)
+    shared = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
+    shared["data"] = pipeline.describe_files(recipe.data.source)
     if recipe.data.embeddings:
         note = Path(recipe.data.embeddings) / NOTE
-        found["embeddings"] = sha256_of(note)[:16] if note.is_file() else "missing"
+        shared["embeddings"] = sha256_of(note)[:16] if note.is_file() else "missing"
     if recipe.validation.every:
-        found["validation data"] = pipeline.describe_files(recipe.validation.source)
-    return found
+        shared["validation data"] = pipeline.describe_files(recipe.validation.source)
+    return shared
 
 
 def check_text_width(recipe: Recipe, config: T5Config) -> None:
-    """ValueError where the frozen text encoder makes states of another width than the UNet reads."""
+    """Checks that a frozen text encoder goes with the recipe's UNet.
+
+    Raises:
+      ValueError: it makes states of another width than the UNet reads.
+    """
     wanted = presets.UNETS[recipe.unet].encoder_hid_dim
     if config.d_model != wanted:
         raise ValueError(

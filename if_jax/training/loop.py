@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -10,126 +9,112 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
-from flax import linen as nn
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from if_jax.checkpoints import release, run
-from if_jax.checkpoints.weights import boxed_params, load_params
-from if_jax.config import Recipe, recipe_to_dict
-from if_jax.data import pipeline
-from if_jax.models import presets
+from if_jax.checkpoints import run
+from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.weights import Params
+from if_jax.config import Recipe, for_compiling, recipe_to_dict
 from if_jax.parallel import hosts, rules
 from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import executable_cache, host_facts, objective, optimizer, sampling, validation
+from if_jax.training import executable_cache, host_facts, optimizer, sampling, setup, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import resume
-from if_jax.training.step import TrainState, ema_name, init_state, make_step
-from if_jax.training.warm_start import start_from_release
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """What one call of `train` works with: the recipe's parts, opened and compiled."""
-
-    recipe: Recipe
-    step_fn: Callable[..., tuple[TrainState, dict]]
-    frozen: Any  # parameters that are used but not trained
-    batches: Iterator[dict[str, np.ndarray]]
-    batch_sharding: jax.sharding.Sharding
-    saved: run.RunCheckpoints
-    writer: MetricWriter
-    recorder: Recorder
-    window: Window
-    sampler: Callable[[Any], sampling.Sheet]
-    validate: Callable[[Any], dict[str, float]]
-    told_to_end: Callable[[int], bool]
-    heartbeat: Callable[[], None]
+from if_jax.training.step import Batch, TrainState, ema_name
 
 
 def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     """Trains until `recipe.steps`, writing checkpoints, metrics and sample grids below `workdir`.
 
     The same command after any interruption goes on from the newest checkpoint and repeats the same losses, bit for bit.
-    began: when this process began to work on it (seconds since 1970), for the account of its time; now, unless given.
+
+    Args:
+      recipe: what is trained, on what, and for how long.
+      workdir: folder of the run, a local path or gs://….
+      began: when this process began to work on it (seconds since 1970), for the account of its time; None: now.
 
     Raises:
       ValueError: the recipe does not fit the devices, the data or the run already in `workdir`.
       FloatingPointError: updates can no longer be made.
+      hosts.Terminated: this process was asked to end, and has saved its state.
     """
     recorder = Recorder(began)
-    placed = rules.PRESETS[recipe.mesh.rules]
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
     recorder.note("initialized")
-    rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, placed)
-    text = _frozen_text(recipe)
-    networks = objective.make_networks(recipe, text.config if text else None)
+    rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
+    text = setup.read_text(recipe)
+    parts = setup.make_setup(recipe, text.config if text else None, mesh)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     if jax.process_count() > 1:
-        hosts.preflight(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
+        hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
-    start, begun = resume(workdir, metadata)
+    start, window_rows = resume(workdir, metadata)
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
-    batches = _open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
+    batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
     with (
         recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),
         run.open_checkpoints(
             workdir, keep=recipe.keep_checkpoints, keep_every=recipe.keep_every, metadata=metadata
-        ) as saved,
+        ) as checkpoints,
         closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
-        hosts.termination() as told_to_end,
+        hosts.termination() as termination_requested,
         hosts.deadline(recipe.hosts.step_seconds) as heartbeat,
         _explained_errors(recipe),
     ):
-        tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-        abstract = abstract_state(recipe, networks, tx, mesh, placed)
-        _log_parameters(abstract)
-        recorder.note("prepared")
-        state = saved.restore(abstract) if start else _fresh_state(recipe, networks, tx, abstract)
-        recorder.note("restored" if start else "prepared")
-        frozen = {"text_encoder": _place_text(recipe, networks, text, mesh, placed)} if text else {}
-        batch_sharding = rules.batch_sharding(mesh, placed)
+        state, frozen, compiled = _start(parts, text, checkpoints, start, recorder)
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
-        flops = step_flops(recipe, networks, tokens.TEXT_LENGTH)
-        recorder.note("prepared")
-        # A finished program: it cannot be compiled a second time, other shapes are an error.
-        lower = partial(lower_step, recipe, networks, tx, abstract, frozen, mesh, placed)
-        step_fn = executable_cache.compiled(lower, mesh, _of_the_step(recipe), networks)
-        if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
-            hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
-        recorder.note("compiled")
-        session = Session(
-            recipe=recipe,
-            step_fn=step_fn,
-            frozen=frozen,
-            batches=batches,
-            batch_sharding=batch_sharding,
-            saved=saved,
-            writer=writer,
-            recorder=recorder,
-            window=Window(recipe, schedule, flops, begun),
-            sampler=sampling.make_sampler(recipe, networks, tokenizer, frozen),
-            validate=validation.make_validation(recipe, networks, tokenizer, frozen, batch_sharding),
-            told_to_end=told_to_end,
-            heartbeat=heartbeat,
+        window = Window(recipe, schedule, step_flops(recipe, parts.networks, tokens.TEXT_LENGTH), window_rows)
+        _loop(
+            recipe,
+            state,
+            lambda state, batch: compiled(state, frozen, batch),
+            _on_devices(batches, parts),
+            _Reporter(window, writer, recorder),
+            checkpoints,
+            _make_observer(parts, tokenizer, frozen, writer, recorder),
+            termination_requested,
+            heartbeat,
         )
-        _loop(session, state)
+
+
+def _start(
+    parts: setup.TrainingSetup,
+    text: TextEncoder | None,
+    checkpoints: run.RunCheckpoints,
+    start: int,
+    recorder: Recorder,
+) -> tuple[TrainState, Params, Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
+    """The state to go on from, the parameters that are not trained, and the compiled step."""
+    recipe, abstract = parts.recipe, setup.abstract_state(parts)
+    if jax.process_index() == 0:
+        logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
+    recorder.note("prepared")
+    state = checkpoints.restore(abstract) if start else setup.fresh_state(parts, abstract)
+    recorder.note("restored" if start else "prepared")
+    frozen = setup.place_text(parts, text)
+    recorder.note("prepared")
+    # A finished program: it cannot be compiled a second time, other shapes are an error.
+    lower = partial(setup.lower_step, parts, abstract, frozen)
+    compiled = executable_cache.compiled(lower, parts.mesh, for_compiling(recipe), parts.networks)
+    if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
+        hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
+    recorder.note("compiled")
+    return state, frozen, compiled
 
 
 @contextmanager
 def _explained_errors(recipe: Recipe) -> Iterator[None]:
-    """Out of device memory, while compiling (TPU) or running (GPU), is told in the recipe's words.
+    """Explains running out of device memory, while compiling (TPU) or running (GPU), by the recipe's keys.
 
     With several processes any other error of the runtime means that one is lost: this one leaves too.
     """
@@ -145,212 +130,111 @@ def _explained_errors(recipe: Recipe) -> Iterator[None]:
             ) from None
         if jax.process_count() == 1:
             raise
-        hosts.exit_process(f"another process of this run was lost ({first}): start all of them again", hosts.LOST)
+        message = f"another process of this run was lost ({first}): start all of them again"
+        hosts.exit_process(message, hosts.EXIT_PROCESS_LOST)
 
 
-def _loop(s: Session, state: TrainState) -> None:
-    """Order, which resuming relies on: step, metrics, checkpoint, validation, samples.
+class _Reporter:
+    """Reports a step's metrics once the step after it is dispatched, so that the devices never wait for the host."""
 
-    Metrics of step k are fetched after step k+1 has been dispatched, so the device never waits for the host.
-    """
-    recipe, start = s.recipe, int(state.step)
-    average = ema_name(recipe.ema_decays[0])
-    pending: tuple[int, dict] | None = None
-    s.heartbeat()
-    bar = tqdm(total=recipe.steps, initial=start, unit="step", disable=jax.process_index() != 0, mininterval=2.0)
-    with bar:
-        for step in range(start + 1, recipe.steps + 1):
-            batch, waited = _next_batch(s)
-            if pending is None or pending[1]["loss"].is_ready():  # else the devices are still busy with the step before
-                s.recorder.waited(waited)
-            with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
-                state, metrics = hosts.block_on_cpu(s.step_fn(state, s.frozen, batch))
-            _report(s, pending, bar)
-            pending = (step, {**metrics, "input_wait": waited})
-            told = s.told_to_end(step)
-            if told or step % recipe.checkpoint_every == 0 or step == recipe.steps:
-                _report(s, pending, bar)
-                pending = None
-                with s.recorder.during("saved", step=step):
-                    s.writer.flush()  # a run that resumes from here does not write these lines again
-                    s.saved.save(step, state, {"window": list(s.window.rows)})
-                    if told:
-                        s.saved.finish()
-            if told and step < recipe.steps:  # after the last one a run would be found finished, without its pictures
-                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
-            if _due(recipe.validation.every, step, recipe.steps):
-                with s.recorder.during("watched"):
-                    s.writer.scalars(step, s.validate(state.ema[average]))
-                    s.writer.flush()
-            if _due(recipe.sample.every, step, recipe.steps):
-                with s.recorder.during("watched"):
-                    s.writer.pictures(step, "samples", *s.sampler(state.ema[average]))
-                    s.writer.flush()
-            s.heartbeat()
-        with s.recorder.during("saved"):
-            s.saved.finish()
+    def __init__(self, window: Window, writer: MetricWriter, recorder: Recorder) -> None:
+        self.window, self.writer, self.recorder = window, writer, recorder
+        self._pending: tuple[int, dict[str, Any]] | None = None
+
+    def devices_are_idle(self) -> bool:
+        """Whether the newest step is done."""
+        return self._pending is None or self._pending[1]["loss"].is_ready()
+
+    def add(self, step: int, metrics: dict[str, Any], bar: tqdm) -> None:
+        """Takes a step's metrics (device arrays) and reports those of the step before."""
+        self.flush(bar)
+        self._pending = (step, metrics)
+
+    def flush(self, bar: tqdm) -> None:
+        """Reports what is left to report, and waits for it."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        summary = self.window.add(step, metrics)
+        bar.update(1)
+        self.recorder.stepped(step, due=bool(summary))
+        if summary:
+            self.writer.scalars(step, summary)
+            postfix = {"loss": f"{summary['loss']:.4f}", "img_s": f"{summary['images_per_second']:.1f}"}
+            bar.set_postfix(postfix | ({"skipped": summary["skipped"]} if summary["skipped"] else {}))
 
 
-def _next_batch(s: Session) -> tuple[dict[str, jax.Array], float]:
-    """The next batch on its devices, and the seconds the host kept them waiting for it."""
-    began = time.perf_counter()
-    host = next(s.batches)
-    batch = {
-        name: jax.make_array_from_process_local_data(s.batch_sharding, host[name]) for name in batch_rows(s.recipe)
-    }
-    return hosts.block_on_cpu(batch), time.perf_counter() - began
-
-
-def _report(s: Session, pending: tuple[int, dict] | None, bar: tqdm) -> None:
-    if pending is None:
-        return
-    report = s.window.add(*pending)
-    bar.update(1)
-    s.recorder.stepped(pending[0], due=bool(report))
-    if report:
-        s.writer.scalars(pending[0], report)
-        told = {"loss": f"{report['loss']:.4f}", "img_s": f"{report['images_per_second']:.1f}"}
-        bar.set_postfix(told | ({"skipped": report["skipped"]} if report["skipped"] else {}))
-
-
-def _due(every: int, step: int, last: int) -> bool:
-    return bool(every) and (step % every == 0 or step == last)
-
-
-def abstract_state(
-    recipe: Recipe, networks: objective.Networks, tx: Any, mesh: Mesh, placed: rules.Rules
-) -> TrainState:
-    """Shapes, dtypes and places of the state, without making it; the mesh may be abstract too."""
-    boxed = jax.eval_shape(partial(_init, recipe, networks, tx), jax.random.key(recipe.seed))
-    return _placed(boxed, mesh, placed)
-
-
-def abstract_text(recipe: Recipe, networks: objective.Networks, mesh: Mesh, placed: rules.Rules) -> Any:
-    """Shapes and places of a frozen text encoder, in the compute precision, since nothing is ever added to it."""
-    return _placed(boxed_params(networks.text_encoder.config), mesh, placed, recipe.compute_dtype)
-
-
-def _placed(boxed: Any, mesh: Mesh, placed: rules.Rules, dtype: str | None = None) -> Any:
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place),
-        nn.meta.unbox(boxed),
-        rules.state_shardings(boxed, mesh, placed),
-    )
-
-
-def _log_parameters(abstract: TrainState) -> None:
-    if jax.process_index() == 0:
-        logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
-
-
-def _fresh_state(recipe: Recipe, networks: objective.Networks, tx: Any, abstract: TrainState) -> TrainState:
-    """Step 0, made in place on the mesh: random weights, or those of the release `init_from`."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # It runs once: on a CPU optimising its machine code takes longer than all else about it.
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    make = jax.jit(
-        lambda key: nn.meta.unbox(_init(recipe, networks, tx, key)),
-        out_shardings=places,
-        compiler_options=quick if jax.default_backend() == "cpu" else None,
-    )
-    key = jax.random.key(recipe.seed)
-    if not recipe.init_from:
-        return make(key)
-    params = start_from_release(recipe, abstract.params, lambda: make(key).params)
-    fill = partial(init_state, optimizer=tx, decays=recipe.ema_decays)
-    return jax.jit(fill, out_shardings=places, donate_argnums=0)(params)
-
-
-def _init(recipe: Recipe, networks: objective.Networks, tx: Any, key: jax.Array) -> TrainState:
-    params = objective.init_params(networks, recipe, key, tokens.TEXT_LENGTH)
-    return init_state(params, tx, recipe.ema_decays)
-
-
-def _of_the_step(recipe: Recipe) -> Recipe:
-    """The recipe with the defaults for all that the step does not follow from: other pictures compile nothing anew."""
-    plain = Recipe()
-    outside = ("validation", "sample", "hosts", "wandb", "log_every", "checkpoint_every", "keep_checkpoints")
-    outside += ("keep_every", "init_from", "init_only")
-    source = ("source", "seed", "caption_dropout", "threads", "workers", "preparation", "keep")
-    data = dataclasses.replace(recipe.data, **{name: getattr(plain.data, name) for name in source})
-    return dataclasses.replace(recipe, data=data, **{name: getattr(plain, name) for name in outside})
-
-
-def lower_step(
+def _loop(
     recipe: Recipe,
-    networks: objective.Networks,
-    tx: Any,
-    abstract: TrainState,
-    frozen: Any,
-    mesh: Mesh,
-    placed: rules.Rules,
-) -> jax.stages.Lowered:
-    """The step for a mesh, traced but not compiled; nothing is allocated."""
-    state_places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    one, split = rules.replicated(mesh), rules.batch_sharding(mesh, placed)
-    frozen_places = jax.tree.map(lambda leaf: leaf.sharding, frozen)
-    step = make_step(
-        objective.make_loss(networks, recipe),
-        tx,
-        recipe.ema_decays,
-        recipe.seed + 1,
-        recipe.guard,
-        recipe.accumulate,
-        lambda part: jax.lax.with_sharding_constraint(part, split),
-    )
-    batch = {
-        name: jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
-        for name, (shape, dtype) in batch_rows(recipe).items()
-    }
-    # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
-    jitted = jax.jit(
-        step, donate_argnums=0, in_shardings=(state_places, frozen_places, split), out_shardings=(state_places, one)
-    )
-    return jitted.lower(abstract, frozen, batch)
+    state: TrainState,
+    advance: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[tuple[Batch, float]],
+    reporter: _Reporter,
+    checkpoints: run.RunCheckpoints,
+    observe: Callable[[int, TrainState], None],
+    termination_requested: Callable[[int], bool],
+    heartbeat: Callable[[], None],
+) -> None:
+    """Order, which resuming relies on: step, metrics, checkpoint, validation, samples."""
+    start, recorder = int(state.step), reporter.recorder
+    hidden = jax.process_index() != 0
+    heartbeat()
+    with tqdm(total=recipe.steps, initial=start, unit="step", disable=hidden, mininterval=2.0) as bar:
+        for step in range(start + 1, recipe.steps + 1):
+            batch, waited = next(batches)
+            if reporter.devices_are_idle():  # else they are still busy with the step before
+                recorder.waited(waited)
+            with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
+                state, metrics = hosts.block_on_cpu(advance(state, batch))
+            reporter.add(step, {**metrics, "input_wait": waited}, bar)
+            ending = termination_requested(step)
+            if ending or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+                reporter.flush(bar)
+                with recorder.during("saved", step=step):
+                    reporter.writer.flush()  # a run that resumes from here does not write these lines again
+                    checkpoints.save(step, state, {"window": list(reporter.window.rows)})
+                    if ending:
+                        checkpoints.finish()
+            if ending and step < recipe.steps:  # after the last one a run would count as finished, without its pictures
+                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
+            observe(step, state)
+            heartbeat()
+        with recorder.during("saved"):
+            checkpoints.finish()
 
 
-def batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """What one row of a batch holds on the devices: shapes and dtypes."""
-    side, length = recipe.data.size, tokens.TEXT_LENGTH
-    image = {"image": ((side, side, 3), np.uint8)}
-    if recipe.data.embeddings:
-        return image | {"states": ((length, presets.UNETS[recipe.unet].encoder_hid_dim), jnp.bfloat16)}
-    return image | {"ids": ((length,), np.int32), "mask": ((length,), np.int32)}
+def _on_devices(batches: Iterator[dict[str, np.ndarray]], parts: setup.TrainingSetup) -> Iterator[tuple[Batch, float]]:
+    """Each batch on the mesh, with the seconds the host took for it."""
+    sharding, names = rules.batch_sharding(parts.mesh, parts.sharding_rules), setup.batch_rows(parts.recipe)
+    while True:
+        began = time.perf_counter()
+        host = next(batches)
+        batch = {name: jax.make_array_from_process_local_data(sharding, host[name]) for name in names}
+        yield hosts.block_on_cpu(batch), time.perf_counter() - began
 
 
-def _open_batches(
-    recipe: Recipe, tokenizer: tokens.Tokenizer, encoder: str, start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.batches(
-        recipe.data.source,
-        size=recipe.data.size,
-        batch_size=recipe.batch_size,
-        seed=recipe.data.seed,
-        start_step=start,
-        tokenize=tokenizer,
-        caption_dropout=recipe.data.caption_dropout,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-        threads=recipe.data.threads,
-        workers=recipe.data.workers,
-        preparation=recipe.data.preparation,
-        keep=recipe.data.keep,
-        embeddings=recipe.data.embeddings,
-        encoder=encoder,
-    )
+def _make_observer(
+    parts: setup.TrainingSetup, tokenizer: tokens.Tokenizer, frozen: Params, writer: MetricWriter, recorder: Recorder
+) -> Callable[[int, TrainState], None]:
+    """Returns `observe(step, state)`: validation and samples of the first average, where they are due at the step."""
+    recipe = parts.recipe
+    average = ema_name(recipe.ema_decays[0])
+    sample = sampling.make_sampler(recipe, parts.networks, tokenizer, frozen)
+    sharding = rules.batch_sharding(parts.mesh, parts.sharding_rules)
+    validate = validation.make_validation(recipe, parts.networks, tokenizer, frozen, sharding)
 
+    def is_due(every: int, step: int) -> bool:
+        return bool(every) and (step % every == 0 or step == recipe.steps)
 
-def _frozen_text(recipe: Recipe) -> release.TextEncoder | None:
-    if not recipe.text_encoder_from:
-        return None
-    text = release.read_text_encoder(recipe.text_encoder_from, None)
-    host_facts.check_text_width(recipe, text.config)
-    return text
+    def observe(step: int, state: TrainState) -> None:
+        if is_due(recipe.validation.every, step):
+            with recorder.during("watched"):
+                writer.scalars(step, validate(state.ema[average]))
+                writer.flush()
+        if is_due(recipe.sample.every, step):
+            with recorder.during("watched"):
+                writer.pictures(step, "samples", *sample(state.ema[average]))
+                writer.flush()
 
-
-def _place_text(
-    recipe: Recipe, networks: objective.Networks, text: release.TextEncoder, mesh: Mesh, placed: rules.Rules
-) -> Any:
-    """The frozen text encoder on the mesh, read tensor by tensor."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(recipe, networks, mesh, placed))
-    return load_params(text.params, recipe.compute_dtype, places)
+    return observe

@@ -10,50 +10,58 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
+from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
-from if_jax.training import loop, objective, optimizer
+from if_jax.training import objective, setup
 
 _TRACED = 13  # pictures in the traced batch: a number that is no width, so that what is kept of them is known by it
 
 
-def step_bytes(recipe: Recipe, text: T5Config | None, mesh: Mesh, *, activations: bool = True) -> dict[str, int]:
-    """Bytes on one device of `mesh` (which may be abstract) during a step, by kind.
+def step_bytes(
+    recipe: Recipe, text: T5Config | None, mesh: Mesh | AbstractMesh, *, activations: bool = True
+) -> dict[str, int]:
+    """Bytes on one device during a training step.
 
-    text: the frozen text encoder's configuration, where there is one. activations: left out unless wanted, they take
-    seconds to count.
+    Args:
+      recipe: what is trained.
+      text: the frozen text encoder's configuration, where there is one.
+      mesh: of the devices, which may be abstract.
+      activations: whether to count them too, which takes seconds.
+
+    Returns:
+      Bytes by kind: "parameters", "EMA", "moments", "gradients", and where there are any "text encoder" and
+      "activations".
     """
-    placed, networks = rules.PRESETS[recipe.mesh.rules], objective.make_networks(recipe, text)
-    tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-    state = loop.abstract_state(recipe, networks, tx, mesh, placed)
-    found = {"parameters": _bytes(state.params), "EMA": _bytes(state.ema), "moments": _bytes(state.opt_state)}
-    found["gradients"] = found["parameters"]
+    parts = setup.make_setup(recipe, text, mesh)
+    state = setup.abstract_state(parts)
+    sizes = {"parameters": _bytes(state.params), "EMA": _bytes(state.ema), "moments": _bytes(state.opt_state)}
+    sizes["gradients"] = sizes["parameters"]
     frozen = {}
     if recipe.text_encoder_from:
-        frozen["text_encoder"] = loop.abstract_text(recipe, networks, mesh, placed)
-        found["text encoder"] = _bytes(frozen)
+        frozen["text_encoder"] = setup.abstract_text(parts)
+        sizes["text encoder"] = _bytes(frozen)
     if activations:
-        ways = math.prod(mesh.shape[axis] for axis in rules.batch_axes(placed))
+        ways = math.prod(mesh.shape[axis] for axis in rules.batch_axes(parts.sharding_rules))
         rows = -(-recipe.batch_size // (recipe.accumulate * ways))
-        found["activations"] = rows * _kept_bytes(recipe, networks, state.params, frozen)
-    return found
+        sizes["activations"] = rows * _kept_bytes(parts, state.params, frozen)
+    return sizes
 
 
-def _kept_bytes(recipe: Recipe, networks: objective.Networks, params: Any, frozen: Any) -> int:
+def _kept_bytes(parts: setup.TrainingSetup, params: Params, frozen: Params) -> int:
     """Bytes that one picture's forward pass keeps for the backward one, rematerialisation considered."""
-    loss = objective.make_loss(networks, recipe)
-    batch = {
-        name: jax.ShapeDtypeStruct((_TRACED, *shape), dtype) for name, (shape, dtype) in loop.batch_rows(recipe).items()
-    }
+    loss = objective.make_loss(parts.networks, parts.recipe)
+    rows = setup.batch_rows(parts.recipe)
+    batch = {name: jax.ShapeDtypeStruct((_TRACED, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
-    def kept(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+    def kept(params: Params, frozen: Params, batch: Any, key: jax.Array) -> Any:
         return jax.vjp(lambda params: loss(params, frozen, batch, key), params, has_aux=True)[1]
 
-    unplaced = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, frozen))
-    leaves = jax.tree.leaves(jax.eval_shape(kept, *unplaced, batch, jax.random.key(0)))
+    whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, frozen))
+    leaves = jax.tree.leaves(jax.eval_shape(kept, *whole, batch, jax.random.key(0)))
     own = [leaf for leaf in leaves if leaf.shape and leaf.shape[0] % _TRACED == 0]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in own) // _TRACED
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from if_jax.config import Recipe
 from if_jax.models.flops import t5_flops, unet_flops
@@ -33,25 +34,42 @@ def step_flops(recipe: Recipe, networks: Networks, text_length: int) -> float:
     return float(recipe.batch_size * (3 * unet + text))
 
 
-def peak_tflops(device: jax.Device) -> float | None:
-    """The device's peak, None where it is not in the table (a CPU)."""
-    return next((peak for kind, peak in PEAK_TFLOPS.items() if device.device_kind.startswith(kind)), None)
+def peak_tflops(device_kind: str) -> float | None:
+    """The peak of a kind of device, None where it is not in the table (a CPU)."""
+    return next((peak for kind, peak in PEAK_TFLOPS.items() if device_kind.startswith(kind)), None)
 
 
 class Window:
     """Collects the metrics of `log_every` steps; stops the run where updates can no longer be made."""
 
-    def __init__(self, recipe: Recipe, schedule: Any, flops: float, rows: list[dict[str, Any]] | None = None) -> None:
-        """rows: those of the window that an earlier session began, as its checkpoint has them."""
+    def __init__(
+        self, recipe: Recipe, schedule: optax.Schedule, flops: float, rows: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Begins a window.
+
+        Args:
+          recipe: says how long it is, and when a run stops.
+          schedule: learning rate by the number of updates made.
+          flops: of one update, see `step_flops`.
+          rows: those of the window that an earlier session began, as its checkpoint has them.
+        """
         self._recipe, self._schedule, self._flops = recipe, schedule, flops
         self.rows: list[dict[str, Any]] = list(rows or [])  # JSON values
         self._own = 0  # rows of this session, which are timed
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, Any]) -> dict[str, float] | None:
-        """Takes the metrics of a step (device arrays); returns the window's report when it is full.
+        """Takes the metrics of a step.
 
-        Raises FloatingPointError when so many updates in a row were left out that the run cannot recover.
+        Args:
+          step: its number.
+          metrics: scalars and small vectors by name, on the devices.
+
+        Returns:
+          The means of the window when it is full, else None.
+
+        Raises:
+          FloatingPointError: so many updates in a row were left out that the run cannot recover.
         """
         row = {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
         if row["skipped_in_a_row"] >= self._recipe.guard.max_in_a_row:
@@ -82,11 +100,11 @@ class Window:
         total_skipped = int(rows[-1]["skipped"])
         # The optimizer counts the updates that were made.
         rate = self._schedule(max(step - total_skipped - 1, 0))
-        means |= {"learning_rate": float(rate), "step_seconds": seconds}
+        means |= {"learning_rate": float(np.asarray(rate)), "step_seconds": seconds}
         means |= {"skipped": total_skipped, "images_per_second": recipe.batch_size / seconds}
         means["images_per_second_per_device"] = means["images_per_second"] / jax.device_count()
         means["input_wait_share"] = means.pop("input_wait") / seconds
         means["tflops_per_device"] = self._flops / seconds / jax.device_count() / 1e12
-        if peak := peak_tflops(jax.devices()[0]):
+        if peak := peak_tflops(jax.devices()[0].device_kind):
             means["mfu"] = means["tflops_per_device"] / peak
         return means

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
+from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.diffusion import augment, losses, process
 from if_jax.diffusion.schedule import Schedule, cosine_betas, cosine_schedule, schedule_from_betas
@@ -22,9 +24,8 @@ from if_jax.models import presets
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.parallel import rules
+from if_jax.training.step import Batch
 
-Params = Any
-Batch = dict[str, jax.Array]
 T_BUCKETS = ("t0-249", "t250-499", "t500-749", "t750-999")  # quarters of the chain, for the metrics
 
 
@@ -35,9 +36,30 @@ class Networks:
     unet: UNet
     text_encoder: T5Encoder
 
+    def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Text states (B, L, D) of ids and mask (B, L); params: the text encoder's."""
+        return cast(jax.Array, self.text_encoder.apply({"params": params}, ids, mask))
+
+    def predict(
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        aug_level: jax.Array | None,
+        pooled: jax.Array | None = None,
+    ) -> jax.Array:
+        """What the UNet says (B, H, W, 6), see `UNet`; params: the UNet's."""
+        return cast(jax.Array, self.unet.apply({"params": params}, x, t, text, aug_level, pooled))
+
 
 def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networks:
-    """Builds the modules a recipe names; `text_config` is the frozen encoder's, where there is one."""
+    """Builds the modules a recipe names.
+
+    Args:
+      recipe: what is trained.
+      text_config: the frozen text encoder's, where there is one.
+    """
     dtype = jnp.dtype(recipe.compute_dtype)
     text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
     unet = UNet(presets.UNETS[recipe.unet], dtype=dtype, remat=recipe.remat)
@@ -45,7 +67,17 @@ def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networ
 
 
 def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
-    """Fresh parameters, boxed with their logical axis names: {"unet"} and {"text_encoder"} unless that is frozen."""
+    """Random parameters, boxed with the logical names of their dimensions.
+
+    Args:
+      networks: of the recipe.
+      recipe: what is trained.
+      key: decides them.
+      text_length: tokens of a caption.
+
+    Returns:
+      {"unet", and "text_encoder" unless that is frozen}.
+    """
     unet_key, text_key = jax.random.split(key)
     config: UNetConfig = networks.unet.config
     side = recipe.data.crop or recipe.data.size
@@ -66,33 +98,34 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
 def make_loss(
     networks: Networks, recipe: Recipe
 ) -> Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]:
-    """Returns `loss(params, frozen, batch, key) -> (mean loss, metrics)` for the recipe's stage.
+    """Makes the loss of the recipe's stage.
 
-    `batch` holds "image" uint8 (B, S, S, 3), and "ids" and "mask" int32 (B, L) or their text states "states" (B, L, D)
-    as `if-jax embed` kept them. `frozen` holds the parameters that are used but not trained: a frozen text encoder.
+    Returns:
+      `loss(params, frozen, batch, key) -> (mean loss, metrics)`. frozen: the parameters that are used but not trained,
+      {"text_encoder"} or {}. batch: "image" uint8 (B, S, S, 3), and "ids" and "mask" int32 (B, L) or their text states
+      "states" (B, L, D) as `if-jax embed` kept them.
     """
     schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
-    placed = rules.PRESETS[recipe.mesh.rules]
+    sharding_rules = rules.PRESETS[recipe.mesh.rules]
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
         if "states" in batch:
             states = batch["states"].astype(jnp.float32)
         else:
-            text_params = params.get("text_encoder", frozen.get("text_encoder"))
-            states = networks.text_encoder.apply({"params": text_params}, batch["ids"], batch["mask"])
+            states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
         t_key, eps_key, input_key = jax.random.split(key, 3)
-        x0, extra, aug_level = inputs_for(schedule, recipe, image, input_key)
+        x0, low_res, aug_level = inputs_for(schedule, recipe, image, input_key)
         t = jax.random.randint(t_key, (x0.shape[0],), 0, schedule.timesteps.shape[0])
         eps = jax.random.normal(eps_key, x0.shape)
-        x_t = process.add_noise(schedule, x0, t, eps)
-        net_input = x_t if extra is None else jnp.concatenate([x_t, extra], -1)
-        unet_params = rules.gather_convolutions(params["unet"], placed)
+        unet_params = rules.gather_convolutions(params["unet"], sharding_rules)
         pooled = _pooled(states, recipe.pooled_dropout, jax.random.fold_in(key, 1))
-        output = networks.unet.apply({"params": unet_params}, net_input, t, states, aug_level, pooled)
-        how = {"prediction": recipe.prediction, "weight": recipe.loss_weight}
-        parts = losses.hybrid_loss(schedule, output, x0, x_t, eps, t, **how)
+        network = partial(networks.predict, unet_params, text=states, aug_level=aug_level, pooled=pooled)
+        x_t, output = process.noise_and_predict(schedule, network, x0, t, eps, low_res)
+        parts = losses.hybrid_loss(
+            schedule, output, x0, x_t, eps, t, prediction=recipe.prediction, weight=recipe.loss_weight
+        )
         metrics = {name: jnp.mean(value) for name, value in parts.items()}
         return metrics["loss"], metrics | _by_timestep(parts["mse"], t)
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import jax
 import optax
+from jax.typing import ArrayLike
 
 from if_jax.config import OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """From `initial_learning_rate` over the peak to `final_learning_rate` at `steps`.
+    """The learning rate by the number of updates made: from the initial one over the peak to the final one.
 
     cosine: linear warm-up, cosine decay. one-cycle: half a cosine up, half a cosine down (Smith & Topin 2017,
     arXiv:1708.07120; the form IF was trained with). constant: linear warm-up, then the peak.
+
+    Args:
+      config: the recipe's optimizer.
+      steps: of the whole run.
     """
     c, warmup = config, min(config.warmup_steps, max(steps - 1, 0))
     down = optax.schedules.cosine_decay_schedule(1.0, max(steps - warmup, 1))
 
-    def decay(step: jax.Array) -> jax.Array:
+    def decay(step: ArrayLike) -> ArrayLike:
         if c.schedule == "constant":
             return down(step) * 0 + c.learning_rate
         return c.final_learning_rate + (c.learning_rate - c.final_learning_rate) * down(step)
 
-    def warm(step: jax.Array) -> jax.Array:
+    def warm(step: ArrayLike) -> ArrayLike:
         share = 1 - optax.schedules.cosine_decay_schedule(1.0, max(warmup, 1))(step)
         if c.schedule != "one-cycle":
             share = optax.schedules.linear_schedule(0.0, 1.0, max(warmup, 1))(step)
@@ -32,7 +37,12 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The recipe's optimizer; weight decay acts on matrices and kernels only, never on biases and scales."""
+    """The recipe's optimizer; weight decay acts on matrices and kernels only, never on biases and scales.
+
+    Args:
+      config: of the recipe.
+      steps: of the whole run, for the learning rate.
+    """
     rate = learning_rate_schedule(config, steps)
     shared = {"weight_decay": config.weight_decay, "mask": _decayed}
     if config.name == "adafactor":

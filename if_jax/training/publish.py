@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints import release, run
-from if_jax.checkpoints.scheduler import PREDICTIONS, SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Storage
+from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe, recipe_to_dict
-from if_jax.diffusion.schedule import cosine_betas
 from if_jax.models import presets
 from if_jax.text.tokens import load_tokenizer
 from if_jax.training.card import model_card
 from if_jax.training.resume import stored_recipe
+from if_jax.training.stage import make_stage, stage_defaults
 
 
 def publish(
@@ -32,21 +33,29 @@ def publish(
     ema_decay: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Writes the newest EMA weights of `runs` (stage I, II, …) as the release `folder`.
+    """Writes the newest EMA weights of runs as a release.
 
     A base stage, alone or followed by others, becomes a cascade; a super-resolution run alone a stage folder. How a
-    stage draws by default comes from its recipe's `sample` section; `steps`, `guidance` (one for each stage) and
-    `noise_level` (one for each stage after the first) replace it. Recipe and step go into the weight files and,
-    with the measured `scores`, into the model card README.md. `ema_decay` ("0.999"): which average, the recipe's first
-    unless given.
+    stage draws by default comes from its recipe's `sample` section. Recipe and step go into the weight files and the
+    model card README.md.
+
+    Args:
+      runs: work folders of stage I, II, ….
+      folder: the release to write.
+      storage: precision and sizes of the weight files; None: float32, one file.
+      steps, guidance: by stage, replace what the recipes say.
+      noise_level: by stage after the first, replaces what the recipes say.
+      scores: measured figures for the model card, see `model_card`.
+      ema_decay: which average ("0.999"); "": the recipe's first.
+      overwrite: whether a release that is there already is replaced.
 
     Raises:
       FileNotFoundError: a run without a finished checkpoint.
       ValueError: stages that do not belong together, or a folder that exists.
     """
     stages, defaults, recipes, trained = [], [], [], []
-    given = zip_longest(runs, steps[: len(runs)], guidance[: len(runs)], (None, *noise_level)[: len(runs)])
-    for workdir, stage_steps, stage_guidance, stage_level in given:
+    rows = zip_longest(runs, steps[: len(runs)], guidance[: len(runs)], (None, *noise_level)[: len(runs)])
+    for workdir, stage_steps, stage_guidance, stage_level in rows:
         step, metadata, ema = run.read_ema(workdir, ema_decay)
         recipe = stored_recipe(workdir, metadata)
         stage = _trained_stage(recipe, ema, metadata.get("text_encoder_sha256") or None)
@@ -70,24 +79,7 @@ def publish(
     release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
 
 
-def make_stage(recipe: Recipe, unet_params: Any, *, size: int | None = None) -> release.Stage:
-    """What a recipe trains, without its text, as inference and release know it; `size`: draw at another size."""
-    unet = presets.UNETS[recipe.unet]
-    unet = dataclasses.replace(unet, sample_size=size or unet.sample_size)
-    betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
-    prediction = PREDICTIONS[recipe.prediction]
-    scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
-    return release.Stage(recipe.stage, unet, unet_params, scheduler)
-
-
-def stage_defaults(recipe: Recipe) -> release.StageDefaults:
-    """How a stage draws unless told otherwise: as its recipe samples."""
-    level = recipe.sample.aug_level if recipe.stage == "super-resolution" else None
-    case = recipe.data.preparation.preserve_case
-    return release.StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case)
-
-
-def _trained_stage(recipe: Recipe, ema: Any, sha256: str | None) -> release.Stage:
+def _trained_stage(recipe: Recipe, ema: Params, sha256: str | None) -> StageRelease:
     """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked."""
     stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
     if recipe.stage == "super-resolution":

@@ -9,18 +9,18 @@ import jax
 from jax.experimental import multihost_utils
 
 from if_jax.checkpoints import run
-from if_jax.config import Recipe, differences, recipe_to_dict, to_recipe
-
-# What may change between two sessions of one run: how long, how often, where, and what is looked at.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_", "sample.", "validation.", "mesh.", "hosts.", "wandb")
-_FREE += ("data.threads", "data.workers", "init_")
+from if_jax.config import Recipe, differences, recipe_to_dict, resumable, to_recipe
 
 
 def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
+    """Finds where a run goes on. Damaged checkpoints are set aside for a sound one before them.
 
-    A work folder belongs to one recipe; only what `_FREE` names may change. Damaged checkpoints are set aside for a
-    sound one before them.
+    Args:
+      workdir: folder of the run, which belongs to one recipe: only `resumable` keys may change.
+      metadata: "recipe" (plain values) and "text_encoder_sha256" of the session that begins.
+
+    Returns:
+      The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
 
     Raises:
       ValueError: another recipe or text encoder, a run of another version, or no sound checkpoint among those there.
@@ -43,16 +43,31 @@ def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, 
 
 
 def check_same_recipe(workdir: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ValueError unless the recipe of a checkpoint (in its metadata) and that of now differ in free keys alone."""
+    """Checks that a run goes on with the recipe it was begun with.
+
+    Args:
+      workdir: folder of the run.
+      before: metadata of its checkpoint.
+      now: the recipe to go on with, as plain values.
+
+    Raises:
+      ValueError: they differ in more than resumable keys.
+    """
     stored = recipe_to_dict(stored_recipe(workdir, before))  # keys that are newer than the run at their defaults
-    changed = {key: pair for key, pair in differences(stored, now).items() if not key.startswith(_FREE)}
+    changed = {key: pair for key, pair in differences(stored, now).items() if not resumable(key)}
     if changed:
-        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
-        raise ValueError(f"{workdir} holds a run of another recipe ({told}): use another --workdir or the old values")
+        changes = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
+        raise ValueError(
+            f"{workdir} holds a run of another recipe ({changes}): use another --workdir or the old values"
+        )
 
 
 def stored_recipe(workdir: str, metadata: Mapping[str, Any]) -> Recipe:
-    """The recipe a checkpoint was written with. Raises ValueError where this version does not know it."""
+    """The recipe a checkpoint was written with.
+
+    Raises:
+      ValueError: this version does not know it.
+    """
     try:
         return to_recipe(metadata["recipe"])
     except ValueError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.index import Filter
@@ -23,23 +23,32 @@ from if_jax.inference.stage_inputs import StageInputs
 from if_jax.text.captions import prepare_captions
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
-from if_jax.training.publish import make_stage, stage_defaults
+from if_jax.training.stage import make_stage, stage_defaults
 
 Sheet = tuple[Image.Image, dict[str, Image.Image]]  # all pictures in a grid, and each by its prompt
 
 
-def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Any) -> Callable[[Any], Sheet]:
-    """Returns `draw(params) -> sheet`: base stages draw the recipe's prompts, later ones enlarge as many pictures
-    of `validation.source`.
+def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params) -> Callable[[Params], Sheet]:
+    """Makes the function that draws a run's sheet of pictures.
 
-    The grid of a super-resolution stage has three columns: bilinear enlargement, the stage's picture, the truth.
+    Base stages draw the recipe's prompts, later ones enlarge as many pictures of `validation.source`; the grid of those
+    has three columns: bilinear enlargement, the stage's picture, the truth.
+
+    Args:
+      recipe: what is trained.
+      networks: its modules.
+      tokenizer: turns captions into ids and mask.
+      frozen: {"text_encoder"} where it is not trained, else {}.
+
+    Returns:
+      `sheet(params) -> (grid, pictures by prompt)`, with params {"unet", "text_encoder" where it is trained}.
     """
-    encode = jax.jit(lambda text, ids, mask: networks.text_encoder.apply({"params": text}, ids, mask))
+    encode = jax.jit(networks.encode)
 
-    def draw(params: Any, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
+    def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
         stage = make_stage(recipe, params["unet"], size=recipe.data.size)
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
-        states = encode(params.get("text_encoder", frozen.get("text_encoder")), *tokenizer([*captions, ""]))
+        states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
         keys = jax.random.split(jax.random.key(recipe.seed), len(captions))
         empty = jnp.broadcast_to(states[-1:], states[:-1].shape)
         inputs = StageInputs(states[:-1], empty, low_res)
@@ -47,9 +56,9 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
 
     prompts = list(recipe.sample.prompts)
 
-    def sheet(params: Any) -> Sheet:
-        told = prepare_captions(prompts, preserve_case=recipe.data.preparation.preserve_case)
-        drawn = [to_pil(image) for image in draw(params, told, None)]
+    def sheet(params: Params) -> Sheet:
+        captions = prepare_captions(prompts, preserve_case=recipe.data.preparation.preserve_case)
+        drawn = [to_pil(image) for image in draw(params, captions, None)]
         return grid(drawn), dict(zip(prompts, drawn, strict=True))
 
     if recipe.stage == "base":
@@ -62,7 +71,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         samples = pipeline.open_source(v.source, side, v.seed, preparation, Filter()).read(range(len(prompts)))
         return [s.caption for s in samples], np.stack([s.image for s in samples]).astype(np.float32) / 127.5 - 1.0
 
-    def enlarged(params: Any) -> Sheet:
+    def enlarged(params: Params) -> Sheet:
         captions, truth = held_out()
         low_res = augment.downsample(jnp.asarray(truth), recipe.data.low_size)
         bilinear = np.asarray(augment.upsample(low_res, recipe.data.size))
@@ -72,5 +81,5 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         return grid([to_pil(image) for row in rows for image in row], columns=3), single
 
     if recipe.sample.every:
-        held_out()  # a source that cannot be read is told now, not at the first sheet
+        held_out()  # a source that cannot be read fails now, not at the first sheet
     return enlarged

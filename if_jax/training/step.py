@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from if_jax.checkpoints.weights import Params
 from if_jax.config import GuardConfig
 
-Params = Any
 Batch = Mapping[str, jax.Array]
 LossFn = Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]
 
@@ -46,7 +46,13 @@ def ema_name(decay: float) -> str:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, decays: Sequence[float]) -> TrainState:
-    """Step 0 from the given parameters; every EMA starts as a copy of them."""
+    """Step 0; every EMA starts as a copy of the parameters.
+
+    Args:
+      params: to start with.
+      optimizer: whose state is begun.
+      decays: of the averages that are kept.
+    """
     zero = jnp.zeros((), jnp.int32)
     ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
     guard = Guard(jnp.zeros((), jnp.float32), zero, jnp.copy(zero), jnp.copy(zero))
@@ -62,12 +68,22 @@ def make_step(
     accumulate: int = 1,
     shard: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict]]:
-    """Returns the pure `step(state, frozen, batch) -> (state, metrics)`.
+    """Makes the function that advances the training state by one batch.
 
     All randomness comes from (seed, state.step), so a resumed run repeats the one that was cut off. An EMA decay rises
-    as (1 + n) / (10 + n) to its value, so that early averages are not dominated by the initial weights. With
-    `accumulate` the batch is taken in so many equal parts, one after another, and their gradients are averaged; `shard`
-    constrains a part to its place on the mesh. What `guard` rejects changes nothing but the counters.
+    as (1 + n) / (10 + n) to its value, so that early averages are not dominated by the initial weights.
+
+    Args:
+      loss_fn: (params, frozen, batch, key) -> (loss, metrics), all scalars or small vectors.
+      optimizer: turns gradients into updates.
+      decays: of the averages that are kept.
+      seed: of timesteps and noise.
+      guard: which updates are left out; what it rejects changes nothing but the counters.
+      accumulate: equal parts a batch is computed in, one after another; their gradients are averaged.
+      shard: constrains a part of a batch to its place on the mesh.
+
+    Returns:
+      The pure `step(state, frozen, batch) -> (state, metrics)`.
     """
     guard = guard or GuardConfig()
     grad_fn = jax.grad(loss_fn, has_aux=True)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ import tqdm
 from flax import linen as nn
 from flax.core import meta
 
-from if_jax.checkpoints.files import appears_whole
+from if_jax.checkpoints.files import atomic_folder
 from if_jax.checkpoints.release import write_text_encoder
 from if_jax.checkpoints.tensors import Storage
 from if_jax.models.presets import T5_ENCODERS
@@ -36,23 +35,27 @@ from if_jax.scenes import grammar, sampling, tasks
 from if_jax.scenes.scene import COLOURS, MATERIALS, NUMBERS, RELATIONS, SHAPES, SIZES, Scene, as_numpy
 from if_jax.text.tokens import ByteTokenizer
 
+HeadLogits: TypeAlias = tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]
+
 
 class CaptionHeads(nn.Module):
-    """Linear, so that what a state says lies open for the attention of a UNet.
+    """Linear heads: what a state says then lies open for the attention of a UNet."""
 
-    fields: names and numbers of classes of what is said of a group of objects; groups: the most a caption names.
-    """
-
-    fields: tuple[tuple[str, int], ...]
-    groups: int
-    tokens: int
+    fields: tuple[tuple[str, int], ...]  # name and number of classes of what is said of a group of objects
+    groups: int  # the most a caption names
+    tokens: int  # vocabulary
 
     @nn.compact
-    def __call__(self, states: jax.Array, last: jax.Array) -> tuple[dict, dict, jax.Array]:
-        """states (B, L, D), last (B,) the end mark's place -> logits.
+    def __call__(self, states: jax.Array, last: jax.Array) -> HeadLogits:
+        """Read text states.
 
-        Of each field (B, L, classes), for the group a token stands in; of each field (B, groups, classes), from the end
-        mark; of the token itself (B, L, tokens).
+        Args:
+          states: (B, L, D).
+          last: (B,) position of the end mark.
+
+        Returns:
+          Logits of each field (B, L, classes), for the group a token stands in; of each field (B, groups, classes),
+          from the end mark; of the token itself (B, L, tokens).
         """
         of_tokens = {name: nn.Dense(classes, name=f"token_{name}")(states) for name, classes in self.fields}
         end = states[jnp.arange(states.shape[0]), last]
@@ -77,47 +80,49 @@ FIELDS = {
 }
 _BYTES = 256 + 3  # three special tokens come first
 HEADS = CaptionHeads(tuple((name, len(names)) for name, names in FIELDS.items()), GROUPS, _BYTES)
-_OPPOSITE = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}
-_RELATION = re.compile("|".join(RELATIONS))
-_PHRASE = re.compile(
-    rf"\b(?P<number>an?|{'|'.join(NUMBERS[1:])})(?: (?P<size>{'|'.join(SIZES)}))?"
-    rf"(?: (?P<colour>{'|'.join(COLOURS)}))?(?: (?P<material>{'|'.join(MATERIALS)}))?"
-    rf" (?P<shape>{'|'.join(SHAPES)})s?\b"
-)
 _RATE = 3e-3
 _WARM_UP = 100
 
 
-class Said(NamedTuple):
-    """What captions say, as indices into `FIELDS`."""
+class CaptionTargets(NamedTuple):
+    """What captions say, as int32 indices into `FIELDS`; all with a leading B for a batch."""
 
-    of_bytes: np.ndarray  # (B, L, fields): of the group the byte stands in; number 0 outside of every group
-    of_groups: np.ndarray  # (B, GROUPS, fields): in the order they are named; number 0 where there is none
+    of_bytes: np.ndarray  # (L, fields): of the group the byte stands in; number 0 outside of every group
+    of_groups: np.ndarray  # (GROUPS, fields): in the order they are named; number 0 where there is none
 
 
 def main() -> None:
     """Parses, teaches, measures on captions of held-out combinations, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Teaches a byte-level text encoder to read scene captions.")
     parser.add_argument("out", type=Path, help="the folder to write, for `text_encoder_from`")
     parser.add_argument("--encoder", default="demo", help="a preset that reads bytes")
     parser.add_argument("--steps", type=int, default=1_500, help=f"updates, {BATCH} captions each")
     parser.add_argument("--scenes", type=int, default=8_192, help="scenes of either kind that are described")
-    given = parser.parse_args()
-    if given.encoder not in T5_ENCODERS or T5_ENCODERS[given.encoder].vocab_size > 384:
-        parser.error(f"--encoder {given.encoder}: no preset of a byte-level encoder, expected demo")
-    if given.out.exists():
-        parser.error(f"{given.out} exists: remove it or choose another folder")
-    config = T5_ENCODERS[given.encoder]
-    params, heads = teach(config, given.steps, given.scenes)
+    args = parser.parse_args()
+    if args.encoder not in T5_ENCODERS or T5_ENCODERS[args.encoder].vocab_size > 384:
+        parser.error(f"--encoder {args.encoder}: no preset of a byte-level encoder, expected demo")
+    if args.out.exists():
+        parser.error(f"{args.out} exists: remove it or choose another folder")
+    config = T5_ENCODERS[args.encoder]
+    params, heads = teach(config, args.steps, args.scenes)
     print(json.dumps(measure(config, params, heads)))
-    with appears_whole(given.out) as beside:
+    with atomic_folder(args.out) as beside:
         write_text_encoder(beside, config, jax.tree.map(np.asarray, params), Storage(), {})
         ByteTokenizer().save(beside)
 
 
 def teach(config: T5Config, steps: int, count: int) -> tuple[Any, Any]:
-    """The encoder's parameters after `steps` updates from random ones, and those of the heads."""
-    described = _scenes(count)
+    """Train an encoder from random parameters on captions.
+
+    Args:
+      config: of an encoder that reads bytes.
+      steps: updates, of `BATCH` captions each.
+      count: scenes of either kind that are described, again and again in other words.
+
+    Returns:
+      The encoder's parameters, and those of the heads.
+    """
+    scenes = _scenes(count)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(optax.warmup_cosine_decay_schedule(0.0, _RATE, min(_WARM_UP, steps // 2), steps), 0.9, 0.99),
@@ -130,7 +135,7 @@ def teach(config: T5Config, steps: int, count: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(SEED)
     with tqdm.trange(steps, desc="text encoder") as bar:
         for step in bar:
-            captions = [_describe(described[i], rng) for i in rng.integers(len(described), size=BATCH)]
+            captions = [_describe(*scenes[int(i)], rng) for i in rng.integers(len(scenes), size=BATCH)]
             trained, moments, loss = _step(trained, moments, *_batch(captions), config=config, optimizer=optimizer)
             if step % 50 == 49:
                 bar.set_postfix(loss=f"{float(loss):.3f}")
@@ -138,53 +143,63 @@ def teach(config: T5Config, steps: int, count: int) -> tuple[Any, Any]:
 
 
 def measure(config: T5Config, params: Any, heads: Any, count: int = 1024) -> dict[str, float]:
-    """Shares said rightly of captions of the held-out split: bytes in everything, captions in everything."""
+    """Read captions of the held-out split.
+
+    Args:
+      config: of the encoder.
+      params: its parameters.
+      heads: those of the heads.
+      count: captions.
+
+    Returns:
+      Shares of "bytes" and of "captions" of which every field is right.
+    """
     rng = np.random.default_rng(SEED + 1)
-    drawn, kinds = tasks.sample_tasks(np.arange(count), SEED + 1, True)
-    pairs = zip(as_numpy(drawn), np.asarray(kinds), strict=True)
-    captions = [tasks.caption(scene, int(task), rng) for scene, task in pairs]
-    ids, mask, said = _batch(captions)
-    run = jax.jit(lambda p, h, i, m: HEADS.apply(h, T5Encoder(config).apply({"params": p}, i, m), m.sum(1) - 1))
-    of_bytes, of_groups, _ = run(params, heads, ids, mask)
-    there = said.of_bytes[..., 0] > 0
-    right = np.all([np.argmax(of_bytes[name], -1) == said.of_bytes[..., k] for k, name in enumerate(FIELDS)], 0)
-    whole = [np.argmax(of_groups[name], -1) == said.of_groups[..., k] for k, name in enumerate(FIELDS)]
-    whole[1:] = [fine | (said.of_groups[..., 0] == 0) for fine in whole[1:]]
+    batch, kinds = tasks.sample_tasks(np.arange(count), SEED + 1, True)
+    pairs = zip(as_numpy(batch), np.asarray(kinds), strict=True)
+    ids, mask, targets = _batch([tasks.caption(scene, int(task), rng) for scene, task in pairs])
+    of_bytes, of_groups, _ = jax.jit(partial(_read, config))((params, heads), ids, mask)
+    there = targets.of_bytes[..., 0] > 0
+    right = np.all([np.argmax(of_bytes[name], -1) == targets.of_bytes[..., k] for k, name in enumerate(FIELDS)], 0)
+    whole = [np.argmax(of_groups[name], -1) == targets.of_groups[..., k] for k, name in enumerate(FIELDS)]
+    whole[1:] = [fine | (targets.of_groups[..., 0] == 0) for fine in whole[1:]]
     return {"bytes": float(right[there].mean()), "captions": float(np.all(whole, axis=(0, 2)).mean())}
 
 
-def said(caption: str, length: int) -> Said:
-    """What one caption of the grammars says, without the batch's dimension."""
+def caption_targets(caption: str, length: int) -> CaptionTargets:
+    """What a caption of the scenes' grammar says of each of its first `length` bytes and of each group."""
     of_bytes, of_groups = np.zeros((length, len(FIELDS)), np.int32), np.zeros((GROUPS, len(FIELDS)), np.int32)
-    phrases = list(_PHRASE.finditer(caption))
-    related = _RELATION.search(caption) if len(phrases) == 2 else None
-    for number, phrase in enumerate(phrases):
-        words = phrase.groupdict(default="")
-        words["number"] = {"a": "one", "an": "one"}.get(words["number"], words["number"])
-        relation = related.group() if related else ""
-        words["place"] = _OPPOSITE.get(relation, "") if number else relation
-        row = [names.index(words[name]) for name, names in FIELDS.items()]
-        of_bytes[phrase.start() : phrase.end()] = of_groups[number] = row
-    return Said(of_bytes, of_groups)
+    parsed = grammar.parse_caption(caption)
+    for number, (group, (start, end)) in enumerate(zip(parsed.groups, parsed.spans, strict=True)):
+        relation = parsed.relation and (grammar.OPPOSITE[parsed.relation] if number else parsed.relation)
+        words = {**group._asdict(), "number": NUMBERS[group.number], "place": relation}
+        of_groups[number] = [names.index(words[name] or "") for name, names in FIELDS.items()]
+        of_bytes[start:end] = of_groups[number]
+    return CaptionTargets(of_bytes, of_groups)
 
 
 def _scenes(count: int) -> list[tuple[Scene, int | None]]:
     """Scenes to describe, with their task where they are of one; no combination that is held out."""
-    drawn, kinds = tasks.sample_tasks(np.arange(count), SEED)
+    batch, kinds = tasks.sample_tasks(np.arange(count), SEED)
     plain = as_numpy(sampling.sample_scenes(np.arange(count), SEED))
-    asked = zip(as_numpy(drawn), map(int, np.asarray(kinds)), strict=True)
-    return [*asked, *((scene, None) for scene in plain if not tasks.novelties(scene))]
+    of_tasks = zip(as_numpy(batch), map(int, np.asarray(kinds)), strict=True)
+    return [*of_tasks, *((scene, None) for scene in plain if not tasks.novelties(scene))]
 
 
-def _describe(described: tuple[Scene, int | None], rng: np.random.Generator) -> str:
-    scene, task = described
+def _describe(scene: Scene, task: int | None, rng: np.random.Generator) -> str:
     return grammar.caption(scene, rng) if task is None else tasks.caption(scene, task, rng)
 
 
-def _batch(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Said]:
+def _batch(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray, CaptionTargets]:
     ids, mask = ByteTokenizer()(captions)
-    rows = [said(caption, ids.shape[1]) for caption in captions]
-    return ids, mask, Said(*(np.stack(column) for column in zip(*rows, strict=True)))
+    rows = [caption_targets(caption, ids.shape[1]) for caption in captions]
+    return ids, mask, CaptionTargets(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _read(config: T5Config, trained: tuple[Any, Any], ids: jax.Array, mask: jax.Array) -> HeadLogits:
+    params, heads = trained
+    states = T5Encoder(config).apply({"params": params}, ids, mask)
+    return cast(HeadLogits, HEADS.apply(heads, states, mask.sum(1) - 1))
 
 
 @partial(jax.jit, static_argnames=("config", "optimizer"), donate_argnums=(0, 1))
@@ -193,33 +208,32 @@ def _step(
     moments: Any,
     ids: jax.Array,
     mask: jax.Array,
-    wanted: Said,
+    targets: CaptionTargets,
     *,
     config: T5Config,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, jax.Array]:
-    loss, gradient = jax.value_and_grad(_loss)(trained, ids, mask, wanted, config)
+    loss, gradient = jax.value_and_grad(_loss)(trained, ids, mask, targets, config)
     update, moments = optimizer.update(gradient, moments, trained)
     return optax.apply_updates(trained, update), moments, loss
 
 
-def _loss(trained: tuple[Any, Any], ids: jax.Array, mask: jax.Array, wanted: Said, config: T5Config) -> jax.Array:
-    """Mean cross entropies, in nats, summed over fields."""
-    params, heads = trained
-    states = T5Encoder(config).apply({"params": params}, ids, mask)
-    of_bytes, of_groups, itself = HEADS.apply(heads, states, mask.sum(1) - 1)
+def _loss(
+    trained: tuple[Any, Any], ids: jax.Array, mask: jax.Array, targets: CaptionTargets, config: T5Config
+) -> jax.Array:
+    """Mean cross entropies, in nats, summed over fields. That a byte or place names no group is a class of `number`."""
+    of_bytes, of_groups, itself = _read(config, trained, ids, mask)
     total = _mean(itself, ids, mask)
-    for said_by, fields in ((of_bytes, wanted.of_bytes), (of_groups, wanted.of_groups)):
-        there = fields[..., 0] > 0
-        for number, (name, logits) in enumerate(said_by.items()):
-            weight = mask if name == "number" and said_by is of_bytes else there
-            weight = jnp.ones_like(there) if name == "number" and said_by is of_groups else weight
-            total += _mean(logits, fields[..., number], weight)
+    everywhere = jnp.ones(targets.of_groups.shape[:2], bool)
+    for fields, classes, possible in ((of_bytes, targets.of_bytes, mask), (of_groups, targets.of_groups, everywhere)):
+        there = jnp.asarray(classes[..., 0] > 0)
+        for number, (name, logits) in enumerate(fields.items()):
+            total += _mean(logits, jnp.asarray(classes[..., number]), possible if name == "number" else there)
     return total
 
 
-def _mean(logits: jax.Array, wanted: jax.Array, weight: jax.Array) -> jax.Array:
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+def _mean(logits: jax.Array, classes: jax.Array, weight: jax.Array) -> jax.Array:
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     return jnp.sum(each * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.diffusion import augment, process
@@ -26,16 +27,24 @@ from if_jax.parallel import rules
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks, training_schedule
 
-Params = Any
-
 
 def make_validation(
     recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params, batch_sharding: NamedSharding
 ) -> Callable[[Params], dict[str, float]]:
-    """Returns `validate(params) -> {"validation/t050": mean squared error, …, "validation/mean": …}`.
+    """Makes the function that measures a run.
 
     The pictures are drawn or read anew each time, always the same ones: `validation.samples` from the start of the
     source, full frames, captions kept.
+
+    Args:
+      recipe: what is trained.
+      networks: its modules.
+      tokenizer: turns captions into ids and mask.
+      frozen: {"text_encoder"} where it is not trained, else {}.
+      batch_sharding: of a batch on the mesh.
+
+    Returns:
+      `validate(params) -> {"validation/t050": mean squared error, …, "validation/mean": …}`.
     """
     v = recipe.validation
     mesh = batch_sharding.mesh
@@ -59,7 +68,7 @@ def make_validation(
     return validate
 
 
-def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Any:
+def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     v = recipe.validation
     return pipeline.batches(
         v.source,
@@ -75,29 +84,23 @@ def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Any:
 
 def _make_error(recipe: Recipe, networks: Networks) -> Callable[..., jax.Array]:
     """error(params, frozen, batch, numbers (B,)) -> squared error by timestep and sample, (T, B) float32."""
-    schedule, low_schedule, v = training_schedule(recipe), cosine_schedule(), recipe.validation
-
-    def noise(numbers: jax.Array, purpose: int, shape: tuple[int, ...]) -> jax.Array:
-        key = jax.random.key(v.seed)
-        draw = lambda n: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, n), purpose), shape)  # noqa: E731
-        return jax.vmap(draw)(numbers)
+    schedule, v = training_schedule(recipe), recipe.validation
 
     def error(params: Params, frozen: Params, batch: dict[str, jax.Array], numbers: jax.Array) -> jax.Array:
         x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
-        text = params.get("text_encoder", frozen.get("text_encoder"))
-        states = networks.text_encoder.apply({"params": text}, batch["ids"], batch["mask"])
+        states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
         low, level = None, None
         if recipe.stage == "super-resolution":
             low = augment.upsample(augment.downsample(x0, recipe.data.low_size), recipe.data.size)
             level = jnp.full(numbers.shape, v.aug_level, jnp.int32)
-            low = augment.noise_augment(low_schedule, low, level, noise(numbers, 1000, x0.shape[1:]))
+            noise = process.sample_noise(v.seed, numbers, 1000, x0.shape[1:])
+            low = augment.noise_augment(cosine_schedule(), low, level, noise)
+        network = partial(networks.predict, params["unet"], text=states, aug_level=level)
 
         def at(timestep: jax.Array) -> jax.Array:
             t = jnp.full(numbers.shape, timestep)
-            eps = noise(numbers, timestep, x0.shape[1:])
-            x_t = process.add_noise(schedule, x0, t, eps)
-            shown = x_t if low is None else jnp.concatenate([x_t, low], -1)
-            output = networks.unet.apply({"params": params["unet"]}, shown, t, states, level)
+            eps = process.sample_noise(v.seed, numbers, timestep, x0.shape[1:])
+            _, output = process.noise_and_predict(schedule, network, x0, t, eps, low)
             predicted, _ = process.split_model_output(output)
             target = process.prediction_target(schedule, recipe.prediction, x0, t, eps)
             return jnp.mean((target - predicted) ** 2, (1, 2, 3))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from if_jax import Cascade
-from if_jax.checkpoints.release import TextEncoder
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.data import embed, embeddings, sources
 from if_jax.data.builders import build
 from if_jax.data.preprocessing import Preparation
@@ -41,7 +41,7 @@ def main() -> None:
         stored = sources.open_stored(str(Path(work) / "scenes"))
         for form in embeddings.FORMS:
             out = Path(work) / form
-            how = {"preparation": Preparation(), "placed": rules.PRESETS["dp"], "batch_size": 16}
+            how = {"preparation": Preparation(), "sharding_rules": rules.PRESETS["dp"], "batch_size": 16}
             embed.embed(stored, text, out, form=form, mesh=mesh.make_mesh(), **how)
             cache = embeddings.Embeddings(out)
             captions = [stored[number].captions[0] for number in range(len(stored))]

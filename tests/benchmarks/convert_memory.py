@@ -76,6 +76,7 @@ def run_step(unet: str, step: str, source: str, target: str = "", layout: str = 
     jax.config.update("jax_num_cpu_devices", 4)
     from if_jax.checkpoints import convert, release
     from if_jax.checkpoints.scheduler import SchedulerConfig
+    from if_jax.checkpoints.stages import StageRelease
     from if_jax.checkpoints.tensors import Storage
     from if_jax.checkpoints.weights import abstract_params
     from if_jax.models.presets import UNETS
@@ -86,7 +87,7 @@ def run_step(unet: str, step: str, source: str, target: str = "", layout: str = 
     with Watch() as watch:
         if step == "make":
             kind = "super-resolution" if config.aug_level_embedding else "base"
-            release.write_stage(source, release.Stage(kind, config, random_params(config), SchedulerConfig(1.5)))
+            release.write_stage(source, StageRelease(kind, config, random_params(config), SchedulerConfig(1.5)))
         elif step == "convert":
             convert.write_model(convert.open_model(source), target, layout, Storage(None))
         else:

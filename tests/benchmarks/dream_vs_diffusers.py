@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.checkpoints.release import STAGE_NAMES, Stage, StageDefaults, write_stage
+from if_jax.checkpoints.release import write_stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.diffusion.samplers import SamplerState
 from if_jax.inference import cascade as cascades
@@ -78,7 +79,7 @@ class Case:
     """One stage on both sides."""
 
     name: str
-    stage: Stage
+    stage: StageRelease
     settings: StageSettings
     noise: StageNoise
     pipeline: Any
@@ -141,7 +142,7 @@ def random_case(preset: str, scratch: Path, batch: int, steps: str) -> Case:
         scale = 0.5 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
         return rng.standard_normal(leaf.shape, np.float32) * np.float32(scale)
 
-    stage = Stage("base", config, jax.tree.map(fill, abstract_params(config)), SchedulerConfig(1.5))
+    stage = StageRelease("base", config, jax.tree.map(fill, abstract_params(config)), SchedulerConfig(1.5))
     write_stage(scratch / preset, stage)
     unet = UNet2DConditionModel.from_pretrained(scratch / preset / "unet").eval()
     pipeline = IFPipeline(None, None, unet, demo_scheduler(), None, None, None, requires_safety_checker=False)
@@ -374,7 +375,7 @@ def pick_memory_format(pipeline: Any, rows: int) -> str:
     return best
 
 
-def make_noise(stage: Stage, settings: StageSettings, batch: int, seed: int) -> StageNoise:
+def make_noise(stage: StageRelease, settings: StageSettings, batch: int, seed: int) -> StageNoise:
     """Everything the two sides would otherwise draw, each with its own generator."""
     rng = np.random.default_rng(seed)
     shape = (batch, stage.unet_config.sample_size, stage.unet_config.sample_size, 3)

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from if_jax.checkpoints import names, release
 from if_jax.checkpoints.convert import open_model, stored_bytes, write_model
-from if_jax.checkpoints.release import Stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Lazy, Storage, read_tensors
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.cli import main
@@ -420,7 +420,7 @@ def test_full_size_nets_come_back_with_nothing_changed(name, tmp_path):
         return Lazy(shape, np.dtype(np.float16), read)
 
     params = jax.tree.unflatten(tree, [lazy(seed, leaf.shape) for seed, leaf in enumerate(shapes)])
-    stage = Stage(kind, config, params, SchedulerConfig(1.5 if kind == "base" else 1.0))
+    stage = StageRelease(kind, config, params, SchedulerConfig(1.5 if kind == "base" else 1.0))
     release.write_stage(tmp_path / "here", stage, Storage(None))
     written = {path: digest(tmp_path / "here" / path) for path in file_names(tmp_path / "here")}
     convert(tmp_path / "here", tmp_path / "there", "deepfloyd")

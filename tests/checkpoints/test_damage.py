@@ -48,10 +48,10 @@ from damage import (
 )
 from safetensors.numpy import load_file
 
-from if_jax.checkpoints import release, tensors
+from if_jax.checkpoints import release, write_tensors
 from if_jax.checkpoints.convert import open_model, write_model
-from if_jax.checkpoints.release import Stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Storage
 from if_jax.cli import main
 from if_jax.models.presets import SCALE
@@ -88,8 +88,10 @@ def healthy(tmp_path_factory):
     """One valid folder of every layout, to be copied and damaged."""
     root = tmp_path_factory.mktemp("healthy")
     text = tiny.random_params(tiny.TEXT)
-    base = Stage("base", BASE, tiny.random_params(BASE), SchedulerConfig(1.5), tiny.TEXT, text, load_tokenizer("bytes"))
-    later = Stage("super-resolution", LATER, tiny.random_params(LATER), SchedulerConfig(1.0))
+    base = StageRelease(
+        "base", BASE, tiny.random_params(BASE), SchedulerConfig(1.5), tiny.TEXT, text, load_tokenizer("bytes")
+    )
+    later = StageRelease("super-resolution", LATER, tiny.random_params(LATER), SchedulerConfig(1.0))
     release.write_stage(root / "base", base)
     release.write_stage(root / "later", later)
     release.write_cascade(root / "cascade", [base, later], tiny.DEFAULTS)
@@ -455,12 +457,12 @@ def test_destination_that_is_no_release_is_never_overwritten(healthy, tmp_path, 
 def test_full_disk_leaves_the_destination(healthy, destination, monkeypatch, source, layout):
     calls = iter(range(10_000))
 
-    def cast_until_full(*args, original=tensors.cast):
+    def cast_until_full(*args, original=write_tensors.cast):
         if next(calls) == 20:
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*args)
 
-    monkeypatch.setattr(tensors, "cast", cast_until_full)
+    monkeypatch.setattr(write_tensors, "cast", cast_until_full)
     before = everything_in(destination.parent)
     result = convert(healthy / source, destination, "--overwrite", "--to", layout)
     assert_one_clear_line(result, rf"no space left, .*{destination}$")
@@ -469,7 +471,7 @@ def test_full_disk_leaves_the_destination(healthy, destination, monkeypatch, sou
 
 def test_too_small_a_disk_is_found_out_before_writing(healthy, destination, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(tensors.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(write_tensors.shutil, "disk_usage", lambda path: usage)
     before = everything_in(destination.parent)
     result = convert(healthy / "base", destination, "--overwrite", "--to", "deepfloyd")
     assert_one_clear_line(result, rf"no space left, .*{destination}$")

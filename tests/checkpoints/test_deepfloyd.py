@@ -19,15 +19,9 @@ import numpy as np
 import pytest
 
 from if_jax.checkpoints import names
-from if_jax.checkpoints.deepfloyd import (
-    Row,
-    join,
-    split,
-    table,
-    unet_config_from_deepfloyd,
-    unet_config_to_deepfloyd,
-)
-from if_jax.checkpoints.weights import abstract_params
+from if_jax.checkpoints.deepfloyd import Row, join, split, table
+from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
+from if_jax.checkpoints.weights import abstract_params, load_params
 from if_jax.models.presets import SCALE, UNETS
 from if_jax.models.unet import UNet, UNetConfig
 
@@ -344,7 +338,8 @@ def test_the_original_computes_the_same(name: str) -> None:
         theirs = net(planes[:, :3], torch.tensor(steps), text_emb=torch.tensor(text), **low_res)
     theirs = np.moveaxis(theirs.numpy(), 1, -1)
 
-    params = names.from_torch(to_diffusers(config, tensors), abstract_params(config), "unet")
+    opened = names.lazy_from_torch(to_diffusers(config, tensors), abstract_params(config), "unet")
+    params = load_params(opened)
     aug_level = (np.full(2, 250),) if config.aug_level_embedding else ()
     ours = jax.jit(UNet(config).apply)({"params": params}, x_t, steps, text, *aug_level)
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from if_jax.checkpoints.names import (
-    from_torch,
     lazy_from_torch,
     t5_config_from_hf,
     t5_config_to_hf,
@@ -21,6 +20,7 @@ from if_jax.checkpoints.names import (
     unet_config_to_diffusers,
 )
 from if_jax.checkpoints.tensors import Lazy
+from if_jax.checkpoints.weights import load_params
 from if_jax.models.presets import SCALE, T5_ENCODERS, UNETS
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
@@ -103,12 +103,12 @@ def test_weights_survive_the_round_trip(kind: str) -> None:
     params = random_params(kind)
     tensors = dict(to_torch(params, kind))
     assert all(array.flags.c_contiguous for array in tensors.values())  # safetensors writes raw memory
-    jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, abstract(kind), kind), params)
+    jax.tree.map(np.testing.assert_array_equal, load_params(lazy_from_torch(tensors, abstract(kind), kind)), params)
 
 
 def test_weights_are_cast_to_the_wanted_type() -> None:
     tensors = {name: array.astype(np.float16) for name, array in to_torch(random_params("t5"), "t5")}
-    params = from_torch(tensors, abstract("t5"), "t5")
+    params = load_params(lazy_from_torch(tensors, abstract("t5"), "t5"))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
@@ -137,7 +137,7 @@ def test_misfits_are_named_before_anything_is_read() -> None:
     tensors["mid_block.resnets.2.conv1.weight"] = tensors["conv_in.bias"]
     del tensors["up_blocks.1.resnets.0.norm1.weight"]
     with pytest.raises(ValueError) as error:
-        from_torch(tensors, abstract("unet"), "unet")
+        lazy_from_torch(tensors, abstract("unet"), "unet")
     message = str(error.value)
     assert "missing up_blocks.1.resnets.0.norm1.weight;" in message
     assert message.endswith("unexpected mid_block.resnets.2.conv1.weight")
@@ -147,15 +147,15 @@ def test_a_wrong_shape_is_named_in_torch_order() -> None:
     tensors = dict(to_torch(random_params("unet"), "unet"))
     tensors["conv_in.weight"] = np.zeros((8, 3, 3, 3), np.float32)
     with pytest.raises(ValueError, match=r"conv_in.weight has shape \(8, 3, 3, 3\); .* \(8, 6, 3, 3\)"):
-        from_torch(tensors, abstract("unet"), "unet")
+        lazy_from_torch(tensors, abstract("unet"), "unet")
 
 
 def test_the_token_table_may_come_under_either_name_or_both() -> None:
     tensors = dict(to_torch(random_params("t5"), "t5"))
     tied = {**tensors, "encoder.embed_tokens.weight": tensors["shared.weight"]}
     only_alias = {name: array for name, array in tied.items() if name != "shared.weight"}
-    for given in (tensors, tied, only_alias):
-        params = from_torch(given, abstract("t5"), "t5")
+    for named in (tensors, tied, only_alias):
+        params = load_params(lazy_from_torch(named, abstract("t5"), "t5"))
         np.testing.assert_array_equal(params["shared"]["embedding"], tensors["shared.weight"])
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tiny
 
-from if_jax.checkpoints import names, release, tensors
+from if_jax.checkpoints import names, release, write_tensors
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
+from if_jax.checkpoints.stages import IF_DEFAULTS
 from if_jax.checkpoints.tensors import Storage
 from if_jax.models.unet import UNet
 
@@ -120,12 +121,12 @@ def test_weights_that_cannot_be_released(tmp_path, factor, message):
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     calls = iter(range(10_000))
 
-    def cast_until_full(*args, original=tensors.cast):
+    def cast_until_full(*args, original=write_tensors.cast):
         if next(calls) == 150:  # in the second network, after the first file is complete
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*args)
 
-    monkeypatch.setattr(tensors, "cast", cast_until_full)
+    monkeypatch.setattr(write_tensors, "cast", cast_until_full)
     with pytest.raises(OSError, match="no space left") as error:
         release.write_cascade(tmp_path / "new/deep/cascade", tiny.stages(), tiny.DEFAULTS)
     assert error.value.errno == errno.ENOSPC and str(tmp_path / "new/deep/cascade") in one_line(error)
@@ -138,7 +139,7 @@ def test_existing_release_is_kept_unless_overwritten(copy, monkeypatch):
         release.write_cascade(copy, tiny.stages(), tiny.DEFAULTS)
     assert str(copy) in one_line(error)
     with monkeypatch.context() as patched:  # a failure while overwriting leaves the old release as it was
-        patched.setattr(tensors, "cast", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patched.setattr(write_tensors, "cast", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError):
             release.write_cascade(copy, tiny.stages(), tiny.DEFAULTS, overwrite=True)
     assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
@@ -269,7 +270,7 @@ def test_first_stages_only_and_single_folder(cascade, copy):
     shutil.rmtree(copy / "stage_II")
     assert len(release.read_cascade(copy, stages=1)[0]) == 1
     stages, defaults = release.read_cascade(cascade / "stage_I")
-    assert stages[0].kind == "base" and defaults == [release.IF_DEFAULTS[0]]
+    assert stages[0].kind == "base" and defaults == [IF_DEFAULTS[0]]
     with pytest.raises(ValueError, match="first stage must be a base stage"):
         release.read_cascade(cascade / "stage_II")
 

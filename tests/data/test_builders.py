@@ -99,13 +99,13 @@ def test_inspect_tells_what_there_is(tmp_path: Path) -> None:
     (source / "a.txt").write_text("x" * 100)
     (source / "b.png").touch()
     (source / "b.txt").write_text("nothing")
-    told = str(inspect(str(source))).splitlines()
-    assert told[0].startswith("usable 1 of 2 records in ") and "skipped 1: empty file (b.png)" in told
-    assert any("100 to 100 characters" in line for line in told)
+    lines = str(inspect(str(source))).splitlines()
+    assert lines[0].startswith("usable 1 of 2 records in ") and "skipped 1: empty file (b.png)" in lines
+    assert any("100 to 100 characters" in line for line in lines)
     builders.build("folder", out, source=source, size=16, workers=1)
-    found = inspect(str(out))
-    assert str(found).startswith(f"usable 1 of 1 records in {out} (folder, 16 px; 1 left out when built)")
-    sheet = np.asarray(found.sheet)
+    inspected = inspect(str(out))
+    assert str(inspected).startswith(f"usable 1 of 1 records in {out} (folder, 16 px; 1 left out when built)")
+    sheet = np.asarray(inspected.sheet)
     assert (sheet == (255, 0, 0)).all(-1).sum() == 160 * 160 and (sheet < 100).all(-1).any()  # picture and words
 
 

@@ -36,12 +36,12 @@ def drawn() -> dict[bytes, dict[str, Any]]:
     chunks = np.arange(48).reshape(-1, 8)
     described = [scene for chunk in chunks for scene in as_numpy(sampling.sample_scenes(chunk, 3))]
     pictures = np.concatenate([draw_scenes(chunk, 3, 16) for chunk in chunks])
-    found = {}
+    labels_of = {}
     for scene, picture in zip(described, pictures, strict=True):
         labels = grammar.labels(scene) | {"turned": np.degrees(scene.yaw[scene.valid]).tolist()}
         if labels["word"] is None and set(labels["colours"]) <= set(clevr.COLOURS):
-            found[record_stores.encoded(Image.fromarray(picture))] = labels
-    return dict(list(found.items())[:16])
+            labels_of[record_stores.encoded(Image.fromarray(picture))] = labels
+    return dict(list(labels_of.items())[:16])
 
 
 def test_our_scenes_in_clevrs_layout_get_captions_that_agree_with_their_labels(
@@ -83,11 +83,11 @@ def test_mock_data_with_consistent_fields_gets_captions_that_are_exactly_true(tm
     assert len(opened) == len(examples) and not opened.left_out
     relations, counts = set(), set()
     for record in opened:
-        things, told = things_of[record.picture], list(record.captions)
+        things, captions = things_of[record.picture], list(record.captions)
         counts.add(len(things))
         number = ("an empty scene", "an object", *(f"{number} objects" for number in _NUMBERS[1:]))[len(things)]
-        assert told.pop(0).removeprefix("a scene with ") == number
-        for caption in told:
+        assert captions.pop(0).removeprefix("a scene with ") == number
+        for caption in captions:
             related = _RELATION.search(caption)
             if not related:
                 _check_list(caption, things)
@@ -98,7 +98,7 @@ def test_mock_data_with_consistent_fields_gets_captions_that_are_exactly_true(tm
             assert gap > 0, caption
             relations.add(relation)
             # Of two things alike one cannot say which; `_matching` has found each to be the only one of its kind.
-        listed = "\n".join(caption for caption in told if not _RELATION.search(caption))
+        listed = "\n".join(caption for caption in captions if not _RELATION.search(caption))
         for field in ("shape", "colour", "material") if things else ():
             assert {thing[field] for thing in things} == set(_words_of(field, listed))  # nothing is missing
     assert relations == set(RELATIONS) and counts >= set(range(8))
@@ -119,8 +119,8 @@ def _made_consistent(example: dict[str, Any], most: int, rng: np.random.Generato
 
 def _in_words(objects: list[dict[str, Any]], features: tfds.features.FeaturesDict) -> list[dict[str, Any]]:
     names = _names(features)
-    told = [{field: names[field][thing[field]] for field in names} for thing in objects]
-    return [{**a, "colour": a["color"], "pixel_coords": b["pixel_coords"]} for a, b in zip(told, objects, strict=True)]
+    named = [{field: names[field][thing[field]] for field in names} for thing in objects]
+    return [{**a, "colour": a["color"], "pixel_coords": b["pixel_coords"]} for a, b in zip(named, objects, strict=True)]
 
 
 def _words_of(field: str, text: str) -> list[str]:
@@ -167,19 +167,19 @@ def _in_clevrs_words(thing: dict[str, Any], turned: float) -> dict[str, Any]:
     depth = math.cos(down) * (y - geometry.EYE[1]) - math.sin(down) * (z - geometry.EYE[2])
     column, row = (480 * share for share in thing["seen"])
     same = {field: thing[field] for field in ("material", "shape", "size")}
-    placed = {"3d_coords": [x, y, z], "pixel_coords": [column, row, depth], "rotation": turned}
-    return {"color": thing["colour"], **same, **placed}
+    geometric = {"3d_coords": [x, y, z], "pixel_coords": [column, row, depth], "rotation": turned}
+    return {"color": thing["colour"], **same, **geometric}
 
 
 def _matching(phrase: str, things: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The labelled objects that a phrase such as "two red cubes" is true of; as many as it says."""
-    told = _THING.fullmatch(phrase)
-    assert told, phrase
-    fields = [field for field in ("size", "colour", "material", "shape") if told[field] not in (None, "object")]
-    found = [thing for thing in things if all(thing[field] == told[field] for field in fields)]
-    number = 1 if told["number"] == "an" else 1 + _NUMBERS.index(told["number"])
-    assert len(found) == number and bool(told["plural"]) == (number > 1), phrase
-    return found
+    match = _THING.fullmatch(phrase)
+    assert match, phrase
+    fields = [field for field in ("size", "colour", "material", "shape") if match[field] not in (None, "object")]
+    matches = [thing for thing in things if all(thing[field] == match[field] for field in fields)]
+    number = 1 if match["number"] == "an" else 1 + _NUMBERS.index(match["number"])
+    assert len(matches) == number and bool(match["plural"]) == (number > 1), phrase
+    return matches
 
 
 def test_clevr_through_its_own_schema(tmp_path: Path) -> None:
@@ -218,11 +218,11 @@ def test_clevr_through_its_own_schema(tmp_path: Path) -> None:
     }
     assert not any("left of a large red" in caption for caption in opened[0].captions)  # which of the two?
     assert opened[1].captions[-1] == "a small gray metal cylinder"
-    one, other = scenes[0][:2]
-    told = clevr.captions({field: [one[field], other[field]] for field in clevr.FIELDS}, _names(features))
-    assert "a large red metal cube left of a small cyan rubber sphere" in told
-    assert "a small cyan rubber sphere behind a large red metal cube" in told
-    assert not any("cube behind" in caption or "cube right of" in caption for caption in told)
+    first, other = scenes[0][:2]
+    captions = clevr.captions({field: [first[field], other[field]] for field in clevr.FIELDS}, _names(features))
+    assert "a large red metal cube left of a small cyan rubber sphere" in captions
+    assert "a small cyan rubber sphere behind a large red metal cube" in captions
+    assert not any("cube behind" in caption or "cube right of" in caption for caption in captions)
 
 
 def _names(features: tfds.features.FeaturesDict) -> dict[str, tuple[str, ...]]:

@@ -12,14 +12,14 @@ import pytest
 import record_stores
 import tiny
 
-from if_jax.checkpoints.release import TextEncoder
+from if_jax.checkpoints.stages import TextEncoder
 from if_jax.data import embed, embeddings, pipeline, sources
 from if_jax.data.preprocessing import Preparation
 from if_jax.parallel import mesh, rules
 from if_jax.text.tokens import load_tokenizer
 
 COUNT = 21
-OPTIONS: dict[str, Any] = {"preparation": Preparation(), "placed": rules.PRESETS["dp"], "batch_size": 8}
+OPTIONS: dict[str, Any] = {"preparation": Preparation(), "sharding_rules": rules.PRESETS["dp"], "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def caches(source: str, text: TextEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root, stored, told = tmp_path_factory.mktemp("caches"), sources.open_stored(source), []
+    root, stored, lines = tmp_path_factory.mktemp("caches"), sources.open_stored(source), []
     for form in embeddings.FORMS:
-        embed.embed(stored, text, root / form, form=form, mesh=mesh.make_mesh(), say=told.append, **OPTIONS)
-    assert told[0].startswith("22 captions, exact: at most 0.1 MB, about 0.0 min") and "bytes each" in told[1]
+        embed.embed(stored, text, root / form, form=form, mesh=mesh.make_mesh(), say=lines.append, **OPTIONS)
+    assert lines[0].startswith("22 captions, exact: at most 0.1 MB, about 0.0 min") and "bytes each" in lines[1]
     return {form: root / form for form in embeddings.FORMS}
 
 
@@ -77,7 +77,7 @@ def test_a_killed_cache_goes_on_to_the_same_bytes(
     stored, encoded = sources.open_stored(source), []
     captions = embeddings.read_captions(stored, Preparation())
     monkeypatch.setattr(embeddings, "PER_SHARD", 6)
-    plan = embeddings.make_plan(
+    spec = embeddings.make_spec(
         stored, captions, Preparation(), form="exact", encoder="b", length=77, width=4, batch_size=3
     )
 
@@ -91,17 +91,17 @@ def test_a_killed_cache_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return encode(some)
 
-    whole = embeddings.write_embeddings(captions, plan, encode, tmp_path / "whole")
+    whole = embeddings.write_embeddings(captions, spec, encode, tmp_path / "whole")
     encoded.clear()
     with pytest.raises(KeyboardInterrupt):
-        embeddings.write_embeddings(captions, plan, dies, tmp_path / "out")
+        embeddings.write_embeddings(captions, spec, dies, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     encoded.clear()
-    resumed = embeddings.write_embeddings(captions, plan, encode, tmp_path / "out")
+    resumed = embeddings.write_embeddings(captions, spec, encode, tmp_path / "out")
     assert len(encoded) == 4  # of eight batches: two shards of two batches were complete
     assert resumed["sha256"] == whole["sha256"] and len(whole["sha256"]) == 4
     with pytest.raises(FileExistsError, match="--overwrite"):
-        embeddings.write_embeddings(captions, plan, encode, tmp_path / "out")
+        embeddings.write_embeddings(captions, spec, encode, tmp_path / "out")
 
 
 def test_a_cache_is_refused_beside_anything_else(source: str, caches: dict, tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_a_cache_is_refused_beside_anything_else(source: str, caches: dict, tmp_
         (stored, Preparation(clean=True), "", "another caption cleaning"),
         (stored, Preparation(preserve_case=True), "", "another case of captions"),
     )
-    for given, preparation, encoder, words in cases:
+    for other, preparation, encoder, words in cases:
         with pytest.raises(ValueError, match=words) as caught:
-            opened.check(given, preparation, encoder)
+            opened.check(other, preparation, encoder)
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="record 3 has another caption now"):
         opened.states(3, 0, "something else")

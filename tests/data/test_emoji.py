@@ -61,12 +61,12 @@ def test_emoji_are_called_by_the_skin_tone_they_show(exchanged: bool, tmp_path: 
         for mark, grey in zip(TONES, greys, strict=True):
             Image.new("RGB", (8, 8), (grey, grey, grey)).save(pictures / f"{code}-{mark}.webp".lower(), lossless=True)
     (names / "data.json").write_text(json.dumps(entries))
-    found = emoji.open_emoji(tmp_path)
+    opened = emoji.open_emoji(tmp_path)
     left_out = {"another skin tone than its name says": [f"1f6b5-{mark.lower()}.webp" for mark in TONES]}
-    assert found.left_out == (left_out if exchanged else {})
+    assert opened.left_out == (left_out if exchanged else {})
     shown = {
         (row.caption.split(",")[0], row.caption.split(", ")[1]): Image.open(row.path).getpixel((0, 0))[0]
-        for rows in found.splits.values()
+        for rows in opened.splits.values()
         for row in rows
     }
     assert len(shown) == (15 if exchanged else 20)

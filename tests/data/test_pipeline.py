@@ -10,7 +10,7 @@ from drawn_scenes import draw_scenes
 
 from if_jax.data import builders, pipeline
 from if_jax.scenes import grammar, sampling
-from if_jax.scenes.scene import SHAPES, as_numpy
+from if_jax.scenes.scene import as_numpy
 from if_jax.text.tokens import load_tokenizer
 
 SIZE, ROWS = 16, 8
@@ -95,14 +95,18 @@ def test_small_and_large_sets_are_shuffled_anew_every_epoch(count: int) -> None:
 
 
 def test_drawn_batches_show_scene_after_scene() -> None:
-    batch = _take("scenes", start_step=2, caption_dropout=0.0)[0]
-    numbers = np.arange(2 * ROWS, 3 * ROWS)
+    start = 3  # a batch in which three scenes have a sign
+    batch = _take("scenes", start_step=start, caption_dropout=0.0)[0]
+    numbers = np.arange(start * ROWS, (start + 1) * ROWS)
     np.testing.assert_array_equal(batch["index"], numbers)
     np.testing.assert_array_equal(batch["image"], draw_scenes(numbers, 7, SIZE))
     drawn = as_numpy(sampling.sample_scenes(numbers, 7))
-    for text, scene in zip(_text(batch), drawn, strict=True):
-        assert {grammar.word(scene)} <= set(text.split()) | {""}
-        assert all(SHAPES[scene.shape[s]] in text for s in np.flatnonzero(scene.valid))
+    parsed = [grammar.parse_caption(text) for text in _text(batch)]
+    assert [caption.word for caption in parsed] == ["stop", "", "", "", "sun", "fish", "", ""]
+    assert [caption.word for caption in parsed] == list(map(grammar.word, drawn))
+    for caption, scene in zip(parsed, drawn, strict=True):
+        named = sorted((group.number, group.shape) for group in caption.groups)
+        assert named == sorted((len(group.slots), group.shape) for group in grammar.groups(scene))
 
 
 def test_captions_are_dropped_at_the_given_rate_and_else_unchanged(stored: str) -> None:

@@ -14,7 +14,7 @@ import record_stores
 from PIL import Image
 
 from if_jax.data import sources
-from if_jax.data.preprocessing import Unusable, fit, read_caption, read_picture
+from if_jax.data.preprocessing import UnusableRecord, fit, read_caption, read_picture
 
 ENDS = (0, 1, 5, 10, 40, 60)  # bytes of a file that is cut there
 SAVED = {
@@ -176,7 +176,7 @@ def test_the_square_is_cut_about_a_shifted_middle_by_bicubic() -> None:
 def test_captions_are_read_or_refused_by_reason() -> None:
     assert read_caption("\ufeff ein grünes Feld\n".encode()) == "ein grünes Feld"
     for wrong, reason in ((b"\xff\xfe", "not UTF-8"), (b"  ", "no caption")):
-        with pytest.raises(Unusable, match=reason):
+        with pytest.raises(UnusableRecord, match=reason):
             read_caption(wrong)
 
 

@@ -17,7 +17,7 @@ import pytest
 import record_stores
 import tensorflow_datasets as tfds
 import webdataset
-from reading import Batch, batches, told_by
+from reading import Batch, batches, batches_by
 
 from if_jax.data import pipeline, sources
 from if_jax.data.index import Filter
@@ -50,18 +50,18 @@ def test_the_first_thousand_ids_are_the_same_in_one_two_and_four_processes_and_a
 ) -> None:
     steps, many = 25, {"batch_size": 40}  # 1,000 samples
     step = int(np.random.default_rng(3).integers(2, steps - 5))
-    told = {  # the first thing asked for: four processes open, and index, a source that no one has opened
+    by_count = {  # the first thing asked for: four processes open, and index, a source that no one has opened
         count: [
-            hosts[i].submit(told_by, stored[kind], steps, shard_index=i, shard_count=count, **many)
+            hosts[i].submit(batches_by, stored[kind], steps, shard_index=i, shard_count=count, **many)
             for i in range(count)
         ]
         for count in (4, 2)
     }
-    restarted = hosts[3].submit(told_by, stored[kind], steps - step, step, **many)
+    restarted = hosts[3].submit(batches_by, stored[kind], steps - step, step, **many)
     whole = batches(stored[kind], steps, **many)
     ids = np.concatenate([batch["index"] for batch in whole])
     assert len(ids) == 1000
-    for count, parts in told.items():
+    for count, parts in by_count.items():
         processes, rows = zip(*(part.result() for part in parts), strict=True)
         assert len({os.getpid(), *processes}) == 1 + count
         assert all(_equal(whole[k], _joined([part[k] for part in rows])) for k in range(steps))
@@ -113,7 +113,7 @@ def test_a_mixture_keeps_its_weights_and_walks_through_every_part(stored: dict[s
 
 
 def test_several_captions_take_turns(stored: dict[str, str]) -> None:
-    source = pipeline.Pictures(stored["prepared"], 8, 0, pipeline.Preparation(), Filter())
+    source = pipeline.StoredPictures(stored["prepared"], 8, 0, pipeline.Preparation(), Filter())
     samples = source.read(range(3 * COUNT))
     assert {sample.choice for sample in samples} == {0, 1, 2}
     assert all(sample.caption == f"caption {sample.choice} of {sample.number}" for sample in samples)

@@ -19,7 +19,7 @@ from if_jax.data.preprocessing import Preparation
 from if_jax.inference import batching, denoise_stage
 from if_jax.inference.cascade import Cascade
 from if_jax.inference.settings import stage_settings
-from if_jax.training.publish import stage_defaults
+from if_jax.training.stage import stage_defaults
 
 PROMPTS = ["a red cube", "two blue spheres", "a sign"]
 

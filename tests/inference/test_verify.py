@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from if_jax.checkpoints import release
 from if_jax.checkpoints.convert import open_model, write_model
-from if_jax.checkpoints.release import Stage
 from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.tensors import Storage
 from if_jax.cli import main
 from if_jax.inference.verify import activations
@@ -51,7 +51,8 @@ def base(tmp_path_factory):
 def later(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify") / "later"
     release.write_stage(
-        folder, Stage("super-resolution", LATER, tiny.random_params(LATER), SchedulerConfig(1.0), None, None, None)
+        folder,
+        StageRelease("super-resolution", LATER, tiny.random_params(LATER), SchedulerConfig(1.0), None, None, None),
     )
     return folder
 
@@ -158,7 +159,7 @@ def test_other_kinds_of_model_are_one_line(base, later):
 
 def test_other_shapes_are_named(later, tmp_path):
     wider = replace(LATER, sample_size=32, attention_head_dim=32)
-    stage = Stage("super-resolution", wider, tiny.random_params(wider), SchedulerConfig(1.0), None, None, None)
+    stage = StageRelease("super-resolution", wider, tiny.random_params(wider), SchedulerConfig(1.0), None, None, None)
     release.write_stage(tmp_path / "wider", stage)
     code, output = verify(later, tmp_path / "wider")
     assert code == 1

@@ -1,4 +1,4 @@
-"""launch/gke.sh and launch/slurm.sh against stand-ins for xpk, kubectl, srun, scontrol and squeue; launch/README.md."""
+"""launch/gke.sh and launch/slurm.sh against stand-ins for xpk, kubectl, srun, scontrol and squeue; docs/launch.md."""
 
 from __future__ import annotations
 
@@ -181,18 +181,18 @@ def test_slurm_with_modules(home):
 
 
 def test_the_table_of_meshes_is_that_of_the_recipes():
-    """Every cell of launch/README.md: mesh and accumulation of the recipe's docstring, and what that leaves a chip."""
-    table = (ROOT / "launch/README.md").read_text()
+    """Every cell of docs/launch.md: mesh and accumulation of the recipe's docstring, and what that leaves a chip."""
+    table = (ROOT / "docs/launch.md").read_text()
     rows = re.findall(r"^\| (?:IF-)?(I+-\w+), batch (\d+) \| (\d+) \|(.*)\|$", table, re.MULTILINE)
-    told = {(stage, chips): (int(batch), cells) for stage, batch, chips, cells in rows}
+    printed = {(stage, chips): (int(batch), cells) for stage, batch, chips, cells in rows}
     for path in sorted((ROOT / "configs").glob("if_*.py")):
         text = path.read_text()
         batch = int(re.search(r"batch_size = (\d+)", text)[1])
         for chips, cells in re.findall(r"^\| (\d+) chips[^|]*\|(.*)\|$", text, re.MULTILINE):
-            said, shown = told.pop((path.stem.removeprefix("if_").replace("_", "-"), chips))
+            said, shown = printed.pop((path.stem.removeprefix("if_").replace("_", "-"), chips))
             meshes = [cell.strip() for cell in cells.split("|")]
             per_chip = [batch / int(chips) / int(mesh.split(", ")[1]) for mesh in meshes]
             pairs = zip(meshes, per_chip, strict=True)
             assert [cell.strip() for cell in shown.split("|")] == [f"{mesh}: {each:g}" for mesh, each in pairs]
             assert said == batch
-    assert not told
+    assert not printed

@@ -1,4 +1,4 @@
-"""Every shell block of launch/README.md, line by line as it stands, against the stand-ins for gcloud, xpk and Slurm."""
+"""Every shell block of docs/launch.md, line by line as it stands, against the stand-ins for gcloud, xpk and Slurm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tpu_cloud
 from blocks import blocks, commands
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = {block.heading: block.text for block in blocks(ROOT / "launch/README.md")}
+BLOCKS = {block.heading: block.text for block in blocks(ROOT / "docs/launch.md")}
 origin, cloud, home = tpu_cloud.origin, tpu_cloud.cloud, clusters.home
 
 # Accepts the options of the block, runs the script as a batch job of one node, as Slurm 22.05 and later would.

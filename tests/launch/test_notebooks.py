@@ -111,8 +111,8 @@ def text(cell: nbformat.NotebookNode) -> str:
 
 
 def pictures(cell: nbformat.NotebookNode) -> list[Image.Image]:
-    found = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+    encoded = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in encoded]
 
 
 @pytest.fixture(autouse=True)

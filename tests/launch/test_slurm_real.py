@@ -48,8 +48,8 @@ def slurm(tmp_path_factory):
         return done.returncode, done.stdout
 
     call.folder = folder
-    code, told = call(*NODE, "start", "node")
-    assert code == 0, told
+    code, output = call(*NODE, "start", "node")
+    assert code == 0, output
     yield call
     call("scancel", "--state", "RUNNING")
     call(*NODE, "stop", "node")
@@ -57,14 +57,14 @@ def slurm(tmp_path_factory):
 
 def test_a_job_saves_resumes_and_ends_with_the_losses_of_one_process(slurm):
     train = [*RECIPE, "--workdir"]
-    code, told = slurm("if-jax", "train", *train, "alone", JAX_NUM_CPU_DEVICES="2")
-    assert code == 0, told
-    code, told = slurm("sbatch", "--parsable", "--ntasks", "2", str(ROOT / "launch/slurm.sh"), *train, "job")
-    assert code == 0, told
-    job, log = told.strip(), slurm.folder / f"if_jax-{told.strip()}.log"
+    code, output = slurm("if-jax", "train", *train, "alone", JAX_NUM_CPU_DEVICES="2")
+    assert code == 0, output
+    code, output = slurm("sbatch", "--parsable", "--ntasks", "2", str(ROOT / "launch/slurm.sh"), *train, "job")
+    assert code == 0, output
+    job, log = output.strip(), slurm.folder / f"if_jax-{output.strip()}.log"
     _wait(lambda: len(_rows(slurm.folder / "job")) > 2 or _state(slurm, job) == "FAILED", log)
-    code, told = slurm("scancel", "--signal", "TERM", job)  # to the tasks alone, as before the time limit
-    assert code == 0, told
+    code, output = slurm("scancel", "--signal", "TERM", job)  # to the tasks alone, as before the time limit
+    assert code == 0, output
     _wait(lambda: _state(slurm, job) in ("COMPLETED", "FAILED"), log)
     assert _state(slurm, job) == "COMPLETED", log.read_text()
     assert "ended with code 143: back into the queue" in log.read_text()
@@ -82,8 +82,8 @@ def test_a_job_saves_resumes_and_ends_with_the_losses_of_one_process(slurm):
     ],
 )
 def test_a_mistake_fails_the_job_with_one_line(slurm, arguments, variables, message):
-    code, told = slurm("sbatch", "--parsable", "--wait", str(ROOT / "launch/slurm.sh"), *arguments, **variables)
-    job = told.split()[0]
+    code, output = slurm("sbatch", "--parsable", "--wait", str(ROOT / "launch/slurm.sh"), *arguments, **variables)
+    job = output.split()[0]
     log = (slurm.folder / f"if_jax-{job}.log").read_text()
     assert code == 2 and log.startswith(message) and log.count("\n") == 1, log
     assert _state(slurm, job) == "FAILED" and _fact(slurm, job, "Restarts") == "0"

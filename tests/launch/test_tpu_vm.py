@@ -203,8 +203,8 @@ def test_interrupting_create_says_what_stays(cloud):
     while not (cloud.folder / "cloud.json").exists() or not cloud.state():
         time.sleep(0.02)
     os.killpg(waiting.pid, signal.SIGINT)
-    told = waiting.communicate(timeout=20)[1]
-    assert waiting.returncode == 130 and "note: " in told and "delete.sh" in told
+    message = waiting.communicate(timeout=20)[1]
+    assert waiting.returncode == 130 and "note: " in message and "delete.sh" in message
 
 
 def test_a_slice_taken_away_while_it_is_waited_for(cloud):

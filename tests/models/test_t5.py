@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from if_jax.checkpoints.names import from_torch, t5_config_to_hf
+from if_jax.checkpoints.names import lazy_from_torch, t5_config_to_hf
+from if_jax.checkpoints.weights import load_params
 from if_jax.models.t5 import T5Config, T5Encoder, relative_buckets
 
 CONFIG = T5Config(vocab_size=50, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=4)
@@ -37,7 +38,7 @@ def reference() -> Any:
 def params(reference: Any) -> dict[str, Any]:
     state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     init = jax.eval_shape(T5Encoder(CONFIG).init, jax.random.key(0), *inputs())
-    return from_torch(state, nn.meta.unbox(init)["params"], "t5")
+    return load_params(lazy_from_torch(state, nn.meta.unbox(init)["params"], "t5"))
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:

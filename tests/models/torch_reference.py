@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from if_jax.checkpoints.names import from_torch, unet_config_to_diffusers
+from if_jax.checkpoints.names import lazy_from_torch, unet_config_to_diffusers
+from if_jax.checkpoints.weights import load_params
 from if_jax.models.presets import SCALE
 from if_jax.models.unet import UNet, UNetConfig
 
@@ -75,7 +76,7 @@ def torch_unet(kind: str) -> Any:
 def unet_params(kind: str) -> dict[str, Any]:
     """The weights of `torch_unet(kind)` as our parameters."""
     state = {name: tensor.numpy() for name, tensor in torch_unet(kind).state_dict().items()}
-    return from_torch(state, abstract_params(CONFIGS[kind]), "unet")
+    return load_params(lazy_from_torch(state, abstract_params(CONFIGS[kind]), "unet"))
 
 
 def abstract_params(config: UNetConfig) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def _pair(workdir, *differing):
     """Two processes of one device each, the second one's arguments with `differing`; their exit codes and output."""
     joined = ["--coordinator", _free_place(), "--processes", "2", "--process"]
     started = [_start(workdir, 1, *joined, str(i), *(differing if i else ())) for i in range(2)]
-    told = [_output(process) for process in started]
-    return [process.returncode for process in started], told
+    outputs = [_output(process) for process in started]
+    return [process.returncode for process in started], outputs
 
 
 def _output(process):
@@ -60,19 +60,19 @@ def _rows(workdir):
 @pytest.mark.slow  # now and then gloo takes one collective of a CPU program for another, and the pair aborts
 def test_two_processes_give_the_losses_of_one(tmp_path):
     alone = _start(tmp_path / "one", 2)
-    told = _output(alone)
-    assert alone.returncode == 0, told
-    codes, told = _pair(tmp_path / "two")
-    assert codes == [0, 0], told
+    output = _output(alone)
+    assert alone.returncode == 0, output
+    codes, outputs = _pair(tmp_path / "two")
+    assert codes == [0, 0], outputs
     assert len(_rows(tmp_path / "one")) == 5  # four steps and a validation
     assert _rows(tmp_path / "two") == _rows(tmp_path / "one")
     assert (tmp_path / "two" / "samples" / "samples-0000004.png").is_file()
 
 
 def test_processes_that_differ_do_not_start(tmp_path):
-    codes, told = _pair(tmp_path / "run", "--config.seed=7")
-    assert codes == [1, 1], told
-    for output in told:
+    codes, outputs = _pair(tmp_path / "run", "--config.seed=7")
+    assert codes == [1, 1], outputs
+    for output in outputs:
         errors = [line for line in output.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1 and "process 1 on" in errors[0] and "differs from process 0" in errors[0], output
         assert ": recipe '" in errors[0] and "code" not in errors[0].partition("differs")[2]
@@ -90,26 +90,26 @@ def test_processes_that_wait_in_vain_name_the_missing_one(tmp_path):
         (second, f"coordinator {place} cannot be reached after 1 s"),
     ):
         lines = [line for line in _output(process).splitlines() if line]
-        assert process.returncode == hosts.ABSENT, lines
+        assert process.returncode == hosts.EXIT_PROCESS_MISSING, lines
         assert len(lines) == 1 and lines[0].startswith(f"Error: {message}") and "start" in lines[0], lines
     assert not (tmp_path / "run").exists()
 
 
 def test_all_who_came_hear_who_did_not():
-    place, told = _free_place(), {}
+    place, messages = _free_place(), {}
 
     def come(index):
-        with pytest.raises(rendezvous.Absent) as caught:
-            rendezvous.gather(place, 5, index, 1)
-        told[index] = str(caught.value)
+        with pytest.raises(rendezvous.ProcessMissing) as caught:
+            rendezvous.wait_for_all(rendezvous.Address(place, 5, index), 1)
+        messages[index] = str(caught.value)
 
     threads = [threading.Thread(target=come, args=(index,)) for index in (0, 2, 4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 3 and set(told.values()) == {told[0]}
-    assert told[0].startswith("process 1, 3 of 5 are not there after 1 s")
+    assert len(messages) == 3 and set(messages.values()) == {messages[0]}
+    assert messages[0].startswith("process 1, 3 of 5 are not there after 1 s")
 
 
 def test_a_process_0_that_is_lost_meanwhile_is_no_mistake():
@@ -118,22 +118,22 @@ def test_a_process_0_that_is_lost_meanwhile_is_no_mistake():
     with socket.create_server(("", int(place.rpartition(":")[2]))) as server:
         lost = threading.Thread(target=lambda: server.accept()[0].close())
         lost.start()
-        with pytest.raises(rendezvous.Absent, match="look at its log"):
-            rendezvous.gather(place, 2, 1, 5)
+        with pytest.raises(rendezvous.ProcessMissing, match="look at its log"):
+            rendezvous.wait_for_all(rendezvous.Address(place, 2, 1), 5)
         lost.join()
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("address", "message"),
     [
         (("localhost:1", None, 0), "give all three, or none"),
         ((None, 2, None), "give all three, or none"),
         (("localhost:1", 2, 2), r"process is 2 of 2: use 0…1"),
     ],
 )
-def test_half_an_address_is_refused(given, message):
+def test_half_an_address_is_refused(address, message):
     with pytest.raises(ValueError, match=message):
-        hosts.connect(*given, start_seconds=1, heartbeat_seconds=1)
+        hosts.connect(*address, start_seconds=1, heartbeat_seconds=1)
 
 
 def test_the_code_hash_is_of_the_source():
@@ -142,10 +142,10 @@ def test_the_code_hash_is_of_the_source():
 
 def test_the_deadline_counts_from_the_first_step(monkeypatch):
     left = []
-    monkeypatch.setattr(hosts, "exit_process", lambda why, code: left.append(code))
-    with hosts.deadline(0.1) as moved:
+    monkeypatch.setattr(hosts, "exit_process", lambda message, code: left.append(code))
+    with hosts.deadline(0.1) as heartbeat:
         time.sleep(0.4)  # compiling
         assert not left
-        moved()
+        heartbeat()
         time.sleep(0.4)
-    assert left and set(left) == {hosts.STUCK}
+    assert left and set(left) == {hosts.EXIT_STALLED}

@@ -33,12 +33,12 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 
 
 def test_rules_place_kernels_and_replicate_what_does_not_divide(mesh):
-    placed = rules.PRESETS["fsdp_tp"]
-    assert rules.spec_for((3, 3, 32, 64), (None, None, "in", "out"), mesh, placed) == P(
+    fsdp_tp = rules.PRESETS["fsdp_tp"]
+    assert rules.spec_for((3, 3, 32, 64), (None, None, "in", "out"), mesh, fsdp_tp) == P(
         None, None, ("fsdp",), ("tensor",)
     )
-    assert rules.spec_for((3, 3, 3, 64), (None, None, "in", "out"), mesh, placed) == P(None, None, None, ("tensor",))
-    assert rules.spec_for((3, 3, 32, 3), (None, None, "in", "out"), mesh, placed) == P(None, None, ("fsdp",), None)
+    assert rules.spec_for((3, 3, 3, 64), (None, None, "in", "out"), mesh, fsdp_tp) == P(None, None, None, ("tensor",))
+    assert rules.spec_for((3, 3, 32, 3), (None, None, "in", "out"), mesh, fsdp_tp) == P(None, None, ("fsdp",), None)
 
 
 def test_an_axis_is_used_once_per_array(mesh):
@@ -73,25 +73,25 @@ def test_a_masked_moment_stays_masked(mesh):
 
 def test_gradients_through_convolutions_survive_the_partitioner(mesh):
     """Without `gather_convolutions` the first kernel's gradient comes out tens of per cent wrong on this mesh."""
-    placed, rng = rules.PRESETS["fsdp_tp"], np.random.default_rng(0)
+    sharding_rules, rng = rules.PRESETS["fsdp_tp"], np.random.default_rng(0)
     kernels = [rng.standard_normal((3, 3, 32, 32)).astype(np.float32) / 17 for _ in range(2)]
     x = rng.standard_normal((8, 8, 8, 32)).astype(np.float32)
 
     def loss(kernels, x):
-        first, second = rules.gather_convolutions(kernels, placed)
+        first, second = rules.gather_convolutions(kernels, sharding_rules)
         return jnp.mean((convolve(nn.silu(convolve(x, first)), second) - 0.3) ** 2)
 
     want = jax.jit(jax.grad(loss))(kernels, x)
-    split = NamedSharding(mesh, rules.spec_for(kernels[0].shape, (None, None, "in", "out"), mesh, placed))
+    split = NamedSharding(mesh, rules.spec_for(kernels[0].shape, (None, None, "in", "out"), mesh, sharding_rules))
     assert split.spec == P(None, None, ("fsdp",), ("tensor",))
     with jax.set_mesh(mesh):
-        places = ([split, split], rules.batch_sharding(mesh, placed))
+        places = ([split, split], rules.batch_sharding(mesh, sharding_rules))
         got = jax.jit(jax.grad(loss), in_shardings=places, out_shardings=places[0])(
             *jax.device_put((kernels, x), places)
         )
-    for one, other in zip(want, got, strict=True):
-        assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
-        assert other.sharding.is_equivalent_to(split, 4)
+    for expected, actual in zip(want, got, strict=True):
+        assert np.linalg.norm(expected - actual) <= 1e-5 * np.linalg.norm(expected)
+        assert actual.sharding.is_equivalent_to(split, 4)
 
 
 def test_only_rule_sets_that_split_kernels_twice_gather_them(mesh):

@@ -10,6 +10,7 @@ import pytest
 from drawn_scenes import draw_scenes
 
 from if_jax.scenes import grammar, sampling
+from if_jax.scenes.grammar import NamedGroup
 from if_jax.scenes.scene import COLOURS, MATERIALS, RELATIONS, SHAPES, SIZES, Scene, as_numpy
 from if_jax.text.captions import clean_caption
 
@@ -59,12 +60,12 @@ def test_captions_are_true_and_complete(described: list[tuple[Scene, str]]) -> N
 
 
 def test_relations_hold_on_the_floor_and_in_the_picture(described: list[tuple[Scene, str]]) -> None:
-    found, beside = set(), []
+    names, beside = set(), []
     for i, (scene, caption) in enumerate(described):
         _, things, relation = _read(caption)
         if relation is None:
             continue
-        found.add(relation)
+        names.add(relation)
         a, b = (scene.position[_matching(scene, thing)] for thing in things)
         if relation in ("in front of", "behind"):
             near, far = (a, b) if relation == "in front of" else (b, a)
@@ -72,7 +73,7 @@ def test_relations_hold_on_the_floor_and_in_the_picture(described: list[tuple[Sc
         elif scene.letters[0] < 0 and {thing["colour"] for thing in things} in _PURE_PAIRS:
             left, right = things if relation == "left of" else things[::-1]
             beside.append((i, left["colour"], right["colour"]))
-    assert found == set(RELATIONS)
+    assert names == set(RELATIONS)
     assert len(beside) > 40
     for k in range(0, 40, 4):
         pictures = np.asarray(draw_scenes(np.asarray([i for i, *_ in beside[k : k + 4]]), 11, 64)) / 255.0
@@ -125,6 +126,25 @@ def test_the_longest_groups_still_fit() -> None:
 def test_a_scene_too_rich_for_a_caption_is_refused() -> None:
     with pytest.raises(ValueError, match="no caption of 76 bytes"):
         grammar.caption(_longest((2, 2, 2), "hello"), np.random.default_rng(0))
+
+
+def test_the_parser_reads_what_captions_say(described: list[tuple[Scene, str]]) -> None:
+    for _, caption in described:
+        word, things, relation = _read(caption)
+        parsed = grammar.parse_caption(caption)
+        named = [(_NUMBER[thing["number"]], *map(thing.get, NamedGroup._fields[1:])) for thing in things]
+        assert list(parsed.groups) == named, caption
+        assert (parsed.word, parsed.relation) == (word, relation if len(things) == 2 else None), caption
+        assert all(_THING.fullmatch(caption[start:end]) for start, end in parsed.spans), caption
+
+
+def test_the_parser_word_by_word() -> None:
+    parsed = grammar.parse_caption("a photo of two small cubes to the left of an orange metal cylinder")
+    assert parsed.groups == (NamedGroup(2, "cube", size="small"), NamedGroup(1, "cylinder", "orange", material="metal"))
+    assert (parsed.relation, parsed.word) == ("left of", "")
+    parsed = grammar.parse_caption("a sign that says moon and six red spheres")
+    assert (parsed.groups, parsed.relation, parsed.word) == ((NamedGroup(6, "sphere", "red"),), None, "moon")
+    assert grammar.parse_caption("an empty floor") == ((), (), None, "")
 
 
 def _read(caption: str) -> tuple[str, list[dict], str | None]:

@@ -90,17 +90,17 @@ def test_colours_and_word_are_those_of_the_scene_and_bytes_repeat(crowd: Scene) 
 @needs_mitsuba
 def test_a_built_set_has_the_records_of_the_ray_cast_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builders, "_PER_SLOW_SHARD", 2)
-    found = {}
+    built = {}
     for renderer in ("raycast", "mitsuba"):
         report = builders.build("scenes", tmp_path / renderer, count=3, size=16, seed=3, renderer=renderer, workers=1)
         opened = sources.open_stored(str(tmp_path / renderer))
         source = tfds.builder_from_directory(str(tmp_path / renderer)).as_data_source(split="train")
         labels = {record["caption"]: json.loads(record["labels"]) for record in source}
-        found[renderer] = {
+        built[renderer] = {
             record.captions[0]: (labels[record.captions[0].encode()], record.picture) for record in opened
         }
     assert "mitsuba" in str(report) and len(list((tmp_path / "mitsuba").glob("*array_record*"))) == 2
-    cast, traced = found["raycast"], found["mitsuba"]
+    cast, traced = built["raycast"], built["mitsuba"]
     assert {caption: labels for caption, (labels, _) in cast.items()} == {
         c: labels for c, (labels, _) in traced.items()
     }

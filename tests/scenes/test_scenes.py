@@ -32,8 +32,8 @@ def test_a_scene_looks_alike_at_64_256_and_1024_px() -> None:
     drawn = sampling.sample_scenes(np.asarray([4, 12, 16, 5]), 0)
     assert (np.asarray(drawn.letters[:, 0]) >= 0).sum() == 2
     small, large = (np.asarray(raycast.render_scenes(drawn, size)) for size in (64, 256))
-    one = jax.tree.map(lambda field: field[:1], drawn)
-    huge = np.asarray(raycast.render_scenes(one, 1024))
+    first = jax.tree.map(lambda field: field[:1], drawn)
+    huge = np.asarray(raycast.render_scenes(first, 1024))
     assert small.shape == (4, 64, 64, 3) and small.dtype == np.uint8
     for a, b in ((small, _shrink(large, 64)), (large[:1], _shrink(huge, 256)), (small[:1], _shrink(huge, 64))):
         difference = a - b  # of 255; four rays a pixel against many: edges differ, areas do not

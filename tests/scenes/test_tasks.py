@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from if_jax.scenes import grammar, sources, tasks
+from if_jax.scenes import grammar, sampling, sources, tasks
 from if_jax.scenes.scene import Scene, as_numpy
 from if_jax.text.captions import clean_caption
 
@@ -23,12 +23,12 @@ Sampled = list[tuple[Scene, int, str]]
 
 @pytest.fixture(scope="module", params=[False, True], ids=["train", "held_out"])
 def split(request: pytest.FixtureRequest) -> tuple[bool, Sampled]:
-    found = []
+    sampled = []
     for chunk in np.arange(MANY).reshape(-1, CHUNK):
         batch, kinds = tasks.sample_tasks(chunk, 3, held_out=request.param)
-        found += zip(as_numpy(batch), np.asarray(kinds).tolist(), strict=True)
+        sampled += zip(as_numpy(batch), np.asarray(kinds).tolist(), strict=True)
     rows = [
-        (scene, kind, tasks.caption(scene, kind, np.random.default_rng(i))) for i, (scene, kind) in enumerate(found)
+        (scene, kind, tasks.caption(scene, kind, np.random.default_rng(i))) for i, (scene, kind) in enumerate(sampled)
     ]
     return request.param, rows
 
@@ -60,10 +60,10 @@ def assert_names_exactly(scene: Scene, caption: str) -> None:
     sign = re.search(r"a sign that says ([a-z]+)", caption)
     assert (sign[1] if sign else "") == grammar.word(scene)
     rest = re.sub(r"a sign that says [a-z]+", "", caption)
-    found = [match.groups() for match in _THING.finditer(rest)]
+    things = [match.groups() for match in _THING.finditer(rest)]
     groups = grammar.groups(scene)
-    assert len(found) == len(groups), caption
-    for number, size, colour, material, shape, plural in found:
+    assert len(things) == len(groups), caption
+    for number, size, colour, material, shape, plural in things:
         fits = [
             group
             for group in groups
@@ -75,7 +75,7 @@ def assert_names_exactly(scene: Scene, caption: str) -> None:
         assert len(fits) == 1 and len(fits[0].slots) == _NUMBER[number], caption
         assert bool(plural) == (_NUMBER[number] > 1), caption
     if relation := re.search(r"left of|right of|in front of|behind", caption):
-        first, second = (next(g for g in groups if g.shape == f[4] and f[2] in (None, g.colour)) for f in found)
+        first, second = (next(g for g in groups if g.shape == f[4] and f[2] in (None, g.colour)) for f in things)
         assert grammar.relation(first, second) == relation[0]
 
 
@@ -94,6 +94,12 @@ def test_pairs_differ_in_shape_and_colour_and_are_named_in_full() -> None:
                 assert groups[0].shape != groups[1].shape and groups[0].colour != groups[1].colour
                 seen.add(tuple(len(group.slots) for group in groups))
     assert len(seen) == 9  # one to three of each, and seldom one group alone, where two found no place
+
+
+def test_slots_are_marked_by_booleans() -> None:
+    """Also where the scenes have no sign, which is then known before anything is traced."""
+    for sample in (sampling.sample_scenes, tasks.sample_pairs, lambda *args: tasks.sample_tasks(*args)[0]):
+        assert sample(np.arange(CHUNK), 3).valid.dtype == bool
 
 
 def test_every_task_comes_up_and_counts_go_to_six(split: tuple[bool, Sampled]) -> None:
@@ -120,8 +126,8 @@ def test_nothing_named_is_hidden(split: tuple[bool, Sampled]) -> None:
 
 
 def test_drawn_samples_carry_their_labels() -> None:
-    one, again = (list(sources.draw("tasks", range(CHUNK), 1, 16, with_labels=True)) for _ in range(2))
-    assert all(np.array_equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(one, again, strict=True))
-    for picture, _, labels in one:
+    first, again = (list(sources.draw("tasks", range(CHUNK), 1, 16, with_labels=True)) for _ in range(2))
+    assert all(np.array_equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(first, again, strict=True))
+    for picture, _, labels in first:
         assert picture.shape == (16, 16, 3) and labels["task"] in tasks.TASKS and labels["held_out"] == []
         assert len(labels["visible"]) == len(labels["objects"])

@@ -46,14 +46,14 @@ def killed_while_saving(run: Run, rng: Random) -> None:
 def killed_while_restoring(run: Run, rng: Random) -> None:
     before = set(run.processes().values())
     _kill_all(run)
-    found: list[int] = []
+    restoring: list[int] = []
 
     def restores() -> bool:
-        found[:] = [pid for pid in run.processes().values() if pid not in before and _reads(pid, run.checkpoints)]
-        return bool(found)
+        restoring[:] = [pid for pid in run.processes().values() if pid not in before and _reads(pid, run.checkpoints)]
+        return bool(restoring)
 
     _poll(run, restores, "reads a checkpoint")
-    os.kill(found[0], signal.SIGKILL)
+    os.kill(restoring[0], signal.SIGKILL)
 
 
 def truncated_file(run: Run, rng: Random) -> None:

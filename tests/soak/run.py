@@ -53,19 +53,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--slice", action="store_true", help="a tiny net in place of the demo's")
     parser.add_argument("--workdir", type=Path)
-    given = parser.parse_args()
-    work = given.workdir or Path(tempfile.mkdtemp(prefix="soak-"))
-    steps = given.steps or (24 if given.slice else 600)
-    config = ROOT / "tests/tiny_recipe.py" if given.slice else ROOT / "configs/demo_base.py"
+    options = parser.parse_args()
+    work = options.workdir or Path(tempfile.mkdtemp(prefix="soak-"))
+    steps = options.steps or (24 if options.slice else 600)
+    config = ROOT / "tests/tiny_recipe.py" if options.slice else ROOT / "configs/demo_base.py"
     keys = KEYS | {"steps": steps, "checkpoint_every": max(2, steps // 24)}
-    keys |= {"data.size": 8} if given.slice else {}
+    keys |= {"data.size": 8} if options.slice else {}
     calm, hurt = (Run(work / name, str(config), keys) for name in ("undisturbed", "disturbed"))
     calm.start()
     if code := calm.wait(4 * 3600):
         sys.exit(f"the undisturbed run ended with code {code}: see {calm.log}")
-    struck, restarts = disturb(hurt, plan(given.faults, steps, Random(given.seed)))
+    struck, restarts = disturb(hurt, plan(options.faults, steps, Random(options.seed)))
     report = compare(calm, hurt, steps) | costs(hurt, restarts) | {"faults": struck}
-    if not given.workdir and report["bit_identical"]:
+    if not options.workdir and report["bit_identical"]:
         shutil.rmtree(work)
     print(json.dumps(report))
     sys.exit(0 if report["bit_identical"] and not report["lost"] + report["repeated"] else 1)
@@ -127,8 +127,8 @@ def compare(calm: Run, hurt: Run, steps: int) -> dict[str, Any]:
     states = [jax.tree.leaves_with_path(final_state(run.checkpoints, steps)) for run in (calm, hurt)]
     unequal = [
         jax.tree_util.keystr(path)
-        for (path, one), (_, two) in zip(*states, strict=True)
-        if one.tobytes() != two.tobytes() or one.dtype != two.dtype
+        for (path, calm_leaf), (_, hurt_leaf) in zip(*states, strict=True)
+        if calm_leaf.tobytes() != hurt_leaf.tobytes() or calm_leaf.dtype != hurt_leaf.dtype
     ]
     for path in unequal[:5]:
         print(f"differs: {path}", file=sys.stderr)
@@ -138,13 +138,13 @@ def compare(calm: Run, hurt: Run, steps: int) -> dict[str, Any]:
 
 def costs(hurt: Run, restarts: list[float]) -> dict[str, Any]:
     """What the faults cost, by the run's own account and by our clock."""
-    found = goodput.account(goodput.read_events(str(hurt.workdir)))
+    account = goodput.account(goodput.read_events(str(hurt.workdir)))
     restart = median(restarts) if restarts else 0.0
-    report = {"goodput": found.goodput, "restart_s": restart, "blocking_save_s": found.blocking_save}
-    if found.blocking_save > 0:
-        report["young_daly"] = goodput.best_interval(found.blocking_save, restart, THREE_HOURS)[1]
+    report = {"goodput": account.goodput, "restart_s": restart, "blocking_save_s": account.blocking_save}
+    if account.blocking_save > 0:
+        report["young_daly"] = goodput.best_interval(account.blocking_save, restart, THREE_HOURS)[1]
     rounded = {name: round(value, 4) for name, value in report.items()}
-    return rounded | {"badput_s": {name: round(took, 1) for name, took in found.badput.items() if took >= 0.05}}
+    return rounded | {"badput_s": {name: round(took, 1) for name, took in account.badput.items() if took >= 0.05}}
 
 
 def final_state(checkpoints: Path, step: int) -> Any:

@@ -58,7 +58,7 @@ class Run:
 
     def processes(self) -> dict[int, int]:
         """The living training processes: {number: pid}."""
-        found = {}
+        pids = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 words = (path / "cmdline").read_bytes().decode().split("\0")
@@ -66,8 +66,8 @@ class Run:
             except OSError:  # it has just ended
                 continue
             if alive and str(self.workdir) in words and "--process" in words and "if_jax" in words:
-                found[int(words[words.index("--process") + 1])] = int(path.name)
-        return found
+                pids[int(words[words.index("--process") + 1])] = int(path.name)
+        return pids
 
     def rows(self) -> list[dict[str, float]]:
         """The finished rows of metrics.jsonl that hold a loss, without what depends on the clock."""

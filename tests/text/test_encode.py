@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from if_jax.models.t5 import T5Config, T5Encoder
-from if_jax.text.encode import empty_states, encode
+from if_jax.text.encode import encode
 from if_jax.text.tokens import ByteTokenizer
 
 PROMPTS = ["a red cube", "two blue spheres", "a red cube", "A Red Cube ", ""]
@@ -53,7 +53,7 @@ def test_every_distinct_caption_is_encoded_once_in_calls_of_one_shape():
 
 def test_the_empty_captions_states_have_two_distinct_rows(encoder):
     """One position is not masked, so all pads attend to it alone: IF's stored vector has this shape as well."""
-    states = np.asarray(empty_states(*encoder, ByteTokenizer()))
+    states = np.asarray(encode(*encoder, ByteTokenizer(), [""])[0])
     assert states.shape == (77, 32)
     np.testing.assert_allclose(states[2:], np.broadcast_to(states[1], (75, 32)), atol=1e-6)
     assert np.abs(states[0] - states[1]).max() > 1e-2

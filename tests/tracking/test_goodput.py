@@ -42,15 +42,15 @@ def _events(*rows):
     return [{"time": float(when), "event": event, **values} for event, when, values in rows]
 
 
-def _adds_up(found):
-    assert found.total == pytest.approx(found.productive + sum(found.badput.values()))
-    assert min(found.badput.values()) >= 0
-    return {name: round(took, 6) for name, took in found.badput.items() if took}
+def _adds_up(account):
+    assert account.total == pytest.approx(account.productive + sum(account.badput.values()))
+    assert min(account.badput.values()) >= 0
+    return {name: round(took, 6) for name, took in account.badput.items() if took}
 
 
 def test_a_session_alone():
-    found = goodput.account(_events(*FAULTLESS))
-    assert _adds_up(found) == {
+    account = goodput.account(_events(*FAULTLESS))
+    assert _adds_up(account) == {
         "tpu_initialization": 5,
         "training_prep": 4,
         "unproductive_checkpoint_restore_time": 1,
@@ -58,62 +58,62 @@ def test_a_session_alone():
         "data_loading_sync": 2,
         "unproductive_checkpoint_save_time": 1,
     }
-    assert found.total == 61 and found.productive == 18 and found.goodput == pytest.approx(18 / 61)
-    assert (found.step, found.sessions, found.disruptions, found.saves) == (10, 1, 0, 1)
+    assert account.total == 61 and account.productive == 18 and account.goodput == pytest.approx(18 / 61)
+    assert (account.step, account.sessions, account.disruptions, account.saves) == (10, 1, 0, 1)
 
 
 def test_steps_done_again_were_lost_and_a_gap_is_recovery():
-    found = goodput.account(_events(*KILLED, *RESUMED))
-    badput = _adds_up(found)
-    assert found.total == 125
+    account = goodput.account(_events(*KILLED, *RESUMED))
+    badput = _adds_up(account)
+    assert account.total == 125
     assert badput["wasted_progress_from_disruption"] == 19  # steps 11-20 of the first session, without its data
     assert badput["infrastructure_recovery_from_disruption"] == 9
     assert badput["custom_badput_events"] == 3 and badput["other"] == 1
     assert badput["unproductive_checkpoint_restore_time"] == 1 + 1 + 3
-    assert found.productive == 18 + 20 and (found.step, found.disruptions) == (20, 1)
-    assert found.restart == 99 - 81 and found.blocking_save == 1.5
+    assert account.productive == 18 + 20 and (account.step, account.disruptions) == (20, 1)
+    assert account.restart == 99 - 81 and account.blocking_save == 1.5
 
 
 def test_a_window_is_lost_in_part():
     """Steps 1-10 in one line, gone on from step 4: six tenths of it."""
-    found = goodput.account(_events(*FAULTLESS, ("start", 61, {}), ("checked", 61, {"step": 4})))
-    assert found.badput["wasted_progress_from_disruption"] == pytest.approx(0.6 * 18)
+    account = goodput.account(_events(*FAULTLESS, ("start", 61, {}), ("checked", 61, {"step": 4})))
+    assert account.badput["wasted_progress_from_disruption"] == pytest.approx(0.6 * 18)
 
 
 def test_the_earliest_of_later_origins_counts():
     """The second session went back to 10, the third to 0: nothing of the first remains, nor of the second."""
     third = [("start", 130, {}), ("checked", 131, {"step": 0}), ("steps", 140, {"step": 3, "data": 0})]
-    found = goodput.account(_events(*KILLED, *RESUMED[:-1], *third))
-    assert found.productive == 9 and found.badput["wasted_progress_from_disruption"] == 18 + 19 + 20
-    _adds_up(found)
+    account = goodput.account(_events(*KILLED, *RESUMED[:-1], *third))
+    assert account.productive == 9 and account.badput["wasted_progress_from_disruption"] == 18 + 19 + 20
+    _adds_up(account)
 
 
 def test_a_session_killed_before_it_knew_its_step_loses_nothing_of_others():
     early = [("start", 85, {}), ("initialized", 88, {})]
-    found = goodput.account(_events(*KILLED, *early, *RESUMED))
-    assert found.badput["infrastructure_recovery_from_disruption"] == 4 + 2
-    assert found.disruptions == 2 and found.restart == 99 - 88
-    _adds_up(found)
+    account = goodput.account(_events(*KILLED, *early, *RESUMED))
+    assert account.badput["infrastructure_recovery_from_disruption"] == 4 + 2
+    assert account.disruptions == 2 and account.restart == 99 - 88
+    _adds_up(account)
 
 
 def test_a_pause_after_the_end_is_no_part_of_the_run():
     later = [("start", 1000, {}), ("checked", 1001, {"step": 20}), ("steps", 1011, {"step": 30, "data": 0})]
-    found = goodput.account(_events(*FAULTLESS, ("end", 61, {"why": "finished"}), *later))
-    assert found.total == 61 + 11 and found.disruptions == 0
+    account = goodput.account(_events(*FAULTLESS, ("end", 61, {"why": "finished"}), *later))
+    assert account.total == 61 + 11 and account.disruptions == 0
     assert goodput.account(_events(*FAULTLESS, ("end", 61, {"why": "Terminated"}), *later)).total == 1011
 
 
 def test_a_clock_that_is_set_back_counts_nothing_twice():
-    found = goodput.account(
+    account = goodput.account(
         _events(*KILLED, ("start", 70, {}), ("checked", 75, {"step": 10}), ("end", 90, {"why": ""}))
     )
-    assert found.total == 90
-    _adds_up(found)
+    assert account.total == 90
+    _adds_up(account)
 
 
 def test_nothing_yet():
-    found = goodput.account([])
-    assert (found.total, found.goodput, found.sessions) == (0, 0, 0)
+    account = goodput.account([])
+    assert (account.total, account.goodput, account.sessions) == (0, 0, 0)
 
 
 def _record(workdir, steps):
@@ -239,9 +239,9 @@ def test_what_cannot_be_is_refused():
 def test_the_command_prints_a_table_or_json(tmp_path):
     rows = "".join(json.dumps(event) + "\n" for event in _events(*KILLED, *RESUMED))
     (tmp_path / goodput.FILE).write_text(rows)
-    told = CliRunner().invoke(main, ["goodput", str(tmp_path)])
-    assert told.exit_code == 0 and "wasted_progress_from_disruption" in told.output and "30.40 %" in told.output
-    assert "1 disruption(s): a restart took 18.0 s; 2 save(s) blocked for 1.50 s each" in told.output
+    result = CliRunner().invoke(main, ["goodput", str(tmp_path)])
+    assert result.exit_code == 0 and "wasted_progress_from_disruption" in result.output and "30.40 %" in result.output
+    assert "1 disruption(s): a restart took 18.0 s; 2 save(s) blocked for 1.50 s each" in result.output
     values = json.loads(CliRunner().invoke(main, ["goodput", str(tmp_path), "--json"]).output)
     assert values["goodput"] == pytest.approx(38 / 125) and values["expected_goodput"] > 0.9
     missing = CliRunner().invoke(main, ["goodput", str(tmp_path / "none")])

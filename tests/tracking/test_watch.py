@@ -13,8 +13,8 @@ from if_jax.tracking.watch import draw_run, read_rows
 pytest.importorskip("matplotlib")
 
 
-def same(one: Image.Image, other: Image.Image) -> bool:
-    return np.array_equal(np.asarray(one), np.asarray(other))
+def same(left: Image.Image, right: Image.Image) -> bool:
+    return np.array_equal(np.asarray(left), np.asarray(right))
 
 
 def test_a_run_is_drawn_from_its_beginning_on(tmp_path):

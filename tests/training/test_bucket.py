@@ -30,8 +30,8 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path):
         return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
 
     calm = start("disk")
-    told = calm.communicate(timeout=1800)[0]
-    assert calm.returncode == 0, told
+    output = calm.communicate(timeout=1800)[0]
+    assert calm.returncode == 0, output
     with bucket.serve() as (far, variables):
         environment |= variables
         first = start(f"gs://{bucket.NAME}/runs/I")
@@ -41,9 +41,9 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path):
         assert len(_rows(far.objects["runs/I/metrics.jsonl"][0])) >= 40
         damaged = _flip_a_byte(far, "runs/I/checkpoints/40/")
         second = start(f"gs://{bucket.NAME}/runs/I")
-        told = second.communicate(timeout=1800)[0]
-        assert second.returncode == 0, told
-        assert "checkpoint 40 of gs://bucket/runs/I is damaged" in told and damaged in told
+        output = second.communicate(timeout=1800)[0]
+        assert second.returncode == 0, output
+        assert "checkpoint 40 of gs://bucket/runs/I is damaged" in output and damaged in output
         assert not far.refused
     names = set(far.objects)
     assert any(name.startswith("runs/I/checkpoints/40.damaged/") for name in names)

@@ -18,9 +18,9 @@ def _losses(run, steps=KEYS["steps"]):
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, steps + 1)), run.log.read_text()
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines if "validation" in line]
-    evaluation = {name: value for name, value in found[-1].items() if name.startswith("validation")}
-    assert len(found) == 1 and len(evaluation) > 1
+    validations = [json.loads(line) for line in lines if "validation" in line]
+    evaluation = {name: value for name, value in validations[-1].items() if name.startswith("validation")}
+    assert len(validations) == 1 and len(evaluation) > 1
     return np.array([[row["loss"], row["grad_norm"]] for row in rows]), np.array(list(evaluation.values()))
 
 
@@ -58,5 +58,5 @@ def test_the_number_of_devices_changes_in_mid_run(tmp_path):
             assert run.end() in (143, -15), run.log.read_text()  # one to a shell
         else:
             assert run.wait(1200) == 0, run.log.read_text()
-    for one, other in zip(_losses(steady, 24), _losses(run, 24), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-5)
+    for expected, actual in zip(_losses(steady, 24), _losses(run, 24), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)

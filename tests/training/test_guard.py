@@ -52,8 +52,8 @@ def _kept(state):
 def test_what_is_left_out_changes_nothing_but_the_counters(bad):
     good, _ = _after(1, 1, 1, 1)
     after, metrics = _after(bad, state=good)
-    for one, other in zip(_kept(good), _kept(after), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, actual in zip(_kept(good), _kept(after), strict=True):
+        np.testing.assert_array_equal(expected, actual)
     assert int(after.step) == 5  # the batch counts as seen: a resumed run goes on with the next one
     assert dataclasses.asdict(jax.device_get(after.guard)) == {"norm": 1.0, "accepted": 4, "skipped": 1, "in_a_row": 1}
     assert int(metrics[0]["skipped"]) == int(metrics[0]["skipped_in_a_row"]) == 1
@@ -83,8 +83,8 @@ def test_what_is_left_out_is_as_if_it_had_not_been():
     """Moments, averages and the averages' warm-up go by updates made."""
     with_gap, _ = _after(1, 2, np.nan, 3)
     without, _ = _after(1, 2, 3)
-    for one, other in zip(_kept(with_gap), _kept(without), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, actual in zip(_kept(with_gap), _kept(without), strict=True):
+        np.testing.assert_array_equal(expected, actual)
     assert float(with_gap.guard.norm) == float(without.guard.norm)
 
 

@@ -79,10 +79,10 @@ def test_a_run_accounts_for_its_time(finished):
     first = [event["event"] for event in events[: [event["event"] for event in events].index("end") + 1]]
     assert first[:4] == ["start", "initialized", "prepared", "checked"]
     assert first.index("compiled") < first.index("steps") < first.index("saved") < first.index("watched")
-    found = goodput.account(events)
-    assert found.total == pytest.approx(found.productive + sum(found.badput.values())) and found.step == 6
-    assert found.productive > 0 and found.saves == 3 and min(found.badput.values()) >= 0
-    assert found.badput["program_startup"] > 0 and found.badput["wasted_progress_from_disruption"] == 0
+    account = goodput.account(events)
+    assert account.total == pytest.approx(account.productive + sum(account.badput.values())) and account.step == 6
+    assert account.productive > 0 and account.saves == 3 and min(account.badput.values()) >= 0
+    assert account.badput["program_startup"] > 0 and account.badput["wasted_progress_from_disruption"] == 0
 
 
 def _train_until(monkeypatch, workdir, at, happens):
@@ -120,10 +120,12 @@ def test_a_run_that_is_interrupted_resumes_to_the_same_bits(finished, tmp_path, 
     assert _metrics(tmp_path)[-1]["step"] < 6
     _train_until(monkeypatch, tmp_path, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))  # the last step: it ends whole
     assert _metrics(tmp_path) == _metrics(finished)
-    found = goodput.account(goodput.read_events(str(tmp_path)))
-    assert (found.sessions, found.disruptions, found.step) == (3, 2, 6) and found.restart > 0
-    for one, other in zip(*(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True):
-        np.testing.assert_array_equal(one, other)
+    account = goodput.account(goodput.read_events(str(tmp_path)))
+    assert (account.sessions, account.disruptions, account.step) == (3, 2, 6) and account.restart > 0
+    for expected, actual in zip(
+        *(jax.tree.leaves(run.read_ema(str(path))[2]) for path in (finished, tmp_path)), strict=True
+    ):
+        np.testing.assert_array_equal(expected, actual)
 
 
 def test_out_of_memory_is_told_in_the_words_of_the_recipe():
@@ -185,8 +187,8 @@ def test_kept_embeddings_train_like_the_encoder_that_made_them(finished, tmp_pat
     config.write_text(
         f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({recipe_to_dict(online)})"
     )
-    told = CliRunner().invoke(cli.main, ["embed", "--config", str(config), "--out", str(tmp_path / "kept")])
-    assert told.exit_code == 0 and "21 captions, exact" in told.output, told.output
+    result = CliRunner().invoke(cli.main, ["embed", "--config", str(config), "--out", str(tmp_path / "kept")])
+    assert result.exit_code == 0 and "21 captions, exact" in result.output, result.output
     kept = dataclasses.replace(online, data=dataclasses.replace(data, embeddings=str(tmp_path / "kept")))
     for name, recipe in (("online", online), ("kept", kept)):
         loop.train(recipe, str(tmp_path / name))
@@ -196,16 +198,18 @@ def test_kept_embeddings_train_like_the_encoder_that_made_them(finished, tmp_pat
     publish.publish([str(tmp_path / "kept")], str(tmp_path / "two"))
 
 
-def test_a_run_older_than_a_recipe_key_goes_on(finished, monkeypatch):
+def test_a_run_older_than_a_recipe_key_goes_on_with_its_default(finished, monkeypatch):
     read = run.read_latest
 
     def older(workdir):
         step, before = read(workdir)
-        del before["recipe"]["data"]["workers"]
+        del before["recipe"]["pooled_dropout"]  # the losses follow from it: no session may change it
         return step, before
 
     monkeypatch.setattr(run, "read_latest", older)
     loop.train(RECIPE, str(finished))
+    with pytest.raises(ValueError, match=r"another recipe \(pooled_dropout was 0.0, is 0.5\)"):
+        loop.train(dataclasses.replace(RECIPE, pooled_dropout=0.5), str(finished))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_compiled(tmp_path):

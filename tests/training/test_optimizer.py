@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import tiny
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from if_jax.config import DTYPES, OPTIMIZERS, DataConfig, OptimizerConfig, Recipe
+from if_jax.config import DataConfig, OptimizerConfig, Recipe
+from if_jax.config.keys import Dtype, OptimizerName
 from if_jax.models import presets
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
@@ -39,8 +41,8 @@ def _params(key):
 PARAMS = jax.jit(_params, compiler_options=QUICK)(jax.random.key(0))
 
 
-def _config(name, **other):
-    return OptimizerConfig(**{"name": name, "learning_rate": 0.03, "warmup_steps": 0, **other})
+def _config(name, **settings):
+    return OptimizerConfig(**{"name": name, "learning_rate": 0.03, "warmup_steps": 0, **settings})
 
 
 def _leaves(tree):
@@ -55,7 +57,7 @@ def _loss(params, frozen, batch, key):
 
 
 @pytest.mark.parametrize("boxed", [True, False])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_every_optimizer_learns(name, boxed):
     tx = optimizer.make_optimizer(_config(name), 100)
     params = PARAMS if boxed else nn.meta.unbox(PARAMS)
@@ -71,7 +73,7 @@ def test_every_optimizer_learns(name, boxed):
     assert jax.tree.structure(state) == jax.tree.structure(start)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_states_lie_where_their_weights_do(name):
     """From boxed shapes to a state made in place on the mesh, which an update leaves where it is."""
     mesh = meshes.make_mesh(2, 2, 2)
@@ -134,7 +136,7 @@ def test_muon_turns_kernels_and_nothing_else():
         assert np.ptp(np.abs(by_sign)) < 1e-3 * rate and rate <= np.abs(by_sign).max() < 1.5 * rate
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_weight_decay_spares_vectors_and_goes_with_the_rate(name):
     params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -147,15 +149,15 @@ def test_weight_decay_spares_vectors_and_goes_with_the_rate(name):
     np.testing.assert_array_equal(updates["kernel"], 0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_a_large_gradient_is_clipped_to_the_norm(name):
     """Twice the gradient beyond the norm makes the same update, also in the moments."""
     params = {"kernel": jnp.ones((4, 3))}
     tx = optimizer.make_optimizer(_config(name, clip_norm=1.0), 10)
     grads = {"kernel": jnp.arange(12.0).reshape(4, 3) - 3}
     states = [tx.update(jax.tree.map(lambda g, f=f: f * g, grads), tx.init(params), params)[1] for f in (1, 2)]
-    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for small, large in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(small, large, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +180,8 @@ def _assert_state_is_float32(state, name, moment_dtype):
     assert {leaf.dtype.name for path, leaf in leaves.items() if path not in halved} == {"float32", "int32"}
 
 
-@pytest.mark.parametrize("moment_dtype", DTYPES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("moment_dtype", get_args(Dtype))
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_the_state_is_float32_whatever_is_computed_in(name, moment_dtype, tiny_recipe):
     """Before and after a step, all of it but the first moments where the recipe asks; the weights are the nets'."""
     _, _, params = tiny_recipe

@@ -33,11 +33,11 @@ def traced(tmp_path):
 
 
 def _run(lower, scale, *follows_from):
-    given = {"x": _on_the_mesh(jnp.arange(8.0))}
-    found = executable_cache.compiled(lambda: lower(scale), MESH, *follows_from)(given)
-    assert given["x"].is_deleted()  # donated, also where the program was read
-    assert len(found["y"].sharding.device_set) == 8
-    return found["y"].tolist()[:3]
+    arguments = {"x": _on_the_mesh(jnp.arange(8.0))}
+    result = executable_cache.compiled(lambda: lower(scale), MESH, *follows_from)(arguments)
+    assert arguments["x"].is_deleted()  # donated, also where the program was read
+    assert len(result["y"].sharding.device_set) == 8
+    return result["y"].tolist()[:3]
 
 
 def test_a_program_is_traced_once(traced):
@@ -91,9 +91,9 @@ def test_what_the_cache_of_jax_gave_is_not_kept():
 
     least = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    given = {"x": _on_the_mesh(jnp.arange(8.0))}
-    first = lower_loop().compile()(given)["y"].tolist()  # now JAX's cache has it
+    arguments = {"x": _on_the_mesh(jnp.arange(8.0))}
+    first = lower_loop().compile()(arguments)["y"].tolist()  # now JAX's cache has it
     for _ in range(2):  # compiled and kept, then read
-        assert executable_cache.compiled(lower_loop, MESH, "recipe")(given)["y"].tolist() == first
+        assert executable_cache.compiled(lower_loop, MESH, "recipe")(arguments)["y"].tolist() == first
     assert jax.config.jax_enable_compilation_cache
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)

@@ -1,7 +1,7 @@
 """The training step: what it optimises, that it does not depend on the devices, and how a batch is accumulated.
 
-The programs are those of the loop (`loop.lower_step`), for a net of one level. Each is compiled once, with an optimizer
-that is plain SGD or the recipe's AdamW by a flag in its state, and keeps the gradient it was given.
+The programs are those of training (`setup.lower_step`), for a net of one level. Each is compiled once, with an
+optimizer that is plain SGD or the recipe's AdamW by a flag in its state, and keeps the gradient it was given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from if_jax.models.unet import UNet
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
 from if_jax.text import tokens
-from if_jax.training import loop, objective, optimizer
+from if_jax.training import objective, optimizer, setup
 from if_jax.training.step import TrainState, init_state, make_step
 
 TEXT_LENGTH = 9
@@ -94,14 +94,13 @@ def _sgd_or_adamw(config: OptimizerConfig) -> optax.GradientTransformation:
 @functools.cache
 def _program(stage: str, mesh_name: str) -> tuple[Any, TrainState]:
     """The compiled step and its abstract state, which holds the places."""
-    networks, (mesh, placed) = _networks(stage), _mesh(mesh_name)
+    networks, (mesh, sharding_rules) = _networks(stage), _mesh(mesh_name)
     recipe = dataclasses.replace(RECIPES[stage], mesh=MeshConfig(rules="dp" if mesh_name == "one" else mesh_name))
-    tx = _sgd_or_adamw(recipe.optimizer)
+    parts = setup.TrainingSetup(recipe, networks, _sgd_or_adamw(recipe.optimizer), mesh, sharding_rules)
     with jax.set_mesh(mesh):
-        abstract = loop.abstract_state(recipe, networks, tx, mesh, placed)
+        abstract = setup.abstract_state(parts)
         frozen = jax.device_put(_frozen(stage), rules.replicated(mesh))
-        lowered = loop.lower_step(recipe, networks, tx, abstract, frozen, mesh, placed)
-        return lowered.compile(QUICK), abstract
+        return setup.lower_step(parts, abstract, frozen).compile(QUICK), abstract
 
 
 def _frozen(stage: str) -> dict:
@@ -118,25 +117,25 @@ def _random_params(stage: str) -> dict:
 @functools.cache
 def _fresh_params(stage: str) -> dict:
     """A run's own first weights, made in place on a mesh of eight."""
-    recipe, networks, (mesh, placed) = RECIPES[stage], _networks(stage), _mesh("fsdp_tp")
+    recipe, networks, (mesh, sharding_rules) = RECIPES[stage], _networks(stage), _mesh("fsdp_tp")
     init = functools.partial(objective.init_params, networks, recipe, text_length=TEXT_LENGTH)
-    places = rules.state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, placed)
+    places = rules.state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, sharding_rules)
     with jax.set_mesh(mesh):
         make = jax.jit(lambda key: nn.meta.unbox(init(key)), out_shardings=places, compiler_options=QUICK)
         return jax.device_get(make(jax.random.key(0)))
 
 
 @functools.cache
-def _trained(stage: str, mesh_name: str, how: str) -> tuple[list[float], dict, TrainState]:
+def _trained(stage: str, mesh_name: str, optimizer_name: str) -> tuple[list[float], dict, TrainState]:
     """Losses of ten steps, the first gradient and the last state: "sgd" from random, "adamw" from fresh weights."""
-    recipe, (mesh, placed) = RECIPES[stage], _mesh(mesh_name)
+    recipe, (mesh, sharding_rules) = RECIPES[stage], _mesh(mesh_name)
     step, abstract = _program(stage, mesh_name)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    params = _random_params(stage) if how == "sgd" else _fresh_params(stage)
+    params = _random_params(stage) if optimizer_name == "sgd" else _fresh_params(stage)
     state = init_state(jax.tree.map(jnp.asarray, params), _sgd_or_adamw(recipe.optimizer), recipe.ema_decays)
-    state.opt_state["use_adamw"] = jnp.array(how == "adamw")
+    state.opt_state["use_adamw"] = jnp.array(optimizer_name == "adamw")
     state = jax.device_put(state, places)
-    frozen, split = jax.device_put(_frozen(stage), rules.replicated(mesh)), rules.batch_sharding(mesh, placed)
+    frozen, split = jax.device_put(_frozen(stage), rules.replicated(mesh)), rules.batch_sharding(mesh, sharding_rules)
     losses, first = [], None
     with jax.set_mesh(mesh):
         for k in range(STEPS):
@@ -271,8 +270,8 @@ def test_a_batch_in_four_parts_makes_the_same_update(on_mesh):
     params, batch = _regression(32)
     params = jax.tree.map(jnp.asarray, params)
     tx = optax.adamw(1e-2)
-    mesh, placed = _mesh("fsdp" if on_mesh else "one")
-    split = rules.batch_sharding(mesh, placed)
+    mesh, sharding_rules = _mesh("fsdp" if on_mesh else "one")
+    split = rules.batch_sharding(mesh, sharding_rules)
     state = init_state(params, tx, (0.9,))
     seen = []
 
@@ -288,8 +287,8 @@ def test_a_batch_in_four_parts_makes_the_same_update(on_mesh):
             results.append(jax.device_get(step(state, {}, batch)))
     (whole, whole_metrics), (parted, parted_metrics) = results
     assert set(seen) == {(8, 6)}
-    for one, other in zip(*(jax.tree.leaves((s.params, s.ema, s.opt_state)) for s in (whole, parted)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    for left, right in zip(*(jax.tree.leaves((s.params, s.ema, s.opt_state)) for s in (whole, parted)), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-7)
     assert whole_metrics.keys() == parted_metrics.keys()
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(parted_metrics[name], value, rtol=1e-6, atol=1e-7, err_msg=name)

@@ -54,7 +54,7 @@ def quick_pictures():
 class _Pointwise:
     """A UNet of few weights that reads all it is given: the figures' rules do not depend on the net."""
 
-    def apply(self, variables, x, t, states, level):
+    def apply(self, variables, x, t, states, level, pooled=None):
         p, time = variables["params"], t[:, None, None, None] / 1000
         y = jnp.tanh(x @ p["in"]) * (1 + time) + states.mean((1, 2))[:, None, None, None]
         return (y if level is None else y + level[:, None, None, None] / 1000) @ p["out"]
@@ -80,14 +80,14 @@ TEXT = {"table": np.random.default_rng(9).standard_normal((260, 4)).astype(np.fl
 def _validate(recipe, devices=1):
     """The recipe's validation on so many devices, as a function of the parameters' seed."""
     mesh = meshes.make_mesh(devices=jax.devices()[:devices])
-    one, split = rules.replicated(mesh), rules.batch_sharding(mesh, rules.PRESETS["dp"])
+    whole, split = rules.replicated(mesh), rules.batch_sharding(mesh, rules.PRESETS["dp"])
     frozen = {} if recipe.stage == "base" else {"text_encoder": TEXT}
     networks = objective.Networks(_Pointwise(), _Table())
-    made = validation.make_validation(recipe, networks, _tokenize, jax.device_put(frozen, one), split)
+    made = validation.make_validation(recipe, networks, _tokenize, jax.device_put(frozen, whole), split)
 
     def validate(seed=0):
         with jax.set_mesh(mesh):
-            return made(jax.device_put(_params(recipe.stage, seed), one))
+            return made(jax.device_put(_params(recipe.stage, seed), whole))
 
     return validate
 
@@ -153,12 +153,12 @@ def test_it_is_the_mean_error_of_the_prediction_on_the_first_samples(on_one_devi
 
 
 def test_super_resolution_on_eight_devices_in_other_batches():
-    one = _validate(SUPER_RESOLUTION)()
+    figures = _validate(SUPER_RESOLUTION)()
     changed = dataclasses.replace(SETTINGS, batch_size=16)
-    _assert_same(_validate(dataclasses.replace(SUPER_RESOLUTION, validation=changed), devices=8)(), one)
+    _assert_same(_validate(dataclasses.replace(SUPER_RESOLUTION, validation=changed), devices=8)(), figures)
     cleaner = dataclasses.replace(SETTINGS, aug_level=0)
     other = _validate(dataclasses.replace(SUPER_RESOLUTION, validation=cleaner))()
-    assert other["validation/mean"] != one["validation/mean"]
+    assert other["validation/mean"] != figures["validation/mean"]
 
 
 @pytest.mark.parametrize("recipe", [BASE, SUPER_RESOLUTION], ids=lambda recipe: recipe.stage)

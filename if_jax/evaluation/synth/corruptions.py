@@ -9,8 +9,16 @@ from jax.scipy.ndimage import map_coordinates
 
 
 @jax.jit
-def spoil(key: jax.Array, pictures: jax.Array) -> jax.Array:
-    """Each of the pictures (B, S, S, 3) in [-1, 1] spoilt by chance, a quarter of them hardly; S a multiple of 8."""
+def corrupt(key: jax.Array, pictures: jax.Array) -> jax.Array:
+    """Corrupt each picture by its own random mixture of flaws; about a quarter stay nearly as they are.
+
+    Args:
+      key: decides which flaws, and how strong.
+      pictures: (B, S, S, 3) in [-1, 1], S a multiple of 8.
+
+    Returns:
+      The corrupted pictures, of the same shape, in [-1, 1].
+    """
     batch, side = pictures.shape[0], pictures.shape[1]
     keys = jax.random.split(key, 8)
     strength = jax.random.uniform(keys[0], (batch, 1, 1, 1), minval=-0.33).clip(0.0)
@@ -29,11 +37,20 @@ def spoil(key: jax.Array, pictures: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def stretch(key: jax.Array, pictures: jax.Array, place: jax.Array, cells: int) -> tuple[jax.Array, jax.Array]:
-    """Half of the pictures (B, S, S, 3) made lower or higher about their middle, by a quarter at most.
+def stretch(key: jax.Array, pictures: jax.Array, position: jax.Array, cells: int) -> tuple[jax.Array, jax.Array]:
+    """Make about half of the pictures lower or higher about their middle row, by a quarter or so at most.
 
-    place: what is where, (B, N, 2) column and row of `cells`; it moves along. The solids of the scenes have fixed
-    proportions, so without this a reader takes whatever is as wide as high for a cube, a round one too.
+    The solids of the scenes have fixed proportions, so without this a reader takes whatever is as wide as high for a
+    cube, a round one too.
+
+    Args:
+      key: decides which pictures, and by how much.
+      pictures: (B, S, S, 3).
+      position: (B, N, 2) of what is in them: column and row, in cells.
+      cells: how many cells a picture has from side to side.
+
+    Returns:
+      The pictures (B, S, S, 3), and the positions (B, N, 2), which move along and stay within the picture.
     """
     batch, side = pictures.shape[0], pictures.shape[1]
     chosen, amount = jax.random.uniform(key, (2, batch))
@@ -41,8 +58,8 @@ def stretch(key: jax.Array, pictures: jax.Array, place: jax.Array, cells: int) -
     middle = (side - 1) / 2
     source = ((jnp.arange(side) - middle) / factor[:, None] + middle).clip(0, side - 1)
     weights = jnp.maximum(0.0, 1 - jnp.abs(source[..., None] - jnp.arange(side)))
-    row = ((place[..., 1] - cells / 2) * factor[:, None] + cells / 2).clip(0, cells - 1e-3)
-    return jnp.einsum("bij,bjkc->bikc", weights, pictures), place.at[..., 1].set(row)
+    row = ((position[..., 1] - cells / 2) * factor[:, None] + cells / 2).clip(0, cells - 1e-3)
+    return jnp.einsum("bij,bjkc->bikc", weights, pictures), position.at[..., 1].set(row)
 
 
 def _bend(key: jax.Array, x: jax.Array, strength: jax.Array) -> jax.Array:

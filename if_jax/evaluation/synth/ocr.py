@@ -23,17 +23,24 @@ _DARK = 140  # of 255
 
 
 def readers(say: Callable[[str], None]) -> dict[str, OcrReader]:
-    """The readers there are; each that is missing is told of in one line."""
-    found = {}
+    """Open the readers of text that are installed.
+
+    Args:
+      say: is given one line for each that is missing.
+
+    Returns:
+      By name, functions that give a picture's text.
+    """
+    installed = {}
     for name, make, remedy in (
         ("rapidocr", _rapidocr, 'pip install "if_jax[eval]"'),
         ("tesseract", _tesseract, "apt install tesseract-ocr, or its like"),
     ):
         try:
-            found[name] = make()
+            installed[name] = make()
         except (ImportError, OSError) as error:  # opencv without the system's libGL raises the first
             say(f"no {name}, so its score of words is left out ({str(error) or 'not found'}): {remedy}")
-    return found
+    return installed
 
 
 def read_words(reader: OcrReader, pictures: Sequence[Image.Image]) -> list[str]:
@@ -60,14 +67,14 @@ def _at_least(picture: Image.Image, height: int) -> Image.Image:
 
 
 def _rapidocr() -> OcrReader:
-    from rapidocr_onnxruntime import RapidOCR
+    from rapidocr_onnxruntime import RapidOCR  # pyright: ignore[reportMissingImports]  (an extra)
 
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     engine = RapidOCR()  # finds the word by itself: on the strip alone it sees letters twice, and takes longer
 
     def read(picture: Image.Image) -> str:
-        found, _ = engine(np.asarray(picture.convert("RGB"))[..., ::-1], use_cls=False)
-        return " ".join(text for _, text, _ in found or [])
+        lines, _ = engine(np.asarray(picture.convert("RGB"))[..., ::-1], use_cls=False)
+        return " ".join(text for _, text, _ in lines or [])
 
     return read
 

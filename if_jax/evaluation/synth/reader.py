@@ -6,7 +6,7 @@ is: objects as points, as in CenterNet (Zhou et al. 2019, arXiv 1904.07850). It 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ FIELDS = {"shape": 3, "colour": 8, "size": 2, "material": 2}  # classes of each 
 
 
 class Grid(NamedTuple):
-    """What the net says of each cell; logits, but for `offset`."""
+    """The net's output for each cell; logits, but for `offset` and `features`."""
 
     middle: jax.Array  # (B, 16, 16) the middle of an object lies here
     offset: jax.Array  # (B, 16, 16, 2) where in the cell: column, row, about 0…1
@@ -50,6 +50,11 @@ class Reader(nn.Module):
         middle, offset, *fields = jnp.split(out, _starts(), axis=-1)
         # Few cells hold a middle: at first each says so with a chance of about one in fifty.
         return Grid(middle[..., 0] - 4.0, offset + 0.5, dict(zip(FIELDS, fields, strict=True)), features)
+
+
+def apply_reader(params: Any, pictures: jax.Array) -> Grid:
+    """The reader's output for pictures (B, S, S, 3) in [-1, 1], S a multiple of 8."""
+    return cast(Grid, Reader().apply({"params": params}, pictures))
 
 
 class _Block(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from if_jax.evaluation.synth.reader import CELLS, FIELDS, PIXELS, Grid, Reader
+from if_jax.checkpoints.files import atomic_file, sha256_of
+from if_jax.evaluation.synth.reader import CELLS, FIELDS, PIXELS, Grid, apply_reader
 from if_jax.scenes import geometry, raycast, tasks
 from if_jax.scenes.scene import COLOURS, MATERIALS, SHAPES, SIZES, Scene, as_numpy
 
@@ -26,7 +26,7 @@ _BATCH = 32
 _SEED = 7_000_003  # of the renders that measure the reader
 
 
-class Seen(NamedTuple):
+class DetectedObject(NamedTuple):
     """One object in a picture; an attribute the reader is not sure of is None."""
 
     shape: str | None
@@ -36,21 +36,26 @@ class Seen(NamedTuple):
     right: float  # floor units, as `grammar.Group` has them
     away: float
     at: tuple[float, float]  # column and row as shares of the picture
-    sure: float  # probability that it is there
+    score: float  # probability that it is there
 
 
-def read(pictures: np.ndarray, params: Any | None = None) -> list[list[Seen]]:
-    """The objects in each of the pictures (B, 64, 64, 3) in [-1, 1], left to right."""
+def read(pictures: np.ndarray, params: Any | None = None) -> list[list[DetectedObject]]:
+    """Detect the objects in pictures.
+
+    Args:
+      pictures: (B, 64, 64, 3) in [-1, 1].
+      params: the reader's; None: the shipped ones.
+
+    Returns:
+      For each picture its objects, left to right.
+    """
     grids = _apply_all(pictures, params)
-    return [
-        _objects(*(field[i] for field in grids[:2]), {n: f[i] for n, f in grids[2].items()})
-        for i in range(len(pictures))
-    ]
+    return [_objects(jax.tree.map(lambda field, i=i: field[i], grids)) for i in range(len(pictures))]
 
 
 def features(pictures: np.ndarray, params: Any | None = None) -> np.ndarray:
-    """What the reader makes of pictures (B, S, S, 3) of any size, multiples of 8: (B, 104), for distances."""
-    return _apply_all(pictures, params).features
+    """The reader's features (B, 104) of pictures (B, S, S, 3) in [-1, 1], S a multiple of 8: for distances."""
+    return np.asarray(_apply_all(pictures, params).features)
 
 
 def to_array(pictures: Sequence[Image.Image], size: int = PIXELS) -> np.ndarray:
@@ -73,40 +78,45 @@ def load_weights(path: Path = WEIGHTS) -> Any:
 
 
 def write_weights(path: Path, params: Any, notes: Mapping[str, Any]) -> None:
-    """Half precision, with `notes` in the header; beside, then in place."""
+    """Write parameters in half precision, with `notes` (JSON values) in the header."""
     from safetensors.numpy import save_file
 
     flat = {
         ".".join(key.key for key in keys): np.asarray(value, np.float16)
         for keys, value in jax.tree_util.tree_leaves_with_path(params)
     }
-    beside = path.with_suffix(".partial")
-    save_file(flat, beside, {"reader": json.dumps(notes)})
-    beside.replace(path)
+    with atomic_file(path) as beside:
+        save_file(flat, beside, {"reader": json.dumps(notes)})
 
 
-def about(path: Path = WEIGHTS) -> dict[str, Any]:
+def read_notes(path: Path = WEIGHTS) -> dict[str, Any]:
     """The SHA-256 of the weights, and what their header says: how they were trained and how well they read renders."""
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
         notes = json.loads(file.metadata()["reader"])
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **notes}
+    return {"sha256": sha256_of(path), **notes}
 
 
 def measure(params: Any | None = None, count: int = 2_048, seed: int = _SEED) -> dict[str, Any]:
-    """How well renders are read: shares of objects found, of attributes right, of scenes in which all is.
+    """How well renders of `tasks` are read, a third of them of its held-out split.
 
-    Renders of `tasks`, a third of them of its held-out split. An object is found where a reading lies within 0.25 floor
-    units of it.
+    Args:
+      params: the reader's; None: the shipped ones.
+      count: renders.
+      seed: of the scenes.
+
+    Returns:
+      Shares of objects found (a detection lies within 0.25 floor units), of their attributes right and of scenes in
+      which all is; and how many objects and scenes there were, and how many objects were `invented`.
     """
     totals = dict.fromkeys(("objects", "found", "invented", "scenes", "scene", *FIELDS), 0)
     for start in range(0, count, 64):
         numbers = np.arange(start, min(count, start + 64))
         batch, _ = tasks.sample_tasks(numbers, seed, start // 64 % 3 == 2)
         pictures = np.asarray(raycast.render_scenes(batch, PIXELS), np.float32) / 127.5 - 1
-        for scene, seen in zip(as_numpy(batch), read(pictures, params), strict=True):
-            for name, value in compare(scene, seen).items():
+        for scene, objects in zip(as_numpy(batch), read(pictures, params), strict=True):
+            for name, value in compare(scene, objects).items():
                 totals[name] += value
     parts = {name: totals[name] / totals["objects"] for name in ("found", *FIELDS)}
     known = {"objects": totals["objects"], "scenes": totals["scenes"], "invented": totals["invented"]}
@@ -115,22 +125,31 @@ def measure(params: Any | None = None, count: int = 2_048, seed: int = _SEED) ->
     }
 
 
-def compare(scene: Scene, seen: Sequence[Seen]) -> dict[str, int]:
-    """How many of a scene's objects were found, and of those how many with each attribute right."""
-    left, right = list(seen), dict.fromkeys(("found", *FIELDS), 0)
+def compare(scene: Scene, objects: Sequence[DetectedObject]) -> dict[str, int]:
+    """Count what was read rightly.
+
+    Args:
+      scene: what is in the picture, on the host.
+      objects: what was read in it.
+
+    Returns:
+      objects: of the scene; found: those read within 0.25 floor units; shape, …: those of them whose attribute is
+      right; invented: readings of nothing; scenes: 1; scene: 1 where all is right.
+    """
+    left, right = list(objects), dict.fromkeys(("found", *FIELDS), 0)
     slots = np.flatnonzero(scene.valid)
-    exact = len(seen) == len(slots)
+    exact = len(objects) == len(slots)
     for slot in slots:
         x, y = (float(v) for v in scene.position[slot])
         u, _ = geometry.project(x, y, geometry.middle_height(int(scene.size[slot])))
-        gaps = [np.hypot(one.right - u, one.away - y) for one in left]
+        gaps = [np.hypot(item.right - u, item.away - y) for item in left]
         if not gaps or min(gaps) > 0.25:
             exact = False
             continue
-        one = left.pop(int(np.argmin(gaps)))
+        nearest = left.pop(int(np.argmin(gaps)))
         right["found"] += 1
         for name in FIELDS:
-            same = getattr(one, name) == NAMES[name][int(getattr(scene, name)[slot])]
+            same = getattr(nearest, name) == NAMES[name][int(getattr(scene, name)[slot])]
             right[name] += same
             exact &= same
     return right | {"objects": len(slots), "invented": len(left), "scenes": 1, "scene": int(exact)}
@@ -148,22 +167,23 @@ def _apply_all(pictures: np.ndarray, params: Any | None) -> Grid:
 
 @jax.jit
 def _apply(params: Any, pictures: jax.Array) -> Grid:
-    said = Reader().apply({"params": params}, jnp.asarray(pictures, jnp.float32))
-    chances = {name: jax.nn.softmax(logits) for name, logits in said.fields.items()}
-    return Grid(jax.nn.sigmoid(said.middle), said.offset, chances, said.features)
+    logits = apply_reader(params, jnp.asarray(pictures, jnp.float32))
+    chances = {name: jax.nn.softmax(field) for name, field in logits.fields.items()}
+    return Grid(jax.nn.sigmoid(logits.middle), logits.offset, chances, logits.features)
 
 
-def _objects(middle: np.ndarray, offset: np.ndarray, fields: dict[str, np.ndarray]) -> list[Seen]:
-    """The cells that are likelier to hold a middle than all their neighbours."""
+def _objects(grid: Grid) -> list[DetectedObject]:
+    """The cells of one picture that are likelier to hold a middle than all their neighbours."""
+    middle, offset = np.asarray(grid.middle), grid.offset
     padded = np.pad(middle, 1, constant_values=-1.0)
     around = np.max(
         [padded[r : r + CELLS, c : c + CELLS] for r in range(3) for c in range(3) if (r, c) != (1, 1)], axis=0
     )
-    seen = []
+    objects = []
     for row, column in np.argwhere((middle > _MIDDLE) & (middle > around)).tolist():
-        chances = {name: field[row, column] for name, field in fields.items()}
+        chances = {name: field[row, column] for name, field in grid.fields.items()}
         best = {name: NAMES[name][int(c.argmax())] if c.max() > _SURE else None for name, c in chances.items()}
         at = (column + float(offset[row, column, 0])) / CELLS, (row + float(offset[row, column, 1])) / CELLS
         right, away = geometry.unproject(at, int(chances["size"].argmax()))
-        seen.append(Seen(**best, right=right, away=away, at=at, sure=float(middle[row, column])))
-    return sorted(seen, key=lambda one: one.at)
+        objects.append(DetectedObject(**best, right=right, away=away, at=at, score=float(middle[row, column])))
+    return sorted(objects, key=lambda item: item.at)

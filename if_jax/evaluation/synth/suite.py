@@ -18,10 +18,10 @@ from PIL import Image
 from if_jax.checkpoints.files import write_json
 from if_jax.diffusion import augment
 from if_jax.evaluation import draw_prompts, fixed_timestep_loss
-from if_jax.evaluation.draw_prompts import Progress
+from if_jax.evaluation.draw_prompts import PictureProgress
+from if_jax.evaluation.statistics import kernel_distance, psnr
 from if_jax.evaluation.synth import eval_prompts, ocr, reading, report, scoring
 from if_jax.evaluation.synth.eval_prompts import OBJECT_SKILLS, EvalPrompt
-from if_jax.evaluation.synth.reading import Seen
 from if_jax.inference.cascade import DEMO, Cascade
 from if_jax.inference.pictures import to_pil
 from if_jax.scenes import raycast
@@ -31,7 +31,7 @@ SUITES = ("synth",)
 DEFAULT_PROMPTS = 420
 _BLUR = 3.0  # px of 64
 _LOSS_PICTURES = {"I": 32, "II": 8}
-_ENLARGED = 16  # true low-resolution pictures that stage II is given, at most; a tenth of few prompts
+_ENLARGED = 16  # true low-resolution pictures that stage II enlarges, at most; a tenth of few prompts
 
 
 class Truth(NamedTuple):
@@ -41,125 +41,160 @@ class Truth(NamedTuple):
     small: np.ndarray  # (B, 64, 64, 3) in [-1, 1]
 
 
+class Drawing(NamedTuple):
+    """What draws the prompts of one evaluation, and where to."""
+
+    cascade: Cascade
+    folder: Path
+    options: Mapping[str, Any]
+    progress: PictureProgress
+
+    def stage_two(self, captions: Mapping[int, str], low: Sequence[Image.Image], name: str = "II") -> list[Image.Image]:
+        """`draw_prompts.stage_two`."""
+        return draw_prompts.stage_two(self.cascade, captions, low, self.folder, self.options, self.progress, name)
+
+
 def evaluate(
     folder: str | Path,
     suite: str,
     out: str | Path,
     *,
-    prompts: int = DEFAULT_PROMPTS,
+    count: int = DEFAULT_PROMPTS,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
-    progress: Progress = lambda *_: None,
+    progress: PictureProgress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Score a release; writes OUT/report.json, OUT/report.html, OUT/sheet.png and the pictures, and returns the report.
+    """Score a release; the same call goes on where one was interrupted.
 
-    options: what `Cascade.dream` takes besides, such as `if_I_kwargs`. The same call goes on where one was interrupted.
-    Raises ValueError for an unknown suite or too few prompts, FileNotFoundError where the release lacks something.
+    Args:
+      folder: of the release, or "demo".
+      suite: one of `SUITES`.
+      out: folder that gets report.json, report.html, sheet.png and the pictures.
+      count: prompts.
+      seed: of prompts and pictures.
+      options: what `Cascade.dream` takes besides, such as `if_I_kwargs`.
+      overwrite: replace the pictures of another evaluation.
+      say: is given one line for each score that has to be left out.
+      progress: what is being drawn, pictures done, of how many.
+
+    Returns:
+      The report.
+
+    Raises:
+      ValueError: an unknown suite, too few prompts, or `out` holds another evaluation.
+      FileNotFoundError: the release lacks something.
     """
     if suite not in SUITES:
         raise ValueError(f"suite {suite!r} is unknown: use one of {', '.join(SUITES)}")
-    began = time.monotonic()
+    began, out = time.monotonic(), Path(out)
     folder = DEMO if str(folder) == "demo" else Path(folder)
     cascade = Cascade.load(folder)
-    asks, true_scenes = eval_prompts.prompts(prompts, seed)
+    prompts, true_scenes = eval_prompts.sample_prompts(count, seed)
     options = {"seed": seed, **(options or {})}
-    identity = {"cascade_sha256": draw_prompts.cascade_sha256(folder), "prompts_sha256": eval_prompts.sha256(asks)}
-    identity["settings"] = json.loads(json.dumps(options)) | {"defaults": [asdict(d) for d in cascade.defaults]}
-    pictures = Path(out) / "pictures"
-    draw_prompts.prepare(pictures, identity, overwrite)
-    truth = Truth(true_scenes, render(true_scenes, reading.PIXELS))
-
-    captions = [one.caption for one in asks]
-    first = draw_prompts.stage_one(cascade, captions, pictures, options, progress)
-    small = reading.to_array(first)
-    seen = reading.read(small)
-    scores = score_objects(asks, seen)
-    result = {"suite": suite, **scores, "prompts": {"count": len(asks), "seed": seed}} | identity
-    result["pictures_sha256"] = hashlib.sha256(small.tobytes()).hexdigest()
-    result |= {"reader": reading.about(), "calibration": calibrate(asks, truth)}
-    result["kernel_distance"] = _distances(small, truth.small)
-    second, of_second = _later_stage(cascade, asks, first, truth, pictures, options, say, progress)
-    result |= of_second
-    result["loss"] = _losses(cascade, asks, truth, progress)
-    result["seconds"] = round(time.monotonic() - began)
+    identity: dict[str, Any] = {
+        "cascade_sha256": draw_prompts.cascade_sha256(folder),
+        "prompts_sha256": eval_prompts.sha256(prompts),
+        "settings": json.loads(json.dumps(options)) | {"defaults": [asdict(d) for d in cascade.defaults]},
+    }
+    drawing = Drawing(cascade, out / "pictures", options, progress)
+    draw_prompts.claim_folder(drawing.folder, identity, overwrite)
+    head = {"prompts": {"count": count, "seed": seed}, **identity}
+    scores, rows = _draw_and_score(drawing, prompts, Truth(true_scenes, render(true_scenes, reading.PIXELS)), head, say)
+    result = {"suite": suite, **scores, "seconds": round(time.monotonic() - began)}
     result["versions"] = {"jax": jax.__version__, "numpy": np.__version__}
-    out = Path(out)
     write_json(out / "report.json", result)
-    report.write(out / "report.html", result, asks, first, seen, second)
-    report.sheet(asks, first, seen).save(out / "sheet.png")
+    report.write(out / "report.html", result, rows)
+    report.sheet(rows).save(out / "sheet.png")
     return result
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
-    """The scores in a few lines."""
+    """The scores of a report in a few lines."""
 
-    def line(name: str, source: Mapping[str, Any]) -> str:
-        interval = source[f"{name}_ci"]
-        told = (
-            "not measured" if source[name] is None else f"{source[name]:.3f}  ({interval[0]:.3f} … {interval[1]:.3f})"
-        )
-        return f"{name.replace('_', ' '):12} {told}"
+    def line(name: str) -> str:
+        value, interval = result[name], result[f"{name}_ci"]
+        text = "not measured" if value is None else f"{value:.3f}  ({interval[0]:.3f} … {interval[1]:.3f})"
+        return f"{name.replace('_', ' '):12} {text}"
 
-    lines = [line(name, result) for name in ("overall", *OBJECT_SKILLS, "words_exact")]
-    known = result["calibration"]
-    lines.append(
-        "overall of true renders {true:.3f}, blurred {blurred:.3f}, shuffled {shuffled:.3f}".format(
-            **{name: scores["overall"] for name, scores in known.items()}
-        )
-    )
+    known = {name: scores["overall"] for name, scores in result["calibration"].items()}
     gap = result["unseen"]["gap"]
     return [
-        *lines,
+        *map(line, ("overall", *OBJECT_SKILLS, "words_exact")),
+        "overall of true renders {true:.3f}, blurred {blurred:.3f}, shuffled {shuffled:.3f}".format(**known),
         f"unseen combinations {result['unseen']['overall']:.3f}" + ("" if gap is None else f", gap {gap:+.3f}"),
     ]
 
 
-def score_objects(asks: Sequence[EvalPrompt], seen: Sequence[Sequence[Seen]]) -> dict[str, Any]:
-    """The six tasks over known combinations, the same apart over unseen ones, and by the loose rule."""
-    hits = [scoring.right(one, objects) for one, objects in zip(asks, seen, strict=True)]
-    loose = [scoring.right(one, objects, loose=True) for one, objects in zip(asks, seen, strict=True)]
-    parts = {}
-    for name, found, unseen in (("known", hits, False), ("loose", loose, False), ("unseen", hits, True)):
-        chosen = [(one, hit) for one, hit in zip(asks, found, strict=True) if one.unseen == unseen]
-        parts[name] = scoring.skill_scores([one for one, _ in chosen], [hit for _, hit in chosen])
-    names = ("overall", *OBJECT_SKILLS)
-    unseen = parts["unseen"] | {"gap": scoring.unseen_gap(asks, hits)}
-    return parts["known"] | {"unseen": unseen, "loose": scoring.flat(parts["loose"], names)}
-
-
-def calibrate(asks: Sequence[EvalPrompt], truth: Truth) -> dict[str, Any]:
+def calibrate(prompts: Sequence[EvalPrompt], truth: Truth) -> dict[str, Any]:
     """What pictures of known worth score: true renders, the same blurred, and true renders of other captions.
 
-    A caption's place is taken by the next one of its task, so `shuffled` is what a drawing earns that knows the task
-    but not the prompt.
+    A caption's picture is taken from the next one of its task, so `shuffled` is what a drawing earns that knows the
+    task but not the prompt.
+
+    Args:
+      prompts: what was to be drawn.
+      truth: true renders of them.
+
+    Returns:
+      The scores without intervals of "true", "blurred" and "shuffled".
     """
-    blurred = np.asarray(augment.blur(jnp.asarray(truth.small), jnp.full(len(asks), _BLUR), _BLUR))
+    blurred = np.asarray(augment.blur(jnp.asarray(truth.small), jnp.full(len(prompts), _BLUR), _BLUR))
     true, soft = reading.read(truth.small), reading.read(blurred)
-    order = np.arange(len(asks))
+    order = np.arange(len(prompts))
     for skill in eval_prompts.SKILLS:
-        of_skill = np.flatnonzero([one.skill == skill for one in asks])
+        of_skill = np.flatnonzero([prompt.skill == skill for prompt in prompts])
         order[of_skill] = np.roll(of_skill, 1)
-    names = ("overall", *OBJECT_SKILLS)
-    rows = {"true": true, "blurred": soft, "shuffled": [true[i] for i in order]}
-    everyone = [one._replace(unseen=False) for one in asks]
-    return {name: scoring.flat(score_objects(everyone, found), names) for name, found in rows.items()}
+    sets = {"true": true, "blurred": soft, "shuffled": [true[i] for i in order]}
+    everyone = [prompt._replace(unseen=False) for prompt in prompts]
+    scores = {name: scoring.score_objects(everyone, objects) for name, objects in sets.items()}
+    return {name: scoring.without_intervals(of_set) for name, of_set in scores.items()}
 
 
-def render(batch: Scene, size: int, rows: Sequence[int] | None = None) -> np.ndarray:
-    """True pictures (B, size, size, 3) in [-1, 1] of scenes, or of some `rows` of them.
+def render(batch: Scene, size: int, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    """True pictures of scenes.
 
     They are drawn so many at a time, and small ones averaged from 64 px, so that few programs serve all.
+
+    Args:
+      batch: scenes on the host, every field with a leading B.
+      size: side of the pictures in pixels.
+      rows: which of the scenes; all unless given.
+
+    Returns:
+      (B or rows, size, size, 3) float32 in [-1, 1].
     """
-    rows = np.arange(len(batch.valid)) if rows is None else np.asarray(rows)
+    chosen = np.arange(len(batch.valid)) if rows is None else np.asarray(rows)
     tile, parts = 32 if size <= reading.PIXELS else 4, []
-    for start in range(0, len(rows), tile):
-        chosen = rows[np.minimum(np.arange(start, start + tile), len(rows) - 1)]
-        part = Scene(*(field[chosen] for field in batch))
-        drawing = raycast.render_scenes(part, max(size, reading.PIXELS)).astype(jnp.float32) / 127.5 - 1
-        parts.append(np.asarray(drawing if size >= reading.PIXELS else augment.downsample(drawing, size)))
-    return np.concatenate(parts)[: len(rows)]
+    for start in range(0, len(chosen), tile):
+        full = chosen[np.minimum(np.arange(start, start + tile), len(chosen) - 1)]
+        part = jax.tree.map(lambda field, full=full: field[full], batch)
+        picture = raycast.render_scenes(part, max(size, reading.PIXELS)).astype(jnp.float32) / 127.5 - 1
+        parts.append(np.asarray(picture if size >= reading.PIXELS else augment.downsample(picture, size)))
+    return np.concatenate(parts)[: len(chosen)]
+
+
+def _draw_and_score(
+    drawing: Drawing,
+    prompts: Sequence[EvalPrompt],
+    truth: Truth,
+    head: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[report.RatedPicture]]:
+    """All scores, with `head` behind those of the objects, and what the page shows."""
+    captions = [prompt.caption for prompt in prompts]
+    first = draw_prompts.stage_one(drawing.cascade, captions, drawing.folder, drawing.options, drawing.progress)
+    small = reading.to_array(first)
+    objects = reading.read(small)
+    scores: dict[str, Any] = {**scoring.score_objects(prompts, objects), **head}
+    scores["pictures_sha256"] = hashlib.sha256(small.tobytes()).hexdigest()
+    scores |= {"reader": reading.read_notes(), "calibration": calibrate(prompts, truth)}
+    scores["kernel_distance"] = _distances(small, truth.small)
+    second, of_second = _later_stage(drawing, prompts, first, truth, say)
+    scores |= of_second | {"loss": _losses(drawing, prompts, truth)}
+    rows = zip(prompts, first, objects, strict=True)
+    return scores, [report.RatedPicture(*row, second.get(i)) for i, row in enumerate(rows)]
 
 
 def _distances(small: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -168,101 +203,101 @@ def _distances(small: np.ndarray, true: np.ndarray) -> dict[str, float]:
     blurred = np.asarray(augment.blur(jnp.asarray(true), jnp.full(len(true), 1.0), 1.0))
     rows = {"drawn": (reading.features(small), reference), "true": (reference[::2], reference[1::2])}
     rows["blurred"] = reading.features(blurred), reference
-    return {name: round(scoring.kernel_distance(a, b, reference), 5) for name, (a, b) in rows.items()}
+    return {name: round(kernel_distance(a, b, reference), 5) for name, (a, b) in rows.items()}
 
 
 def _later_stage(
-    cascade: Cascade,
-    asks: Sequence[EvalPrompt],
+    drawing: Drawing,
+    prompts: Sequence[EvalPrompt],
     first: Sequence[Image.Image],
     truth: Truth,
-    folder: Path,
-    options: Mapping[str, Any],
     say: Callable[[str], None],
-    progress: Progress,
 ) -> tuple[dict[int, Image.Image], dict[str, Any]]:
     """Stage II's pictures of the words' prompts, by number, and the scores of words and of super-resolution."""
-    chosen = {i: one.caption for i, one in enumerate(asks) if one.skill == "words"}
+    chosen = {i: prompt.caption for i, prompt in enumerate(prompts) if prompt.skill == "words"}
     low = [first[i] for i in chosen]
     readers = ocr.readers(say)
-    if len(cascade.stages) < 2:
+    if len(drawing.cascade.stages) < 2:
         say("the cascade has one stage: words are read from its pictures enlarged, super-resolution is not scored")
-        return {}, _words(readers, asks, {"drawn": dict(zip(chosen, low, strict=True))})
-    size = cascade.stages[1].unet_config.sample_size
-    second = draw_prompts.stage_two(cascade, chosen, low, folder, options, progress)
+        return {}, _words(readers, prompts, {"drawn": dict(zip(chosen, low, strict=True))})
+    size = drawing.cascade.stages[1].unet_config.sample_size
+    second = drawing.stage_two(chosen, low)
     true = render(truth.scenes, size, list(chosen))
-    bicubic = [picture.resize((size, size), Image.Resampling.BICUBIC) for picture in low]
+    bicubic = _enlarge(low, size)
     sets = {"drawn": second, "bicubic": bicubic, "true": [to_pil(picture) for picture in true]}
-    told = _words(readers, asks, {name: dict(zip(chosen, rows, strict=True)) for name, rows in sets.items()})
+    words = _words(readers, prompts, {name: dict(zip(chosen, rows, strict=True)) for name, rows in sets.items()})
     reference = reading.features(true)
-    distance = {
-        name: round(scoring.kernel_distance(reading.features(reading.to_array(rows, size)), reference), 5)
+    distance: dict[str, float | None] = {
+        name: round(kernel_distance(reading.features(reading.to_array(rows, size)), reference), 5)
         for name, rows in {"drawn": second, "bicubic": bicubic}.items()
     }
-    halves = scoring.kernel_distance(reference[::2], reference[1::2], reference) if len(reference) > 3 else None
-    known = {"kernel_distance": distance | {"true": halves and round(halves, 5)}}
-    known["objects_right"] = {
-        name: _objects_right(asks, chosen, rows) for name, rows in {"I": low, "II": second}.items()
+    enough = len(reference) > 3  # for two halves
+    distance["true"] = round(kernel_distance(reference[::2], reference[1::2], reference), 5) if enough else None
+    few = dict(list(chosen.items())[: min(_ENLARGED, max(2, len(prompts) // 10))])
+    scores = {
+        "kernel_distance": distance,
+        "objects_right": {
+            name: _objects_right([prompts[i] for i in chosen], rows) for name, rows in {"I": low, "II": second}.items()
+        },
+        "psnr": _psnr(drawing, few, true[: len(few)]),
     }
-    few = dict(list(chosen.items())[: min(_ENLARGED, max(2, len(asks) // 10))])
-    known["psnr"] = _psnr(cascade, few, true[: len(few)], folder, options, progress)
-    return dict(zip(chosen, second, strict=True)), told | {"super_resolution": known}
+    return dict(zip(chosen, second, strict=True)), words | {"super_resolution": scores}
 
 
-def _psnr(
-    cascade: Cascade,
-    chosen: Mapping[int, str],
-    true: np.ndarray,
-    folder: Path,
-    options: Mapping[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
+def _psnr(drawing: Drawing, chosen: Mapping[int, str], true: np.ndarray) -> dict[str, Any]:
     """Mean PSNR in dB of true low-resolution pictures enlarged: by bicubic, by stage II at level 0 and as it draws."""
-    size, before = true.shape[1], cascade.stages[0].unet_config.sample_size
+    size, before = true.shape[1], drawing.cascade.stages[0].unet_config.sample_size
     low = [to_pil(picture) for picture in np.asarray(augment.downsample(jnp.asarray(true), before))]
-    plain = dict(options.get("if_II_kwargs") or {})
-    plain.pop("aug_level", None)
-    sets = {"bicubic": [picture.resize((size, size), Image.Resampling.BICUBIC) for picture in low]}
-    for name, how in (("level_0", plain | {"noise_level": 0}), ("default", options.get("if_II_kwargs"))):
-        given = dict(options) | ({"if_II_kwargs": how} if how else {})
-        sets[name] = draw_prompts.stage_two(cascade, chosen, low, folder, given, progress, name=f"true-{name}")
-    figures = {}
+    default = dict(drawing.options.get("if_II_kwargs") or {})
+    level_0 = {word: value for word, value in default.items() if word != "aug_level"} | {"noise_level": 0}
+    sets = {"bicubic": _enlarge(low, size)}
+    for name, settings in (("level_0", level_0), ("default", default)):
+        options = {**drawing.options, "if_II_kwargs": settings} if settings else drawing.options
+        sets[name] = drawing._replace(options=options).stage_two(chosen, low, f"true-{name}")
+    means = {}
     for name, rows in sets.items():
-        found = [scoring.psnr(a, b) for a, b in zip(reading.to_array(rows, size), true, strict=True)]
-        figures[name] = round(float(np.mean(found)), 3)
-    return figures | {"pictures": len(true)}
+        values = [psnr(a, b) for a, b in zip(reading.to_array(rows, size), true, strict=True)]
+        means[name] = round(float(np.mean(values)), 3)
+    return means | {"pictures": len(true)}
 
 
-def _objects_right(asks: Sequence[EvalPrompt], chosen: Mapping[int, str], rows: Sequence[Image.Image]) -> float:
+def _enlarge(pictures: Sequence[Image.Image], size: int) -> list[Image.Image]:
+    return [picture.resize((size, size), Image.Resampling.BICUBIC) for picture in pictures]
+
+
+def _objects_right(prompts: Sequence[EvalPrompt], pictures: Sequence[Image.Image]) -> float:
     """The share of words' prompts whose objects are right, at 64 px: what stage II keeps of stage I."""
-    seen = reading.read(reading.to_array(rows))
-    return round(float(np.mean([scoring.right(asks[i], one) for i, one in zip(chosen, seen, strict=True)])), 4)
+    objects = reading.read(reading.to_array(pictures))
+    return round(float(np.mean([scoring.is_right(*pair) for pair in zip(prompts, objects, strict=True)])), 4)
 
 
 def _words(
-    readers: Mapping[str, ocr.OcrReader], asks: Sequence[EvalPrompt], sets: Mapping[str, Mapping[int, Image.Image]]
+    readers: Mapping[str, ocr.OcrReader],
+    prompts: Sequence[EvalPrompt],
+    sets: Mapping[str, Mapping[int, Image.Image]],
 ) -> dict[str, Any]:
     """`words_exact` as RapidOCR reads the drawings, and each reader's scores of each set of pictures."""
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for reader, read in readers.items():
         for name, pictures in sets.items():
-            told = dict(zip(pictures, ocr.read_words(read, list(pictures.values())), strict=True))
+            texts = dict(zip(pictures, ocr.read_words(read, list(pictures.values())), strict=True))
             splits = {"": False, "_unseen": True} if name == "drawn" else {"": None}
             for split, unseen in splits.items():
-                rows = [i for i in told if unseen is None or asks[i].unseen == unseen]
-                scores = scoring.word_scores([asks[i].word for i in rows], [told[i] for i in rows])
-                found.setdefault(reader, {})[name + split] = scores
-    main = found.get("rapidocr", {}).get("drawn", {})
-    return {"words_exact": main.get("exact"), "words_exact_ci": main.get("exact_ci"), "words": found}
+                rows = [i for i in texts if unseen is None or prompts[i].unseen == unseen]
+                of_split = scoring.word_scores([prompts[i].word for i in rows], [texts[i] for i in rows])
+                scores.setdefault(reader, {})[name + split] = of_split
+    main = scores.get("rapidocr", {}).get("drawn", {})
+    return {"words_exact": main.get("exact"), "words_exact_ci": main.get("exact_ci"), "words": scores}
 
 
-def _losses(cascade: Cascade, asks: Sequence[EvalPrompt], truth: Truth, progress: Progress) -> dict[str, Any]:
+def _losses(drawing: Drawing, prompts: Sequence[EvalPrompt], truth: Truth) -> dict[str, Any]:
     """The fixed-timestep loss of each stage on true renders, spread over the tasks."""
-    figures = {}
-    for stage, (name, count) in zip(cascade.stages, _LOSS_PICTURES.items(), strict=False):
-        progress(f"loss of stage {name}", 0, 1)
-        rows = np.unique(np.linspace(0, len(asks) - 1, count).astype(int))
+    losses = {}
+    for stage, (name, count) in zip(drawing.cascade.stages, _LOSS_PICTURES.items(), strict=False):
+        drawing.progress(f"loss of stage {name}", 0, 1)
+        rows = np.unique(np.linspace(0, len(prompts) - 1, count).astype(int))
         true = render(truth.scenes, stage.unet_config.sample_size, rows)
-        figures[name] = fixed_timestep_loss.losses(cascade, name, true, [asks[i].caption for i in rows])
-        progress(f"loss of stage {name}", 1, 1)
-    return figures
+        captions = [prompts[i].caption for i in rows]
+        losses[name] = fixed_timestep_loss.losses(drawing.cascade, name, true, captions)
+        drawing.progress(f"loss of stage {name}", 1, 1)
+    return losses

@@ -1,6 +1,6 @@
 """How many bytes of a stage's training state lie on each device, by rule set; nothing is allocated.
 
-    python docs/state_bytes.py [--unet IF-I-XL] [--data 4] [--fsdp 64] [--tensor 1] [--text t5-v1_1-xxl]
+    python tools/state_bytes.py [--unet IF-I-XL] [--data 4] [--fsdp 64] [--tensor 1] [--text t5-v1_1-xxl]
 
 Prints one line for each kind of array and rule set, in GB per device: parameters, EMA, optimizer moments, gradients
 (alive during a step), the frozen text encoder in bfloat16.
@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "adafactor", "muon"))
     for axis, size in zip(AXES, (4, 64, 1), strict=True):
         parser.add_argument(f"--{axis}", type=int, default=size)
-    given = parser.parse_args()
-    mesh = AbstractMesh(tuple(getattr(given, axis) for axis in AXES), AXES)
-    tables = {name: state_bytes(given.unet, given.text, given.optimizer, mesh, name) for name in rules.PRESETS}
-    print(f"{given.unet}, {given.optimizer}, {' × '.join(map(str, mesh.axis_sizes))} devices, GB on each")
+    args = parser.parse_args()
+    mesh = AbstractMesh(tuple(getattr(args, axis) for axis in AXES), AXES)
+    tables = {name: state_bytes(args.unet, args.text, args.optimizer, mesh, name) for name in rules.PRESETS}
+    print(f"{args.unet}, {args.optimizer}, {' × '.join(map(str, mesh.axis_sizes))} devices, GB on each")
     print(f"{'':<18}" + "".join(f"{name:>10}" for name in tables))
     for kind in next(iter(tables.values())):
         print(f"{kind:<18}" + "".join(f"{table[kind] / 1e9:>10.2f}" for table in tables.values()))

@@ -1,6 +1,6 @@
 """Draws the README's evidence: 64 prompts of a fresh seed without selection, and stage II beside bicubic.
 
-    python docs/draw_evidence.py [--cascade demo] [--seed 7] [--out docs]
+    python tools/draw_evidence.py [--cascade demo] [--seed 7] [--out docs/assets]
 
 Prompts are the captions of scenes that no recipe trains on; the super-resolution sheet starts from 64 px versions of
 such scenes, so that the truth is known.
@@ -25,6 +25,7 @@ from if_jax.inference.settings import stage_settings
 from if_jax.inference.stage_inputs import StageInputs
 from if_jax.scenes import sources
 
+ASSETS = Path(__file__).parents[1] / "docs/assets"
 COUNT, ROWS = 64, 6
 
 
@@ -33,17 +34,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cascade", default="demo")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    given = parser.parse_args()
-    cascade = Cascade.load(given.cascade)
+    parser.add_argument("--out", type=Path, default=ASSETS)
+    args = parser.parse_args()
+    cascade = Cascade.load(args.cascade)
     size = cascade.stages[1].unet_config.sample_size
-    scenes = [(picture, caption) for picture, caption, _ in sources.draw("tasks", range(COUNT), given.seed, size)]
+    scenes = [(picture, caption) for picture, caption, _ in sources.draw("tasks", range(COUNT), args.seed, size)]
     captions = [caption for _, caption in scenes]
-    (given.out / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    for stage, pictures in cascade.dream(captions, seed=given.seed, batch_size=8).items():
-        grid(pictures, columns=8).save(given.out / f"prompts-{stage}.webp", quality=80)
+    (args.out / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    for stage, pictures in cascade.dream(captions, seed=args.seed, batch_size=8).items():
+        grid(pictures, columns=8).save(args.out / f"prompts-{stage}.webp", quality=80)
     sheet = super_resolution_sheet(cascade, *zip(*scenes[:ROWS], strict=True))
-    sheet.save(given.out / "super-resolution.webp", quality=90)
+    sheet.save(args.out / "super-resolution.webp", quality=90)
 
 
 def super_resolution_sheet(cascade: Cascade, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:

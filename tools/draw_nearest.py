@@ -1,6 +1,6 @@
 """Shows the training pictures nearest to what a cascade draws: whether it draws or remembers.
 
-    python docs/draw_nearest.py [--cascade demo] [--seed 7] [--out docs]
+    python tools/draw_nearest.py [--cascade demo] [--seed 7] [--out docs/assets]
 
 Writes OUT/nearest.webp: in each row a picture of stage I for an unseen prompt, the prompts being the first of
 `draw_evidence.py`, then the five nearest pictures, with their captions, of all that the last leg of its training saw.
@@ -26,6 +26,7 @@ from if_jax.data import pipeline
 from if_jax.data.inspect import contact_sheet
 from if_jax.scenes import sources
 
+ASSETS = Path(__file__).parents[1] / "docs/assets"
 COUNT, ROWS, NEAREST, CHUNK = 64, 6, 5, 480
 
 
@@ -34,15 +35,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cascade", default="demo")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    given = parser.parse_args()
-    cascade = Cascade.load(given.cascade)
+    parser.add_argument("--out", type=Path, default=ASSETS)
+    args = parser.parse_args()
+    cascade = Cascade.load(args.cascade)
     stage = cascade.stages[0]
     recipe, seen = to_recipe(json.loads(stage.notes["recipe"])), int(stage.notes["step"])
     data, count = recipe.data, seen * recipe.batch_size
-    scenes = list(sources.draw("tasks", range(COUNT), given.seed, data.size))
+    scenes = list(sources.draw("tasks", range(COUNT), args.seed, data.size))
     captions = [caption for _, caption, _ in scenes]
-    ours = cascade.dream(captions, seed=given.seed, batch_size=8, stages=1)["I"]
+    ours = cascade.dream(captions, seed=args.seed, batch_size=8, stages=1)["I"]
     asked = np.concatenate([flat([np.asarray(image) for image in ours]), flat([picture for picture, _, _ in scenes])])
     source = pipeline.open_source(data.source, data.size, data.seed, data.preparation, data.keep)
     distances, kept = nearest(asked, source, count)
@@ -53,10 +54,10 @@ def main() -> None:
             (Image.fromarray(picture), f"{distance:.2f} {caption}")
             for distance, picture, caption in kept[row][:NEAREST]
         ]
-    contact_sheet(cells).save(given.out / "nearest.webp", quality=90)
+    contact_sheet(cells).save(args.out / "nearest.webp", quality=90)
     report = {"training_pictures": count, "drawn": distances[:COUNT], "true": distances[COUNT:]}
-    told = {name: round(float(np.mean(value)), 4) for name, value in report.items() if name != "training_pictures"}
-    print(json.dumps({"training_pictures": count, **told, "least_drawn": round(float(min(report["drawn"])), 4)}))
+    means = {name: round(float(np.mean(value)), 4) for name, value in report.items() if name != "training_pictures"}
+    print(json.dumps({"training_pictures": count, **means, "least_drawn": round(float(min(report["drawn"])), 4)}))
 
 
 def nearest(
@@ -76,8 +77,8 @@ def nearest(
         for row, line in enumerate(far):
             for place in np.argsort(line)[:NEAREST]:
                 kept[row].append((float(line[place]), chunk[place].image, chunk[place].caption))
-            kept[row] = sorted(kept[row], key=lambda found: found[0])[:NEAREST]
-    return [found[0][0] for found in kept], kept
+            kept[row] = sorted(kept[row], key=lambda match: match[0])[:NEAREST]
+    return [matches[0][0] for matches in kept], kept
 
 
 def flat(pictures: list[np.ndarray]) -> np.ndarray:

@@ -1,10 +1,10 @@
 """How often SynthEval's reader sees in generated pictures what a person sees in them.
 
-    python docs/reader_agreement.py
+    python tools/reader_agreement.py
 
-docs/hand_labelled.webp holds 100 pictures that stage I of a demo cascade drew, ten in a row; docs/hand_labelled.json
-says for each what a person saw, without knowing the caption or what the reader had: colour and shape of every object,
-null where it could not be told. The last line is JSON, shares with 95 % intervals:
+docs/assets/hand_labelled.webp holds 100 pictures that stage I of a demo cascade drew, ten in a row. hand_labelled.json
+beside it says for each what a person saw, without knowing the caption or what the reader had: colour and shape of every
+object, null where the person could not tell. The last line is JSON, shares with 95 % intervals:
 
     agreement     pictures with as many objects, read as labelled wherever the person was sure
     number        pictures with as many objects
@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from if_jax.evaluation.statistics import share_of
 from if_jax.evaluation.synth import reading
-from if_jax.evaluation.synth.scoring import share_of
 
-FOLDER = Path(__file__).parent
+ASSETS = Path(__file__).parents[1] / "docs/assets"
 Label = tuple[str | None, str | None]  # colour and shape of an object
 Pair = tuple[Label, Label]  # as labelled, as read
 
@@ -35,11 +35,11 @@ def main() -> None:
     labels, seen = load()
     rows: dict[str, list[bool]] = {name: [] for name in ("agreement", "number", "strict", "colour", "shape", "unsure")}
     for i, (label, read) in enumerate(zip(labels, seen, strict=True)):
-        found = compare(label, read)
-        for name, hits in found.items():
+        hits_by_share = compare(label, read)
+        for name, hits in hits_by_share.items():
             rows[name] += hits
-        if not found["agreement"][0]:
-            print(f"{i:3}  labelled {_told(label)}; read {_told(read)}")
+        if not hits_by_share["agreement"][0]:
+            print(f"{i:3}  labelled {_describe(label)}; read {_describe(read)}")
     print(
         json.dumps({"pictures": len(labels)} | {k: v for name in rows for k, v in share_of(rows[name], name).items()})
     )
@@ -47,12 +47,13 @@ def main() -> None:
 
 def load() -> tuple[list[list[Label]], list[list[Label]]]:
     """What a person saw in each of the pictures, and what the reader sees."""
-    known = json.loads((FOLDER / "hand_labelled.json").read_text())["pictures"]
-    sheet = np.asarray(Image.open(FOLDER / "hand_labelled.webp").convert("RGB"))
+    known = json.loads((ASSETS / "hand_labelled.json").read_text())["pictures"]
+    sheet = np.asarray(Image.open(ASSETS / "hand_labelled.webp").convert("RGB"))
     size = reading.PIXELS
     tiles = sheet.reshape(sheet.shape[0] // size, size, -1, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     seen = reading.read(tiles[: len(known)].astype(np.float32) / 127.5 - 1)
-    return [[tuple(o) for o in one["objects"]] for one in known], [[(o.colour, o.shape) for o in one] for one in seen]
+    labels = [[tuple(o) for o in picture["objects"]] for picture in known]
+    return labels, [[(o.colour, o.shape) for o in objects] for objects in seen]
 
 
 def compare(label: list[Label], read: list[Label]) -> dict[str, list[bool]]:
@@ -75,7 +76,7 @@ def _alike(pairs: list[Pair]) -> tuple[int, int]:
     return sum(a == b for a, b in parts if a), sum(a == b for a, b in parts)
 
 
-def _told(objects: list[Label]) -> str:
+def _describe(objects: list[Label]) -> str:
     return ", ".join(f"{colour or 'unsure'} {shape or 'unsure'}" for colour, shape in objects) or "nothing"
 
 

@@ -1,13 +1,12 @@
 """Does a base stage know whose colour is whose? The captions of pairs against the same with their colours swapped.
 
-    python docs/told_apart.py [--cascade demo] [--count 96] [--timesteps 100 250 400 800]
+    python tools/caption_binding.py [--cascade demo] [--count 96] [--timesteps 100 250 400 800]
 
-A picture of objects of one kind beside those of another is noised, and the stage predicts the noise twice: told the
-caption, and told it with the two colours swapped. The same words occur in both, so whoever knows only which words occur
-is right in half of the pictures. Prints for each timestep the share in which the true caption has the lower error, and
-by how much on average, for pictures of one object each and for all others; the last line is one JSON object.
-Pictures are of `pairs`, of a seed that no recipe trains on, drawn at the stage's own size.
-"""
+A picture of objects of one kind beside those of another is noised, and the stage predicts the noise twice: from the
+caption, and from the caption with its two colours swapped. The same words occur in both, so a stage that knows only
+which words occur is right in half of the pictures. Prints for each timestep the share in which the true caption has the
+lower error, and by how much on average, for pictures of one object each and for all others; the last line is one JSON
+object. Pictures are of `pairs`, of a seed that no recipe trains on, drawn at the stage's own size."""
 
 from __future__ import annotations
 
@@ -35,15 +34,15 @@ def main() -> None:
     parser.add_argument("--cascade", default="demo")
     parser.add_argument("--count", type=int, default=96, help="pictures of each kind")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[100, 250, 400, 800])
-    given = parser.parse_args()
-    cascade = Cascade.load(given.cascade)
-    stage, found = cascade.stage("I"), {}
-    for name, (pictures, captions) in _pictures(given.count, stage.release.unet_config.sample_size).items():
+    args = parser.parse_args()
+    cascade = Cascade.load(args.cascade)
+    stage, shares = cascade.stage("I"), {}
+    for name, (pictures, captions) in _pictures(args.count, stage.release.unet_config.sample_size).items():
         states = cascade.embed(captions), cascade.embed([swapped(caption) for caption in captions])
-        found[name] = {t: compare(stage, pictures, *states, t) for t in given.timesteps}
-        told = ", ".join(f"t {t}: {share:.2f} ({gain:+.1%})" for t, (share, gain) in found[name].items())
-        print(f"{name} ({len(captions)} pictures): {told}", flush=True)
-    print(json.dumps({name: {t: share for t, (share, _) in rows.items()} for name, rows in found.items()}))
+        shares[name] = {t: compare(stage, pictures, *states, t) for t in args.timesteps}
+        line = ", ".join(f"t {t}: {share:.2f} ({gain:+.1%})" for t, (share, gain) in shares[name].items())
+        print(f"{name} ({len(captions)} pictures): {line}", flush=True)
+    print(json.dumps({name: {t: share for t, (share, _) in rows.items()} for name, rows in shares.items()}))
 
 
 def swapped(caption: str) -> str:

@@ -1,6 +1,6 @@
 """Each kind of stage learns 16 pictures by heart and draws them again: the objective, sampler and data at work.
 
-    python docs/overfit.py [--steps 600] [--frames 600] [--out docs] [--workdir DIR]
+    python tools/overfit.py [--steps 600] [--frames 600] [--out docs/assets] [--workdir DIR]
 
 Writes OUT/overfit-base.webp and OUT/overfit-super-resolution.webp: in every pair the training picture and what the
 stage draws from its caption alone, or from its small version. The recipes are those of the demo cascade, on a data set
@@ -36,6 +36,7 @@ from if_jax.scenes.scene import as_numpy
 from if_jax.training.loop import train
 from if_jax.training.publish import publish
 
+ASSETS = Path(__file__).parents[1] / "docs/assets"
 COUNT, SEED = 16, 16
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -47,27 +48,27 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=600, help="updates of the super-resolution stage, 2 pictures each"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--workdir", type=Path)
-    given = parser.parse_args()
-    work = given.workdir or Path(tempfile.mkdtemp(prefix="overfit-"))
+    args = parser.parse_args()
+    work = args.workdir or Path(tempfile.mkdtemp(prefix="overfit-"))
     drawn = sampling.sample_scenes(np.arange(COUNT), SEED)
     captions = [grammar.caption(s, np.random.default_rng((SEED, i))) for i, s in enumerate(as_numpy(drawn))]
     base, sr, cascade = work / "I", work / "II", work / "cascade"
-    learn("demo_base", base, 64, given.steps, batch_size=8, init_from=str(DEMO / "stage_I"))
+    learn("demo_base", base, 64, args.steps, batch_size=8, init_from=str(DEMO / "stage_I"))
     publish([str(base)], str(cascade), overwrite=True)
     encoder = str(cascade / "stage_I")
     start = {"init_from": str(DEMO / "stage_II"), "text_encoder_from": encoder}
-    learn("demo_sr", sr, 128, given.frames, batch_size=2, low_size=32, rate=3e-4, **start)
+    learn("demo_sr", sr, 128, args.frames, batch_size=2, low_size=32, rate=3e-4, **start)
     publish([str(base), str(sr)], str(cascade), overwrite=True)
     opened = Cascade.load(cascade)
     small, large = (list(np.asarray(raycast.render_scenes(drawn, size))) for size in (64, 128))
     low = [image.resize((32, 32), Image.Resampling.BICUBIC) for image in _pil(large)]  # as in training
-    how = {"guidance_scale": 1.0, "sample_timestep_respacing": "smart50"}
-    again = opened.dream(captions, stages=1, if_I_kwargs=how)["I"]
-    pairs(_pil(small), again, 2).save(given.out / "overfit-base.webp", quality=90)
+    settings = {"guidance_scale": 1.0, "sample_timestep_respacing": "smart50"}
+    again = opened.dream(captions, stages=1, if_I_kwargs=settings)["I"]
+    pairs(_pil(small), again, 2).save(args.out / "overfit-base.webp", quality=90)
     enlarged = enlarge(opened, low, captions, 128)
-    pairs(_pil(large), enlarged).save(given.out / "overfit-super-resolution.webp", quality=90)
+    pairs(_pil(large), enlarged).save(args.out / "overfit-super-resolution.webp", quality=90)
     bicubic = [image.resize((128, 128), Image.Resampling.BICUBIC) for image in low]
     report = {"base": losses(base), "super_resolution": losses(sr)}
     report |= {"base_psnr": psnr(again, small), "super_resolution_psnr": psnr(enlarged, large)}
@@ -112,8 +113,8 @@ def pairs(truth: list[Image.Image], drawn: list[Image.Image], scale: int = 1) ->
 def losses(workdir: Path) -> list[float]:
     """The first and the last loss in the metrics of a run."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    found = [row["loss"] for row in rows if "loss" in row]
-    return [round(found[0], 4), round(found[-1], 4)]
+    values = [row["loss"] for row in rows if "loss" in row]
+    return [round(values[0], 4), round(values[-1], 4)]
 
 
 def psnr(drawn: list[Image.Image], truth: list[np.ndarray]) -> float:

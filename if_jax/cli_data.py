@@ -1,0 +1,81 @@
+"""The commands that build and inspect data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from if_jax.cli_errors import plain_errors
+
+
+@click.group()
+def data() -> None:
+    """Build and inspect data sets of captioned pictures."""
+
+
+@data.command("build")
+@click.argument("name", type=click.Choice(["scenes", "tasks", "emoji", "folder"]))
+@click.option("--out", help="Where to write [default: ./data/NAME].")
+@click.option("--source", help="folder: pictures or tars; emoji: where npm put its packages [default: fetched].")
+@click.option("--count", default=10_000, show_default=True, help="scenes, tasks: how many.")
+@click.option("--size", default=256, show_default=True, help="Side of the pictures written.")
+@click.option("--seed", default=0, show_default=True, help="scenes, tasks: which ones.")
+@click.option(
+    "--renderer", default="raycast", show_default=True, type=click.Choice(["raycast", "mitsuba"]), help="scenes, tasks."
+)
+@click.option("--workers", type=int, help="Processes [default: one per core].")
+@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+@plain_errors
+def data_build(name: str, out: str | None, **options: Any) -> None:
+    """Write a data set: `scenes` or `tasks` (drawn here), `emoji` (fetched by npm) or `folder` (any --source).
+
+    The same command goes on with a build that was interrupted. `--renderer mitsuba` (pip install 'if_jax[mitsuba]')
+    path-traces the same scenes, seconds a picture: a look that no reader of ours was fitted to.
+
+    \b
+    Example:  if-jax data build scenes --count 2000
+              if-jax data build tasks --renderer mitsuba --count 300 --size 64 --out data/traced
+              if-jax data build folder --source my_pictures --out data/mine
+    """
+    from if_jax.data import builders
+
+    click.echo(builders.build(name, out or f"data/{name}", **options))
+
+
+@data.command("inspect")
+@click.argument("path")
+@click.option("--sheet", type=click.Path(dir_okay=False), help="PNG with samples [default: ./NAME-sheet.png].")
+@click.option("--samples", default=24, show_default=True, help="Pictures on it.")
+@click.option("--size", default=0, show_default=True, help="Count as usable only what has so many pixels a side.")
+@click.option("--workers", type=int, help="Processes that index tars [default: one per core].")
+@click.option("--reindex", is_flag=True, help="Index again what has changed since.")
+@click.option("--overwrite", is_flag=True, help="Replace a sheet that exists.")
+@plain_errors
+def data_inspect(
+    path: str, sheet: str | None, samples: int, size: int, workers: int, reindex: bool, overwrite: bool
+) -> None:
+    """Print what PATH holds, usable records first, and draw a sheet of samples.
+
+    PATH is a folder of pictures, tar files ("shards/{00000..00041}.tar"), a data set built here or by TensorFlow
+    Datasets (its folder or name, @SPLIT behind it), or a source that is drawn, such as tasks.
+
+    \b
+    Example:  if-jax data inspect data/scenes
+    """
+    from if_jax.checkpoints.files import atomic_file
+    from if_jax.data.index import Filter
+    from if_jax.data.inspect import inspect
+
+    if samples < 1:
+        raise ValueError(f"--samples {samples}: give at least 1")
+    inspection = inspect(path, Filter(min_side=size), samples=samples, reindex=reindex, workers=workers)
+    click.echo(inspection)
+    target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in Path(path).name) + "-sheet.png")
+    if target.exists() and not overwrite:
+        click.echo(f"{target} exists and is kept (--overwrite replaces it)")
+    else:
+        with atomic_file(target) as beside:
+            inspection.sheet.save(beside, "PNG")
+        click.echo(f"samples on {target}")

@@ -1,0 +1,36 @@
+"""Recipes: one `ml_collections.ConfigDict` per training run, turned into frozen dataclasses at the door.
+
+The dataclasses of `keys.py` hold every key and its default, once. A file in `configs/` sets what differs (`recipes.py`
+holds what such files share), the command line the rest (`--config.optimizer.learning_rate=2e-4`). Nothing further in
+sees a ConfigDict.
+"""
+
+from if_jax.config.keys import (
+    DataConfig,
+    GuardConfig,
+    HostsConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Recipe,
+    SampleConfig,
+    ValidationConfig,
+    for_compiling,
+    resumable,
+)
+from if_jax.config.parse import differences, recipe_to_dict, to_recipe
+
+__all__ = [
+    "DataConfig",
+    "GuardConfig",
+    "HostsConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "SampleConfig",
+    "ValidationConfig",
+    "differences",
+    "for_compiling",
+    "recipe_to_dict",
+    "resumable",
+    "to_recipe",
+]

@@ -1,0 +1,213 @@
+"""Every key of a recipe with its type, its default and what else is known of it, once.
+
+A key says by itself which values it takes (its type, or the table that `choices` names), whether it may change when a
+run is resumed, and whether the compiled training step depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from if_jax.checkpoints.stages import StageKind
+from if_jax.data.index import Filter
+from if_jax.data.preprocessing import Preparation
+from if_jax.diffusion.losses import Weight
+from if_jax.diffusion.process import Prediction
+from if_jax.models import presets
+from if_jax.models.blocks import Remat
+from if_jax.parallel.rules import PRESETS as RULE_SETS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+OptimizerName = Literal["adamw", "adafactor", "muon"]
+LearningRateSchedule = Literal["cosine", "one-cycle", "constant"]
+Dtype = Literal["float32", "bfloat16"]
+Default = TypeVar("Default")
+Section = TypeVar("Section", bound="DataclassInstance")
+
+
+def key(
+    default: Default,
+    *,
+    resumable: bool = False,
+    compiled: bool = True,
+    minimum: int | None = None,
+    choices: Collection[str] | None = None,
+) -> Default:
+    """A recipe key, or a whole section of keys, with what is known of it besides its type.
+
+    Args:
+      default: its value unless set; of a section, the section with its defaults.
+      resumable: a run may go on with another value.
+      compiled: the compiled training step depends on it.
+      minimum: the least value it takes.
+      choices: the table whose names it takes; looked up whenever a recipe is read.
+
+    Returns:
+      The dataclass field, typed as the default it has.
+    """
+    known = {"resumable": resumable, "compiled": compiled, "minimum": minimum, "choices": choices}
+    return dataclasses.field(default=default, metadata=known)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from."""
+
+    # "scenes" or "tasks" (drawn on the fly), a folder of pictures, tar files, a data set built here or prepared by
+    # TensorFlow Datasets, or a mixture: "0.7*data/photos + 0.3*scenes"
+    source: str = key("scenes", compiled=False)
+    size: int = 64  # side of the pictures, pixels
+    crop: int = 0  # super-resolution: train on random crops of this side; 0 = the full frame
+    low_size: int = 64  # super-resolution: side of the low-resolution picture the stage starts from
+    low_blur: float = 0.0  # super-resolution: half of the low-res pictures are blurred, σ in [0, this] of their pixels
+    # share of captions replaced by "" (what guidance calls unconditional)
+    caption_dropout: float = key(0.1, compiled=False)
+    embeddings: str = ""  # folder of text states that `if-jax embed` wrote for this source and text encoder
+    seed: int = key(0, compiled=False)
+    # batches made ahead at the same time (in each worker)
+    threads: int = key(2, resumable=True, compiled=False)
+    # processes that read and decode stored pictures; 0: this one does
+    workers: int = key(0, resumable=True, compiled=False)
+    preparation: Preparation = key(Preparation(), compiled=False)
+    keep: Filter = key(Filter(), compiled=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer behind a global-norm clip, and its learning rate over the run."""
+
+    name: OptimizerName = "adamw"  # adafactor: T5X's, no first moment; muon: kernels orthogonalised, the rest Adam
+    # linear warm-up then cosine; one-cycle: cosine up as well (IF); constant after warm-up
+    schedule: LearningRateSchedule = "cosine"
+    learning_rate: float = 1e-4  # at the peak
+    initial_learning_rate: float = 0.0
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 1000
+    moment_dtype: Dtype = "float32"  # of AdamW's and Muon's first moment; the second stays float32
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis (-1 takes the rest) and the rule set that places arrays on them."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: str = key("dp", choices=RULE_SETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """The fixed prompts drawn during training, with the EMA weights."""
+
+    every: int = 1000  # steps; 0 = never
+    prompts: tuple[str, ...] = (
+        "two red spheres and a blue cube",
+        "a green cylinder",
+        "three yellow cubes",
+        "a purple sphere left of a red cube",
+    )
+    steps: str = "smart27"
+    guidance_scale: float = 4.0
+    aug_level: int = 100  # super-resolution: noise level of the low-resolution picture, 0…999
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The fixed-timestep loss on held-out pictures: one number per timestep, the same on any number of devices."""
+
+    every: int = 0  # steps; 0 = never
+    source: str = "scenes"  # another seed of the scenes, or a data set kept out of training; samples of
+    # super-resolution enlarge pictures of it
+    samples: int = 64
+    batch_size: int = 16
+    timesteps: tuple[int, ...] = (50, 250, 500, 750, 950)
+    aug_level: int = 250  # super-resolution: noise level of the low-resolution picture
+    seed: int = 1_000_003  # of scenes, and of the noise
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When an update is left out, and when a run stops: a gradient that is not finite, or far above its average."""
+
+    spike_factor: float = 20.0  # times the running average of the gradient norm; 0 = only what is not finite
+    grace_steps: int = 100  # before the average is trusted
+    max_in_a_row: int = 10  # so many updates left out one after another stop the run
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """How long the processes of one run wait for each other, seconds."""
+
+    start_seconds: int = 300  # for all to come, and to tell what they run
+    heartbeat_seconds: int = 100  # silence after which a process counts as dead and the others leave
+    step_seconds: int = 1800  # without a step, a validation or a sheet of samples: the process leaves; 0 = never
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run."""
+
+    stage: StageKind = "base"  # text → picture, or "super-resolution": low-resolution picture and text → 4×
+    unet: str = key("demo-I", choices=presets.UNETS)
+    # the T5 preset that is trained together with a base stage
+    text_encoder: str = key("demo", choices=presets.T5_ENCODERS)
+    text_encoder_from: str = ""  # or the stage folder whose encoder is used, frozen; later stages need it
+    # a stage folder of a release whose weights training starts from
+    init_from: str = key("", resumable=True, compiled=False)
+    # only weights whose name holds this pattern (regular expression), the others at random
+    init_only: str = key("", resumable=True, compiled=False)
+    prediction: Prediction = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
+    loss_weight: Weight = "none"  # of the squared error by timestep: "none" is IF's
+    pooled_dropout: float = 0.0  # share of pictures whose step embedding is not told the text: attention must read it
+    # the cosine schedule, shifted to be as noisy for pictures of this side as 64 px are (IF: 64)
+    noise_size: int = key(64, minimum=1)
+    sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
+    batch_size: int = key(64, minimum=1)  # pictures per update
+    accumulate: int = key(1, minimum=1)  # parts a batch is computed in, one after another, for less memory
+    steps: int = key(100_000, minimum=1, resumable=True)
+    compute_dtype: Dtype = "float32"  # of matrix products and convolutions; the state is float32
+    remat: Remat = "none"  # what the backward pass computes again: nothing, whole blocks, all but matrix products
+    ema_decays: tuple[float, ...] = (0.9999,)  # the first one is drawn with and released
+    seed: int = 0
+    log_every: int = key(50, minimum=1, resumable=True, compiled=False)
+    checkpoint_every: int = key(1000, minimum=1, resumable=True, compiled=False)
+    keep_checkpoints: int = key(2, minimum=1, resumable=True, compiled=False)  # the newest ones
+    # steps; checkpoints at multiples of it are kept for good, 0 = none
+    keep_every: int = key(0, resumable=True, compiled=False)
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = key(MeshConfig(), resumable=True)
+    validation: ValidationConfig = key(ValidationConfig(), resumable=True, compiled=False)
+    guard: GuardConfig = GuardConfig()
+    hosts: HostsConfig = key(HostsConfig(), resumable=True, compiled=False)
+    # project on Weights & Biases, "" = not used; WANDB_MODE=offline works without a network
+    wandb: str = key("", resumable=True, compiled=False)
+    sample: SampleConfig = key(SampleConfig(), resumable=True, compiled=False)
+
+
+def resumable(name: str, section: Any = Recipe) -> bool:
+    """Whether a run may go on with another value of a key, named with dots: "data.threads"."""
+    head, _, rest = name.partition(".")
+    field = next(field for field in dataclasses.fields(section) if field.name == head)
+    return field.metadata.get("resumable", False) or (bool(rest) and resumable(rest, field.default))
+
+
+def for_compiling(section: Section) -> Section:
+    """The recipe with the defaults of all that the training step does not depend on: what that step is known by."""
+    values = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if not field.metadata.get("compiled", True):
+            values[field.name] = field.default
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            values[field.name] = for_compiling(value)
+    return dataclasses.replace(section, **values)

@@ -1,0 +1,202 @@
+"""From a recipe on a mesh to its training step: networks, optimizer, abstract state, the step lowered, the first state.
+
+Planning reads the same (`memory.py`, the doctor): nothing is allocated before `fresh_state` and `place_text`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import AbstractMesh, Mesh
+
+from if_jax.checkpoints import release
+from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.weights import Params, boxed_params, load_params
+from if_jax.config import Recipe
+from if_jax.data import pipeline
+from if_jax.models import presets
+from if_jax.models.t5 import T5Config
+from if_jax.parallel import rules
+from if_jax.text import tokens
+from if_jax.training import host_facts, objective, optimizer
+from if_jax.training.step import TrainState, init_state, make_step
+from if_jax.training.warm_start import start_from_release
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSetup:
+    """A recipe on a mesh: all that its state and its step follow from, but for the weights."""
+
+    recipe: Recipe
+    networks: objective.Networks
+    optimizer: optax.GradientTransformation
+    mesh: Mesh | AbstractMesh
+    sharding_rules: rules.Rules
+
+
+def make_setup(recipe: Recipe, text_config: T5Config | None, mesh: Mesh | AbstractMesh) -> TrainingSetup:
+    """Builds the parts that a recipe names.
+
+    Args:
+      recipe: what is trained.
+      text_config: the frozen text encoder's configuration; None where the encoder is trained too.
+      mesh: of the devices; an abstract one serves planning.
+    """
+    tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
+    networks = objective.make_networks(recipe, text_config)
+    return TrainingSetup(recipe, networks, tx, mesh, rules.PRESETS[recipe.mesh.rules])
+
+
+def abstract_state(setup: TrainingSetup) -> TrainState:
+    """Shapes, dtypes and shardings of the training state, as a tree of `jax.ShapeDtypeStruct`."""
+    return _with_shardings(setup, jax.eval_shape(partial(_init, setup), jax.random.key(setup.recipe.seed)))
+
+
+def abstract_text(setup: TrainingSetup) -> Params:
+    """Shapes and shardings of the frozen text encoder, in the compute precision, since nothing is ever added to it."""
+    boxed = boxed_params(setup.networks.text_encoder.config)
+    return _with_shardings(setup, boxed, setup.recipe.compute_dtype)
+
+
+def batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of one row of a batch on the devices, by name.
+
+    Returns:
+      "image" (S, S, 3) uint8, and "ids" and "mask" (L,) int32, or their kept text states "states" (L, D) bfloat16.
+    """
+    side, length = recipe.data.size, tokens.TEXT_LENGTH
+    image = {"image": ((side, side, 3), np.uint8)}
+    if recipe.data.embeddings:
+        return image | {"states": ((length, presets.UNETS[recipe.unet].encoder_hid_dim), jnp.bfloat16)}
+    return image | {"ids": ((length,), np.int32), "mask": ((length,), np.int32)}
+
+
+def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.stages.Lowered:
+    """Traces the training step for the mesh of the setup; compiles and allocates nothing.
+
+    Args:
+      setup: of a mesh of real devices.
+      state: abstract, see `abstract_state`.
+      frozen: parameters that are used but not trained, abstract or not: {"text_encoder"} or {}.
+
+    Returns:
+      `step(state, frozen, batch) -> (state, metrics)`, lowered; it takes the state's memory for the new one.
+    """
+    recipe, split = setup.recipe, rules.batch_sharding(setup.mesh, setup.sharding_rules)
+    state_shardings, frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
+    step = make_step(
+        objective.make_loss(setup.networks, recipe),
+        setup.optimizer,
+        recipe.ema_decays,
+        recipe.seed + 1,
+        recipe.guard,
+        recipe.accumulate,
+        lambda part: jax.lax.with_sharding_constraint(part, split),
+    )
+    batch = {
+        name: jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
+        for name, (shape, dtype) in batch_rows(recipe).items()
+    }
+    # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, frozen_shardings, split),
+        out_shardings=(state_shardings, rules.replicated(setup.mesh)),
+    )
+    return jitted.lower(state, frozen, batch)
+
+
+def fresh_state(setup: TrainingSetup, abstract: TrainState) -> TrainState:
+    """Step 0, made in place on the mesh: random weights, or those of the release `init_from`.
+
+    Raises:
+      ValueError: the release does not fit the recipe, see `start_from_release`.
+    """
+    recipe = setup.recipe
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # It runs once: on a CPU optimising its machine code takes longer than all else about it.
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    make = jax.jit(
+        lambda key: nn.meta.unbox(_init(setup, key)),
+        out_shardings=shardings,
+        compiler_options=quick if jax.default_backend() == "cpu" else None,
+    )
+    key = jax.random.key(recipe.seed)
+    if not recipe.init_from:
+        return make(key)
+    params = start_from_release(recipe, abstract.params, lambda: make(key).params)
+    fill = partial(init_state, optimizer=setup.optimizer, decays=recipe.ema_decays)
+    return jax.jit(fill, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def read_text(recipe: Recipe) -> TextEncoder | None:
+    """Opens the frozen text encoder of `text_encoder_from`; None where the recipe trains its own.
+
+    Raises:
+      FileNotFoundError, ValueError: it cannot be read, or does not go with the UNet.
+    """
+    if not recipe.text_encoder_from:
+        return None
+    text = release.read_text_encoder(recipe.text_encoder_from, None)
+    host_facts.check_text_width(recipe, text.config)
+    return text
+
+
+def place_text(setup: TrainingSetup, text: TextEncoder | None) -> Params:
+    """Reads the frozen text encoder onto the mesh, tensor by tensor: {"text_encoder": parameters}, or {} for None."""
+    if text is None:
+        return {}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(setup))
+    return {"text_encoder": load_params(text.params, setup.recipe.compute_dtype, shardings)}
+
+
+def open_batches(
+    recipe: Recipe, tokenizer: tokens.Tokenizer, encoder: str, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of every batch from step `start` on, as host arrays named as in `batch_rows`.
+
+    Args:
+      recipe: whose `data` section says what is read.
+      tokenizer: turns captions into ids and mask.
+      encoder: SHA-256 of the frozen text encoder, which kept text states must have come from; "" for none.
+      start: batches that are left out, because an earlier session has trained on them.
+    """
+    return pipeline.batches(
+        recipe.data.source,
+        size=recipe.data.size,
+        batch_size=recipe.batch_size,
+        seed=recipe.data.seed,
+        start_step=start,
+        tokenize=tokenizer,
+        caption_dropout=recipe.data.caption_dropout,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        threads=recipe.data.threads,
+        workers=recipe.data.workers,
+        preparation=recipe.data.preparation,
+        keep=recipe.data.keep,
+        embeddings=recipe.data.embeddings,
+        encoder=encoder,
+    )
+
+
+def _with_shardings(setup: TrainingSetup, boxed: Any, dtype: str | None = None) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+        rules.state_shardings(boxed, setup.mesh, setup.sharding_rules),
+    )
+
+
+def _init(setup: TrainingSetup, key: jax.Array) -> TrainState:
+    params = objective.init_params(setup.networks, setup.recipe, key, tokens.TEXT_LENGTH)
+    return init_state(params, setup.optimizer, setup.recipe.ema_decays)
