@@ -14,7 +14,7 @@ from if_jax.inference.inputs import Picture, ReadPicture
 from if_jax.inference.options import Options
 from if_jax.inference.settings import SUPPORT_WORDS, StageKwargs, StageSettings, stage_settings
 
-Pictures = Picture | list[Picture] | tuple[Picture, ...]  # one for all prompts, or one for each
+UserPictures = Picture | list[Picture] | tuple[Picture, ...]  # one for all prompts, or one for each
 Size = tuple[int, int]  # (H, W)
 
 
@@ -36,12 +36,12 @@ def plan_dream(stages: Sequence[StageRelease], aspect_ratio: str, last: int | No
     """Plan pictures drawn from noise alone.
 
     Args:
-        stages: of the cascade.
-        aspect_ratio: width:height.
-        last: how many stages draw, counted from stage I; None: all.
+      stages: of the cascade.
+      aspect_ratio: width:height.
+      last: how many stages draw, counted from stage I; None: all.
 
     Raises:
-        ValueError: where an argument cannot work; also the other plans.
+      ValueError: where an argument cannot work; also the other plans.
     """
     config = stages[0].unet_config
     size = inputs.size_of(inputs.parse_aspect_ratio(aspect_ratio), config.sample_size, config.size_multiple)
@@ -49,7 +49,7 @@ def plan_dream(stages: Sequence[StageRelease], aspect_ratio: str, last: int | No
 
 
 def plan_style_transfer(
-    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None, last: int | None
+    stages: Sequence[StageRelease], pictures: UserPictures | None, image: UserPictures | None, last: int | None
 ) -> ModePlan:
     """Plan pictures drawn over others; see `plan_dream`, and `Cascade.style_transfer` for the pictures."""
     supports = _read_pictures(stages, pictures, image)
@@ -58,7 +58,11 @@ def plan_style_transfer(
 
 
 def plan_super_resolution(
-    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None, stage: str, last: int | None
+    stages: Sequence[StageRelease],
+    pictures: UserPictures | None,
+    image: UserPictures | None,
+    stage: str,
+    last: int | None,
 ) -> ModePlan:
     """Plan pictures enlarged by `stage` and those after it; see `plan_dream` and `Cascade.super_resolution`."""
     if stage not in STAGE_NAMES[1 : len(stages)]:
@@ -74,10 +78,10 @@ def plan_super_resolution(
 
 def plan_inpainting(
     stages: Sequence[StageRelease],
-    pictures: Pictures | None,
-    image: Pictures | None,
-    masks: Pictures | None,
-    mask_image: Pictures | None,
+    pictures: UserPictures | None,
+    image: UserPictures | None,
+    masks: UserPictures | None,
+    mask_image: UserPictures | None,
     last: int | None,
 ) -> ModePlan:
     """Plan pictures of which a masked part is drawn anew; see `plan_dream` and `Cascade.inpainting`."""
@@ -91,19 +95,19 @@ def plan_inpainting(
     return ModePlan(sizes, supports=_fitted(supports, sizes), masks=fitted, strengths=(1.0, 0.8), noise_level=0)
 
 
-def plan_settings(
+def stage_settings_of(
     plan: ModePlan, stages: Sequence[StageRelease], defaults: Sequence[StageDefaults], options: Options
 ) -> list[StageSettings]:
     """How each stage that draws is to do it.
 
     Args:
-        plan: of the mode.
-        stages: of the cascade.
-        defaults: of each stage.
-        options: whose if_I_kwargs, … are read.
+      plan: of the mode.
+      stages: of the cascade.
+      defaults: of each stage.
+      options: whose if_I_kwargs, … are read.
 
     Raises:
-        ValueError: for words of a stage that is not there, of another mode, unknown or out of range.
+      ValueError: for words of a stage that is not there, of another mode, unknown or out of range.
     """
     words = {name: cast(StageKwargs | None, options.get(f"if_{name}_kwargs")) or {} for name in STAGE_NAMES}
     for name, kwargs in words.items():
@@ -144,7 +148,7 @@ def _size_like(stage: StageRelease, picture: ReadPicture) -> Size:
 
 
 def _read_pictures(
-    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None
+    stages: Sequence[StageRelease], pictures: UserPictures | None, image: UserPictures | None
 ) -> list[ReadPicture]:
     word = "support_pil_img"
     read = [inputs.read_picture(picture, word) for picture in _either(word, pictures, "image", image)]
@@ -158,7 +162,7 @@ def _fitted(pictures: Sequence[ReadPicture], sizes: Sequence[Size]) -> tuple[np.
     return tuple(np.stack([inputs.fit_picture(picture, size) for picture in pictures]) for size in sizes)
 
 
-def _either(word: str, pictures: Pictures | None, alias: str, aliased: Pictures | None) -> list[Picture]:
+def _either(word: str, pictures: UserPictures | None, alias: str, aliased: UserPictures | None) -> list[Picture]:
     """What came under one of two words, as a list."""
     if (pictures is None) == (aliased is None):
         raise ValueError(f"give {word} (or {alias}, the same thing), once")
