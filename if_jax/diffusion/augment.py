@@ -56,8 +56,9 @@ def noise_augment(schedule: Schedule, low_up: Array, level: Array, eps: Array) -
 
     Args:
       schedule: the training chain that level indexes.
-      low_up, eps: (B, H, W, C).
-      level: (B,) int.
+      low_up: up(low), (B, H, W, C).
+      level: n, (B,) int.
+      eps: z, (B, H, W, C).
     """
     return add_noise(schedule, low_up, level, eps)
 

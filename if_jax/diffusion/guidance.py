@@ -91,12 +91,13 @@ def projected(
     """Adaptive projected guidance, equation (4).
 
     Args:
-      weight, positive_mixer: as in `classifier_free`.
+      weight: w, as in `classifier_free`.
       schedule: the training chain.
       prediction: what the net predicts.
       parallel: η, a scalar or (B,); it may be traced.
       norm: r, the largest root mean square of Δ over a picture (the paper's r is a norm over a latent of fixed size;
         ours does not depend on the size of the picture). A scalar or (B,); it may be traced.
+      positive_mixer: m, as in `classifier_free`.
     """
     w, m, eta, r = _column(weight), _column(positive_mixer), _column(parallel), _column(norm)
 

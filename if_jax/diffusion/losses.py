@@ -49,7 +49,9 @@ def hybrid_loss(
     Args:
       schedule: the chain that t indexes.
       model_output: (B, H, W, 2C), the prediction and the variance channels.
-      x0, x_t, eps: (B, H, W, C).
+      x0: (B, H, W, C).
+      x_t: (B, H, W, C), x0 noised.
+      eps: (B, H, W, C), the noise.
       t: (B,) int.
       prediction: what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the ε error divided
         by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
@@ -117,7 +119,8 @@ def variational_bound(
       schedule: the chain that t indexes.
       x0_hat: (B, H, W, C), the net's x̂0, not clipped.
       v: (B, H, W, C), the variance channels.
-      x0, x_t: (B, H, W, C).
+      x0: (B, H, W, C).
+      x_t: (B, H, W, C), x0 noised.
       t: (B,) int.
 
     Returns:

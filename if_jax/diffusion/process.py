@@ -88,7 +88,9 @@ def x0_from_prediction(schedule: Schedule, prediction: Prediction, x_t: Array, t
     Args:
       schedule: the chain that t indexes.
       prediction: what `predicted` means.
-      x_t, t, predicted: as everywhere here.
+      x_t: (B, H, W, C).
+      t: (B,) int.
+      predicted: (B, H, W, C).
 
     Raises:
       ValueError: for a prediction that is not one of `Prediction`.

@@ -123,7 +123,8 @@ def run_sampler(
       noise: see `keyed_noise` and `array_noise`.
       mask: (B, H, W, 1), 1 where to draw, 0 where x stays as `state` has it, at every step (IF's inpainting).
       prediction: what the first C channels of the denoiser mean.
-      sample_max_value, threshold_ratio: of `guidance.dynamic_threshold`.
+      sample_max_value: c of `guidance.dynamic_threshold`.
+      threshold_ratio: p of it.
 
     Returns:
       The state after them. Its x is not clamped; once finished, it is x̂0 up to rounding.

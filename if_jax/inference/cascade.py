@@ -37,7 +37,7 @@ from if_jax.checkpoints.weights import Params
 from if_jax.inference import inputs, loading, modes
 from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement
-from if_jax.inference.modes import ModePlan, UserPictures
+from if_jax.inference.modes import PICTURE_WORD, ModePlan, UserPictures
 from if_jax.inference.options import Options, checked_batch_size, checked_numbers
 from if_jax.inference.pictures import Drawn, to_pil
 from if_jax.inference.prompts import encode_texts
@@ -112,7 +112,8 @@ class Cascade:
         Args:
           stages: in order, the first with the text encoder.
           defaults: how each draws unless asked otherwise; without, as IF's own code calls its stages.
-          dtype, placement: as in `load`.
+          dtype: what to compute in.
+          **placement: as in `load`.
 
         Raises:
           ValueError: where the stages do not belong together.
@@ -156,11 +157,12 @@ class Cascade:
           support_pil_img: PIL, file, or floats (H, W, 3) in [-1, 1], of any size; or one for each prompt.
           prompt: one text or several. Without, `style_prompt` is the prompt as well.
           image: diffusers' word for support_pil_img.
-          **options, returns and raises: as in `dream`.
+          **options: as in `dream`.
         """
         if prompt is None and options.get("prompt_embeds") is None:
             prompt = options.get("style_prompt")
-        plan = modes.plan_style_transfer(self.stages, support_pil_img, image, options.get("stages"))
+        pictures = modes.either(PICTURE_WORD, support_pil_img, "image", image)
+        plan = modes.plan_drawn_over(self.stages, pictures, None, options.get("stages"))
         return self._draw_all(plan, prompt, options)
 
     def super_resolution(
@@ -175,12 +177,14 @@ class Cascade:
         """Enlarge pictures, of any size: each is fitted to what `stage` enlarges, and the stages after it follow.
 
         Args:
-          support_pil_img, image: as in `style_transfer`.
+          support_pil_img: as in `style_transfer`.
           prompt: what it shows; without, the empty caption.
+          image: diffusers' word for support_pil_img.
           stage: the first to draw, "II" or later.
-          **options, returns and raises: as in `dream`; `stages`: the last stage to draw, counted from stage I.
+          **options: as in `dream`; `stages` is the last stage to draw, counted from stage I.
         """
-        plan = modes.plan_super_resolution(self.stages, support_pil_img, image, stage, options.get("stages"))
+        pictures = modes.either(PICTURE_WORD, support_pil_img, "image", image)
+        plan = modes.plan_super_resolution(self.stages, pictures, stage, options.get("stages"))
         if prompt is None and options.get("prompt_embeds") is None and plan.low_res is not None:
             prompt = [""] * len(plan.low_res)
         return self._draw_all(plan, prompt, options)
@@ -201,15 +205,16 @@ class Cascade:
         in diffusers.
 
         Args:
-          support_pil_img, image: as in `style_transfer`.
+          support_pil_img: as in `style_transfer`.
           inpainting_mask: of the picture's size, white or 1 where to draw; one for each picture.
           prompt: one text or several.
+          image: diffusers' word for support_pil_img.
           mask_image: diffusers' word for inpainting_mask.
-          **options, returns and raises: as in `dream`.
+          **options: as in `dream`.
         """
-        plan = modes.plan_inpainting(
-            self.stages, support_pil_img, image, inpainting_mask, mask_image, options.get("stages")
-        )
+        pictures = modes.either(PICTURE_WORD, support_pil_img, "image", image)
+        masks = modes.either("inpainting_mask", inpainting_mask, "mask_image", mask_image)
+        plan = modes.plan_drawn_over(self.stages, pictures, masks, options.get("stages"))
         return self._draw_all(plan, prompt, options)
 
     def embed(self, captions: Sequence[str], clean_caption: bool = True) -> np.ndarray:
@@ -293,4 +298,4 @@ def _encode_text(params: Params, ids: jax.Array, mask: jax.Array, *, config: T5C
 
 def _for_each(pictures: np.ndarray | None, count: int) -> np.ndarray | None:
     """UserPictures (1 or B, H, W, C) for `count` prompts; None stays."""
-    return None if pictures is None else inputs.batch_of(pictures, count, "support_pil_img")
+    return None if pictures is None else inputs.batch_of(pictures, count, PICTURE_WORD)

@@ -113,9 +113,10 @@ def finish_stage(
     """Take all steps that are left.
 
     Args:
-      state, advance: of `begin_stage`.
+      state: where the stage stands.
+      advance: of `begin_stage`.
       progress: called with steps done and their total, now and then.
-      callback: called after every step with how many are left and the state. Both cost a little.
+      callback: called after every step with how many are left and the state. Both calls cost a little.
 
     Returns:
       Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.

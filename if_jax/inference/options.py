@@ -32,14 +32,17 @@ class StepInfo(NamedTuple):
 class Options(TypedDict, total=False):
     """What all four modes take.
 
-    Keys:
+    Attributes:
       seed: picture k of a seed is the same whatever stands beside it; 0…2³²−1, 0 by default.
       stages: draw only so many of the cascade.
-      if_I_kwargs, if_II_kwargs, if_III_kwargs: how each stage draws, see `settings.stage_settings`.
+      if_I_kwargs: how stage I draws, see `settings.stage_settings`.
+      if_II_kwargs: the same of stage II.
+      if_III_kwargs: the same of stage III.
       negative_prompt: what to draw away from, where guidance_scale is not 1.
       style_prompt: a style in IF's way: the network pools it in place of the prompt, and guidance mixes its
         prediction with that of the prompt, by the share that `positive_mixer` of each stage says.
-      prompt_embeds, negative_prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of texts.
+      prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of prompts.
+      negative_prompt_embeds: (1 or B, 77, D), in place of negative prompts.
       empty_embeds: (77, D), text states of the empty caption; with them and no text, no encoder is needed.
       clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
         were not.
@@ -75,7 +78,11 @@ class Bars:
     """One progress bar after the other, with the time left: `with Bars() as bars: … progress=bars.show`."""
 
     def __init__(self, unit: str = "step") -> None:
-        """Args: unit: of what is counted; "step" are the steps of a stage."""
+        """Start without a bar.
+
+        Args:
+          unit: of what is counted; "step" are the steps of a stage.
+        """
         self.unit, self.name = unit, ""
         self.bar: tqdm | None = None
 

@@ -91,8 +91,10 @@ class OpenStage:
           x0: (B, H, W, 3), the pictures.
           t: (B,) int, the timesteps they are noised to.
           eps: (B, H, W, 3), the noise ε.
-          text, uncond, low: see the class.
+          text: (B, L, D), of the prompts.
+          uncond: (B, L, D), of the empty caption.
           guidance_scale: of ε̂.
+          low: super-resolution only, see the class.
 
         Returns:
           (B, H, W, 3), detached.

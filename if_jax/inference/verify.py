@@ -70,7 +70,8 @@ def verify(
     """Compare two model folders of any layout; tensors go by the names that diffusers gives them.
 
     Args:
-      a, b: the folders.
+      a: a folder.
+      b: another.
       tolerance: largest relative difference of a tensor or of a block's output that passes.
       pictures: folder for both models' pictures side by side, where both can draw.
       torch: the outputs of A's blocks come from stock diffusers and transformers, which must be able to open A.

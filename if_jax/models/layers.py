@@ -156,7 +156,8 @@ def attention(
 
     Args:
       query: (B, T, C).
-      key, value: (B, S, C).
+      key: (B, S, C).
+      value: (B, S, C).
       num_heads: a divisor of C.
       scale: of the logits.
       bias: added to the logits, broadcastable to (B, heads, T, S).
