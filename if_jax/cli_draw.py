@@ -169,10 +169,10 @@ def _draw(mode: str, names: list[str], request: dict[str, object], options: Draw
     """Load, draw, save, log.
 
     Args:
-        mode: name of the method of `Cascade`.
-        names: the prompts, for files and tables.
-        request: what this mode alone takes.
-        options: of the command.
+      mode: name of the method of `Cascade`.
+      names: the prompts, for files and tables.
+      request: what this mode alone takes.
+      options: of the command.
     """
     from if_jax.inference.options import Bars
     from if_jax.inference.pictures import save_pictures

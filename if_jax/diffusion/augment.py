@@ -26,11 +26,11 @@ def upsample(low: Array, size: int | tuple[int, int]) -> jax.Array:
     """Enlarge bilinearly with corner pixels on corner pixels (torch's align_corners=True).
 
     Args:
-        low: (B, h, w, C).
-        size: H = W or (H, W).
+      low: (B, h, w, C).
+      size: H = W or (H, W).
 
     Returns:
-        (B, H, W, C); its pixel i lies at i · (h − 1)/(H − 1) of the input.
+      (B, H, W, C); its pixel i lies at i · (h − 1)/(H − 1) of the input.
     """
     height, width = _pair(size)
     return _resample(low, _bilinear_matrix(low.shape[1], height), _bilinear_matrix(low.shape[2], width))
@@ -40,11 +40,11 @@ def downsample(x0: Array, size: int | tuple[int, int]) -> jax.Array:
     """Make smaller by antialiased bicubic resampling with Pillow's kernel.
 
     Args:
-        x0: (B, H, W, C) in [−1, 1].
-        size: h = w or (h, w).
+      x0: (B, H, W, C) in [−1, 1].
+      size: h = w or (h, w).
 
     Returns:
-        (B, h, w, C). Bicubic weights overshoot at edges; like an 8-bit picture it is clipped to [−1, 1].
+      (B, h, w, C). Bicubic weights overshoot at edges; like an 8-bit picture it is clipped to [−1, 1].
     """
     height, width = _pair(size)
     small = _resample(x0, _bicubic_matrix(x0.shape[1], height), _bicubic_matrix(x0.shape[2], width))
@@ -55,9 +55,10 @@ def noise_augment(schedule: Schedule, low_up: Array, level: Array, eps: Array) -
     """Noise the enlarged low-res image: y of equation (1).
 
     Args:
-        schedule: the training chain that level indexes.
-        low_up, eps: (B, H, W, C).
-        level: (B,) int.
+      schedule: the training chain that level indexes.
+      low_up: up(low), (B, H, W, C).
+      level: n, (B,) int.
+      eps: z, (B, H, W, C).
     """
     return add_noise(schedule, low_up, level, eps)
 
@@ -66,9 +67,9 @@ def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
     """Gaussian blur with mirrored edges.
 
     Args:
-        image: (B, H, W, C).
-        sigma: (B,), in pixels; 0 changes nothing.
-        max_sigma: the largest of them, which sets the kernel's reach.
+      image: (B, H, W, C).
+      sigma: (B,), in pixels; 0 changes nothing.
+      max_sigma: the largest of them, which sets the kernel's reach.
     """
     reach = max(1, math.ceil(3 * max_sigma))
     offset = jnp.arange(-reach, reach + 1)

@@ -40,10 +40,10 @@ def guided(net: ConditionalNet, branches: Sequence[Any], combine: Combine) -> De
     variance channels come from the conditional branch unchanged, as in IF.
 
     Args:
-        net: the network.
-        branches: K pytrees of one structure, arrays (B, …) each: conditional first, unconditional last; first axes of 1
-            are repeated B times.
-        combine: K predictions to one: `classifier_free` or `projected`.
+      net: the network.
+      branches: K pytrees of one structure, arrays (B, …) each: conditional first, unconditional last; first axes of 1
+        are repeated B times.
+      combine: K predictions to one: `classifier_free` or `projected`.
     """
 
     def interleave(*rows: jax.Array) -> jax.Array:
@@ -68,8 +68,8 @@ def classifier_free(weight: float | Array, positive_mixer: float | Array = 0.0) 
     """Classifier-free guidance: equation (1) for two branches, (3) for three (conditional, positive, unconditional).
 
     Args:
-        weight: w, the guidance scale; a scalar or (B,), it may be traced.
-        positive_mixer: m, the share of the positive branch; a scalar or (B,), it may be traced.
+      weight: w, the guidance scale; a scalar or (B,), it may be traced.
+      positive_mixer: m, the share of the positive branch; a scalar or (B,), it may be traced.
     """
     w, m = _column(weight), _column(positive_mixer)
 
@@ -91,12 +91,13 @@ def projected(
     """Adaptive projected guidance, equation (4).
 
     Args:
-        weight, positive_mixer: as in `classifier_free`.
-        schedule: the training chain.
-        prediction: what the net predicts.
-        parallel: η, a scalar or (B,); it may be traced.
-        norm: r, the largest root mean square of Δ over a picture (the paper's r is a norm over a latent of fixed size;
-            ours does not depend on the size of the picture). A scalar or (B,); it may be traced.
+      weight: w, as in `classifier_free`.
+      schedule: the training chain.
+      prediction: what the net predicts.
+      parallel: η, a scalar or (B,); it may be traced.
+      norm: r, the largest root mean square of Δ over a picture (the paper's r is a norm over a latent of fixed size;
+        ours does not depend on the size of the picture). A scalar or (B,); it may be traced.
+      positive_mixer: m, as in `classifier_free`.
     """
     w, m, eta, r = _column(weight), _column(positive_mixer), _column(parallel), _column(norm)
 
@@ -117,15 +118,15 @@ def dynamic_threshold(x0: jax.Array, ratio: float | Array = 0.95, max_value: flo
     With c = 1, as super-resolution stages have it, s = 1 whatever the quantile, and the sort that it takes is spared.
 
     Args:
-        x0: (B, H, W, C).
-        ratio: p, the quantile; it may be traced.
-        max_value: c ≥ 1, the ceiling; it may be traced.
+      x0: (B, H, W, C).
+      ratio: p, the quantile; it may be traced.
+      max_value: c ≥ 1, the ceiling; it may be traced.
 
     Returns:
-        (B, H, W, C) in [−1, 1].
+      (B, H, W, C) in [−1, 1].
 
     Raises:
-        ValueError: for a ceiling below 1 that is known while tracing.
+      ValueError: for a ceiling below 1 that is known while tracing.
     """
     if isinstance(max_value, int | float) and max_value < 1:
         raise ValueError(f"sample_max_value is {max_value}: use 1.0 (plain clipping) or more")

@@ -47,16 +47,18 @@ def hybrid_loss(
     """The loss of each image.
 
     Args:
-        schedule: the chain that t indexes.
-        model_output: (B, H, W, 2C), the prediction and the variance channels.
-        x0, x_t, eps: (B, H, W, C).
-        t: (B,) int.
-        prediction: what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the ε error divided
-            by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
-        weight: see `loss_weight`.
+      schedule: the chain that t indexes.
+      model_output: (B, H, W, 2C), the prediction and the variance channels.
+      x0: (B, H, W, C).
+      x_t: (B, H, W, C), x0 noised.
+      eps: (B, H, W, C), the noise.
+      t: (B,) int.
+      prediction: what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the ε error divided
+        by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
+      weight: see `loss_weight`.
 
     Returns:
-        {"loss": w · mse + vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
+      {"loss": w · mse + vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
     """
     model_output, x0, x_t, eps = (a.astype(jnp.float32) for a in (model_output, x0, x_t, eps))
     predicted, variance = split_model_output(model_output)
@@ -80,16 +82,16 @@ def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: j
     Sources: Hang et al. 2023 (arXiv:2303.09556), eq. 8; Kingma & Gao 2023 (arXiv:2303.00848), section 4.3, bias 2.
 
     Args:
-        schedule: the training chain, its tables known while tracing.
-        prediction: what the net predicts.
-        weight: one of the three names above.
-        t: (B,) int.
+      schedule: the training chain, its tables known while tracing.
+      prediction: what the net predicts.
+      weight: one of the three names above.
+      t: (B,) int.
 
     Returns:
-        (B,) float32.
+      (B,) float32.
 
     Raises:
-        ValueError: for another name, or a schedule that is traced.
+      ValueError: for another name, or a schedule that is traced.
     """
     if weight == "none":
         return jnp.ones(t.shape, jnp.float32)
@@ -114,14 +116,15 @@ def variational_bound(
     """The variational bound L_vb of equation (2).
 
     Args:
-        schedule: the chain that t indexes.
-        x0_hat: (B, H, W, C), the net's x̂0, not clipped.
-        v: (B, H, W, C), the variance channels.
-        x0, x_t: (B, H, W, C).
-        t: (B,) int.
+      schedule: the chain that t indexes.
+      x0_hat: (B, H, W, C), the net's x̂0, not clipped.
+      v: (B, H, W, C), the variance channels.
+      x0: (B, H, W, C).
+      x_t: (B, H, W, C), x0 noised.
+      t: (B,) int.
 
     Returns:
-        (B,), bits per dimension.
+      (B,), bits per dimension.
     """
     true_mean, true_log_variance = posterior(schedule, x0, x_t, t)
     mean, _ = posterior(schedule, x0_hat, x_t, t)

@@ -86,12 +86,14 @@ def x0_from_prediction(schedule: Schedule, prediction: Prediction, x_t: Array, t
     """x0 from what the network predicts.
 
     Args:
-        schedule: the chain that t indexes.
-        prediction: what `predicted` means.
-        x_t, t, predicted: as everywhere here.
+      schedule: the chain that t indexes.
+      prediction: what `predicted` means.
+      x_t: (B, H, W, C).
+      t: (B,) int.
+      predicted: (B, H, W, C).
 
     Raises:
-        ValueError: for a prediction that is not one of `Prediction`.
+      ValueError: for a prediction that is not one of `Prediction`.
     """
     _check(prediction)
     if prediction == "x0":

@@ -76,8 +76,8 @@ def start(x: Array, index: int | jax.Array) -> SamplerState:
     """The state before the first step.
 
     Args:
-        x: (B, H, W, C), x_T, or a picture that is drawn over, noised.
-        index: of the schedule, the first step: its last one, or less for a picture that is drawn over.
+      x: (B, H, W, C), x_T, or a picture that is drawn over, noised.
+      index: of the schedule, the first step: its last one, or less for a picture that is drawn over.
     """
     x_start = jnp.asarray(x, jnp.float32)
     return SamplerState(x_start, jnp.zeros_like(x_start), jnp.asarray(index, jnp.int32), jnp.zeros((), jnp.int32))
@@ -87,11 +87,11 @@ def make_update(sampler: SamplerName, eta: float | Array = 0.0, clipped_eps: boo
     """The equation by which a sampler goes on, for `run_sampler`.
 
     Args:
-        sampler: "ddpm": ancestral sampling with learned variance, equation (2). "ddim": equation (3). "dpm++":
-            DPM-Solver++ (2M), equation (4), which draws no noise.
-        eta: of ddim: 0 draws no noise, 1 as much as DDPM with its lower variance.
-        clipped_eps: of ddim: take ε̂ from the thresholded x̂0, so that the two belong to one x_t, as IF's own code does;
-            diffusers' pipelines take the net's own.
+      sampler: "ddpm": ancestral sampling with learned variance, equation (2). "ddim": equation (3). "dpm++":
+        DPM-Solver++ (2M), equation (4), which draws no noise.
+      eta: of ddim: 0 draws no noise, 1 as much as DDPM with its lower variance.
+      clipped_eps: of ddim: take ε̂ from the thresholded x̂0, so that the two belong to one x_t, as IF's own code does;
+        diffusers' pipelines take the net's own.
     """
     ddim = functools.partial(ddim_update, eta=eta, clipped_eps=clipped_eps)
     updates: dict[SamplerName, Update] = {"ddpm": ddpm_update, "ddim": ddim, "dpm++": dpm_update}
@@ -114,19 +114,20 @@ def run_sampler(
     """Take steps down the schedule from where `state` stands, as one loop.
 
     Args:
-        update: of `make_update`.
-        denoise: x_t (B, H, W, C), t (B,) → prediction and variance channels (B, H, W, 2C).
-        schedule: may be longer than the chain (`schedule.padded`).
-        state: see `start`.
-        count: how many steps. An int makes a scan, which can be differentiated; traced, any number of steps is one
-            compiled program.
-        noise: see `keyed_noise` and `array_noise`.
-        mask: (B, H, W, 1), 1 where to draw, 0 where x stays as `state` has it, at every step (IF's inpainting).
-        prediction: what the first C channels of the denoiser mean.
-        sample_max_value, threshold_ratio: of `guidance.dynamic_threshold`.
+      update: of `make_update`.
+      denoise: x_t (B, H, W, C), t (B,) → prediction and variance channels (B, H, W, 2C).
+      schedule: may be longer than the chain (`schedule.padded`).
+      state: see `start`.
+      count: how many steps. An int makes a scan, which can be differentiated; traced, any number of steps is one
+        compiled program.
+      noise: see `keyed_noise` and `array_noise`.
+      mask: (B, H, W, 1), 1 where to draw, 0 where x stays as `state` has it, at every step (IF's inpainting).
+      prediction: what the first C channels of the denoiser mean.
+      sample_max_value: c of `guidance.dynamic_threshold`.
+      threshold_ratio: p of it.
 
     Returns:
-        The state after them. Its x is not clamped; once finished, it is x̂0 up to rounding.
+      The state after them. Its x is not clamped; once finished, it is x̂0 up to rounding.
     """
     timesteps, drawn = jnp.asarray(schedule.timesteps), None if mask is None else jnp.asarray(mask)
 
@@ -185,12 +186,12 @@ def keyed_noise(keys: jax.Array, schedule: Schedule, shape: tuple[int, ...]) -> 
     """The noise of each step from the keys of the images and the step's timestep alone.
 
     Args:
-        keys: (B,).
-        schedule: whose indices the noise is asked for.
-        shape: (H, W, C).
+      keys: (B,).
+      schedule: whose indices the noise is asked for.
+      shape: (H, W, C).
 
     Returns:
-        Index of the schedule → (B, H, W, C) float32.
+      Index of the schedule → (B, H, W, C) float32.
     """
     timesteps = jnp.asarray(schedule.timesteps)
     return lambda index: _normal(keys, timesteps[index], shape)

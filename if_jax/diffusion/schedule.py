@@ -80,14 +80,14 @@ def cosine_betas(num_timesteps: int = 1000, max_beta: float = 0.999, size: int =
     Hoogeboom et al. 2023 (arXiv:2301.11093).
 
     Args:
-        num_timesteps: N.
-        max_beta: ceiling of β.
-        size: shifts the schedule for pictures of that side, so that their 64 px averages are as noisy at each step as
-            pictures of 64 px are: ln SNR falls by 2 ln(size / 64), since averaging (size / 64)² pixels removes that
-            much noise.
+      num_timesteps: N.
+      max_beta: ceiling of β.
+      size: shifts the schedule for pictures of that side, so that their 64 px averages are as noisy at each step as
+        pictures of 64 px are: ln SNR falls by 2 ln(size / 64), since averaging (size / 64)² pixels removes that
+        much noise.
 
     Returns:
-        (N,) float64.
+      (N,) float64.
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -109,10 +109,10 @@ def schedule_from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
     configuration do the same, and so share ᾱ with us to the last bit.
 
     Args:
-        betas: (N,), each in (0, 1), N ≥ 2.
+      betas: (N,), each in (0, 1), N ≥ 2.
 
     Raises:
-        ValueError: for anything else.
+      ValueError: for anything else.
     """
     betas = np.asarray(betas, np.float32)
     if betas.ndim != 1 or betas.size < 2 or not np.all((betas > 0) & (betas < 1)):
@@ -125,16 +125,16 @@ def parse_steps(spec: str | int | Sequence[int] | np.ndarray, num_timesteps: int
     """The timesteps that a step specification selects.
 
     Args:
-        spec: a name out of STEP_LISTS ("smart50") or TIMESTEP_LISTS ("ays10"), a number of evenly spread steps (50 or
-            "50"), steps per section ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a
-            section), an integer stride that gives exactly that many steps ("ddim25"), or timesteps in any order.
-        num_timesteps: of the training chain.
+      spec: a name out of STEP_LISTS ("smart50") or TIMESTEP_LISTS ("ays10"), a number of evenly spread steps (50 or
+        "50"), steps per section ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a
+        section), an integer stride that gives exactly that many steps ("ddim25"), or timesteps in any order.
+      num_timesteps: of the training chain.
 
     Returns:
-        Ascending int32, a subset of 0 … num_timesteps − 1.
+      Ascending int32, a subset of 0 … num_timesteps − 1.
 
     Raises:
-        ValueError: where the specification selects nothing or something outside the chain.
+      ValueError: where the specification selects nothing or something outside the chain.
     """
     if isinstance(spec, int | np.integer) and not isinstance(spec, bool):
         spec = str(int(spec))
@@ -155,11 +155,11 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     """The shorter chain that visits only some timesteps of a training chain, equation (4).
 
     Args:
-        schedule: the training chain.
-        timesteps: those it visits, in any order.
+      schedule: the training chain.
+      timesteps: those it visits, in any order.
 
     Raises:
-        ValueError: if the schedule is respaced already: its tables no longer hold the steps in between.
+      ValueError: if the schedule is respaced already: its tables no longer hold the steps in between.
     """
     if not np.array_equal(schedule.timesteps, np.arange(schedule.num_steps)):
         raise ValueError(
@@ -176,7 +176,7 @@ def padded(schedule: Schedule, length: int = 1000) -> Schedule:
     The noisiest step is repeated, and no sampler visits the repetitions.
 
     Raises:
-        ValueError: for a longer chain.
+      ValueError: for a longer chain.
     """
     fill = length - schedule.num_steps
     if fill < 0:

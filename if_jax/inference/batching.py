@@ -40,15 +40,15 @@ def draw_pictures(stage: StageRelease, request: StageRequest, placement: Placeme
     Where they do not fit into memory, half as many are drawn at a time, and half of those.
 
     Args:
-        stage: with its UNet's parameters on the device.
-        request: what to draw, of B pictures.
-        placement: over which devices they are split, and what to compute in.
+      stage: with its UNet's parameters on the device.
+      request: what to draw, of B pictures.
+      placement: over which devices they are split, and what to compute in.
 
     Returns:
-        Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
+      Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
 
     Raises:
-        MemoryError: saying what to lower where one picture per device does not fit.
+      MemoryError: saying what to lower where one picture per device does not fit.
     """
     while True:
         try:

@@ -12,7 +12,7 @@ IF's four modes. Where IF's own code and diffusers differ:
 A request takes four forms on its way:
 
 1. the call: a mode's own arguments and `options.Options`, as the user wrote them;
-2. `mode_plan.ModePlan` and `prompts.TextStates`: what tells the modes apart, pictures fitted; and the texts, encoded;
+2. `modes.ModePlan` and `prompts.TextStates`: what tells the modes apart, pictures fitted; and the texts, encoded;
 3. `batching.StageRequest`, one for each stage: its settings, and the `stage_inputs.StageInputs` of all pictures;
 4. the `StageInputs` of the pictures of one program, on its device: what the compiled program of `denoise_stage` takes.
 """
@@ -34,18 +34,10 @@ from jax.typing import DTypeLike
 from if_jax.checkpoints.release import read_cascade
 from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
 from if_jax.checkpoints.weights import Params
-from if_jax.inference import inputs, loading
+from if_jax.inference import inputs, loading, modes
 from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement
-from if_jax.inference.mode_plan import (
-    ModePlan,
-    Pictures,
-    plan_dream,
-    plan_inpainting,
-    plan_settings,
-    plan_style_transfer,
-    plan_super_resolution,
-)
+from if_jax.inference.modes import PICTURE_WORD, ModePlan, UserPictures
 from if_jax.inference.options import Options, checked_batch_size, checked_numbers
 from if_jax.inference.pictures import Drawn, to_pil
 from if_jax.inference.prompts import encode_texts
@@ -88,15 +80,15 @@ class Cascade:
         """Open a release.
 
         Args:
-            folder: "demo" (ships with the package), a cascade folder or a base stage folder.
-            stages: read only so many.
-            dtype: what to compute in.
-            **placement: `param_dtype`, `text_dtype` (also "int8"), `low_memory`, `mesh`, `rules`: see
-                `loading.Placement`.
+          folder: "demo" (ships with the package), a cascade folder or a base stage folder.
+          stages: read only so many.
+          dtype: what to compute in.
+          **placement: `param_dtype`, `text_dtype` (also "int8"), `low_memory`, `mesh`, `rules`: see
+            `loading.Placement`.
 
         Raises:
-            FileNotFoundError: naming what is missing.
-            ValueError: where parts do not belong together.
+          FileNotFoundError: naming what is missing.
+          ValueError: where parts do not belong together.
         """
         if str(folder) == "demo":
             folder = DEMO
@@ -118,12 +110,13 @@ class Cascade:
         """Make a cascade of stages that are open already.
 
         Args:
-            stages: in order, the first with the text encoder.
-            defaults: how each draws unless asked otherwise; without, as IF's own code calls its stages.
-            dtype, placement: as in `load`.
+          stages: in order, the first with the text encoder.
+          defaults: how each draws unless asked otherwise; without, as IF's own code calls its stages.
+          dtype: what to compute in.
+          **placement: as in `load`.
 
         Raises:
-            ValueError: where the stages do not belong together.
+          ValueError: where the stages do not belong together.
         """
         defaults = tuple(defaults) or IF_DEFAULTS[: len(stages)]
         check_stages(stages, defaults)
@@ -136,71 +129,74 @@ class Cascade:
         """Draw one picture for each prompt.
 
         Args:
-            prompt: one text or several.
-            aspect_ratio: width:height, the short side being the stage's own size.
-            **options: what all modes take, see `options.Options`.
+          prompt: one text or several.
+          aspect_ratio: width:height, the short side being the stage's own size.
+          **options: what all modes take, see `options.Options`.
 
         Returns:
-            {"I": [PIL, …], "II": [PIL, …], …}
+          {"I": [PIL, …], "II": [PIL, …], …}
 
         Raises:
-            ValueError: where an argument cannot work.
-            MemoryError: where a stage does not fit.
+          ValueError: where an argument cannot work.
+          MemoryError: where a stage does not fit.
         """
-        plan = plan_dream(self.stages, aspect_ratio, options.get("stages"))
+        plan = modes.plan_dream(self.stages, aspect_ratio, options.get("stages"))
         return self._draw_all(plan, prompt, options)
 
     def style_transfer(
         self,
-        support_pil_img: Pictures | None = None,
+        support_pil_img: UserPictures | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
-        image: Pictures | None = None,
+        image: UserPictures | None = None,
         **options: Unpack[Options],
     ) -> Drawn:
         """Draw a picture anew after its prompt: noised to `strength` (0.7 in stage I, 0.8 later) and denoised.
 
         Args:
-            support_pil_img: PIL, file, or floats (H, W, 3) in [-1, 1], of any size; or one for each prompt.
-            prompt: one text or several. Without, `style_prompt` is the prompt as well.
-            image: diffusers' word for support_pil_img.
-            **options, returns and raises: as in `dream`.
+          support_pil_img: PIL, file, or floats (H, W, 3) in [-1, 1], of any size; or one for each prompt.
+          prompt: one text or several. Without, `style_prompt` is the prompt as well.
+          image: diffusers' word for support_pil_img.
+          **options: as in `dream`.
         """
         if prompt is None and options.get("prompt_embeds") is None:
             prompt = options.get("style_prompt")
-        plan = plan_style_transfer(self.stages, support_pil_img, image, options.get("stages"))
+        pictures = modes.either(PICTURE_WORD, support_pil_img, "image", image)
+        plan = modes.plan_drawn_over(self.stages, pictures, None, options.get("stages"))
         return self._draw_all(plan, prompt, options)
 
     def super_resolution(
         self,
-        support_pil_img: Pictures | None = None,
+        support_pil_img: UserPictures | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
-        image: Pictures | None = None,
+        image: UserPictures | None = None,
         stage: str = "II",
         **options: Unpack[Options],
     ) -> Drawn:
         """Enlarge pictures, of any size: each is fitted to what `stage` enlarges, and the stages after it follow.
 
         Args:
-            support_pil_img, image: as in `style_transfer`.
-            prompt: what it shows; without, the empty caption.
-            stage: the first to draw, "II" or later.
-            **options, returns and raises: as in `dream`; `stages`: the last stage to draw, counted from stage I.
+          support_pil_img: as in `style_transfer`.
+          prompt: what it shows; without, the empty caption.
+          image: diffusers' word for support_pil_img.
+          stage: the first to draw, "II" or later.
+          **options: as in `dream`; `stages` is the last stage to draw, counted from stage I.
         """
-        plan = plan_super_resolution(self.stages, support_pil_img, image, stage, options.get("stages"))
+        pictures = modes.either(PICTURE_WORD, support_pil_img, "image", image)
+        plan = modes.plan_super_resolution(self.stages, pictures, stage, options.get("stages"))
         if prompt is None and options.get("prompt_embeds") is None and plan.low_res is not None:
             prompt = [""] * len(plan.low_res)
         return self._draw_all(plan, prompt, options)
 
     def inpainting(
         self,
-        support_pil_img: Pictures | None = None,
-        inpainting_mask: Pictures | None = None,
+        support_pil_img: UserPictures | None = None,
+        inpainting_mask: UserPictures | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
-        image: Pictures | None = None,
-        mask_image: Pictures | None = None,
+        image: UserPictures | None = None,
+        mask_image: UserPictures | None = None,
         **options: Unpack[Options],
     ) -> Drawn:
         """Draw the masked part of a picture anew and keep the rest.
@@ -209,46 +205,43 @@ class Cascade:
         in diffusers.
 
         Args:
-            support_pil_img, image: as in `style_transfer`.
-            inpainting_mask: of the picture's size, white or 1 where to draw; one for each picture.
-            prompt: one text or several.
-            mask_image: diffusers' word for inpainting_mask.
-            **options, returns and raises: as in `dream`.
+          support_pil_img: as in `style_transfer`.
+          inpainting_mask: of the picture's size, white or 1 where to draw; one for each picture.
+          prompt: one text or several.
+          image: diffusers' word for support_pil_img.
+          mask_image: diffusers' word for inpainting_mask.
+          **options: as in `dream`.
         """
-        plan = plan_inpainting(self.stages, support_pil_img, image, inpainting_mask, mask_image, options.get("stages"))
+        pictures = modes.either(PICTURE_WORD, support_pil_img, "image", image)
+        masks = modes.either("inpainting_mask", inpainting_mask, "mask_image", mask_image)
+        plan = modes.plan_drawn_over(self.stages, pictures, masks, options.get("stages"))
         return self._draw_all(plan, prompt, options)
 
     def embed(self, captions: Sequence[str], clean_caption: bool = True) -> np.ndarray:
         """Text states of captions: what `prompt_embeds` takes.
 
         Args:
-            captions: B of them, lower-cased as IF's are, unless the cascade was trained on captions whose case was
-                preserved.
-            clean_caption: clean them by IF's rules first.
+          captions: B of them, lower-cased as IF's are, unless the cascade was trained on captions whose case was
+            preserved.
+          clean_caption: clean them by IF's rules first.
 
         Returns:
-            (B, 77, D) float32.
+          (B, 77, D) float32.
         """
         base, config = self.stages[0], self._text_config
         assert base.tokenizer is not None  # a stage has a tokenizer where it has a text encoder
         apply = partial(_encode_text, config=config, dtype=jnp.dtype(self.placement.dtype))
         params = loading.place_text(base, self.placement) if self.placement.low_memory else base.text_params
-        states = encode(
-            apply,
-            params,
-            base.tokenizer,
-            captions,
-            clean=clean_caption,
-            preserve_case=self.defaults[0].preserve_case,
-            batch_size=2,  # prompt and empty caption are the commonest case; equal captions are encoded once
-        )
+        case = self.defaults[0].preserve_case
+        # Two rows, prompt and empty caption, are the commonest case; equal captions are encoded once.
+        states = encode(apply, params, base.tokenizer, captions, clean=clean_caption, preserve_case=case, batch_size=2)
         return np.asarray(states)
 
     def stage(self, name: str = "I") -> OpenStage:
         """One stage for research: its network, its denoiser, gradients through it.
 
         Raises:
-            ValueError: where the cascade has no stage of that name.
+          ValueError: where the cascade has no stage of that name.
         """
         if name not in STAGE_NAMES[: len(self.stages)]:
             raise ValueError(f"stage is {name!r}: this cascade has {', '.join(STAGE_NAMES[: len(self.stages)])}")
@@ -265,39 +258,27 @@ class Cascade:
         """What the four modes share: check everything, encode the texts once, let one stage after the other draw."""
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown argument {sorted(unknown)[0]!r}: use {', '.join(Options.__annotations__)}")
-        settings = plan_settings(plan, self.stages, self.defaults, options)
+        settings = modes.stage_settings_of(plan, self.stages, self.defaults, options)
         seed, first_picture = checked_numbers(options)
         batch_size = checked_batch_size(options.get("batch_size")) * self.placement.ways
         embed = partial(self.embed, clean_caption=options.get("clean_caption", True))
         text = encode_texts(prompt, options, embed, (TEXT_LENGTH, self._text_config.d_model))
         count = len(text.text)
         drawn, low_res = Drawn(), _for_each(plan.low_res, count)
+        progress, callback, tensors = options.get("progress"), options.get("callback"), options.get("return_tensors")
         for position, stage_settings in enumerate(settings):
             index = plan.first + position
             name = STAGE_NAMES[index]
-            stage_inputs = StageInputs(
-                text.text,
-                text.uncond if index == 0 or plan.negative_everywhere else text.empty,
-                low_res,
-                text.style,
-                _for_each(plan.supports[position] if plan.supports else None, count),
-                _for_each(plan.masks[position] if plan.masks else None, count),
-                (options.get("noise") or {}).get(name),
-            )
+            uncond = text.uncond if index == 0 or plan.negative_everywhere else text.empty
+            support = _for_each(plan.supports[position] if plan.supports else None, count)
+            mask = _for_each(plan.masks[position] if plan.masks else None, count)
+            noise = (options.get("noise") or {}).get(name)
+            stage_inputs = StageInputs(text.text, uncond, low_res, text.style, support, mask, noise)
+            size = plan.sizes[position]
             request = StageRequest(
-                name,
-                index,
-                stage_settings,
-                stage_inputs,
-                plan.sizes[position],
-                seed,
-                first_picture,
-                batch_size,
-                options.get("progress"),
-                options.get("callback"),
+                name, index, stage_settings, stage_inputs, size, seed, first_picture, batch_size, progress, callback
             )
             low_res = draw_pictures(self._ready(index), request, self.placement)
-            tensors = options.get("return_tensors", False)
             drawn[name] = list(low_res) if tensors else [to_pil(image) for image in low_res]
         return drawn
 
@@ -316,5 +297,5 @@ def _encode_text(params: Params, ids: jax.Array, mask: jax.Array, *, config: T5C
 
 
 def _for_each(pictures: np.ndarray | None, count: int) -> np.ndarray | None:
-    """Pictures (1 or B, H, W, C) for `count` prompts; None stays."""
-    return None if pictures is None else inputs.batch_of(pictures, count, "support_pil_img")
+    """UserPictures (1 or B, H, W, C) for `count` prompts; None stays."""
+    return None if pictures is None else inputs.batch_of(pictures, count, PICTURE_WORD)

@@ -65,12 +65,12 @@ def begin_stage(
     """Where a stage starts, and the compiled function that takes it so many steps on.
 
     Args:
-        stage: with its UNet's parameters on the device.
-        settings: how it draws. A guidance scale of 1 needs the conditional half only, and draws twice as fast.
-        keys: (B,); picture b depends on keys[b] alone, not on the batch.
-        inputs: of B pictures.
-        size: (H, W) of the pictures, unless it is the stage's own square or that of `inputs.support`.
-        dtype: of matrix products and convolutions.
+      stage: with its UNet's parameters on the device.
+      settings: how it draws. A guidance scale of 1 needs the conditional half only, and draws twice as fast.
+      keys: (B,); picture b depends on keys[b] alone, not on the batch.
+      inputs: of B pictures.
+      size: (H, W) of the pictures, unless it is the stage's own square or that of `inputs.support`.
+      dtype: of matrix products and convolutions.
     """
     support = inputs.support
     total = settings.first_index + 1 if support is not None else len(settings.timesteps)
@@ -113,12 +113,13 @@ def finish_stage(
     """Take all steps that are left.
 
     Args:
-        state, advance: of `begin_stage`.
-        progress: called with steps done and their total, now and then.
-        callback: called after every step with how many are left and the state. Both cost a little.
+      state: where the stage stands.
+      advance: of `begin_stage`.
+      progress: called with steps done and their total, now and then.
+      callback: called after every step with how many are left and the state. Both calls cost a little.
 
     Returns:
-        Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
+      Pictures (B, H, W, 3), float32 in about [-1, 1], not clamped.
     """
     total = int(state.index) + 1
     chunk = 1 if callback else 10 if progress else 1_000
@@ -145,11 +146,11 @@ def make_denoiser(
     """The denoiser of a stage: (x_t (B, H, W, 3), t (B,)) → (B, H, W, 6).
 
     Args:
-        params: of the UNet.
-        config: of the UNet.
-        branches: first the conditional, last the unconditional one; a single one is not guided.
-        combine: how the branches become one prediction, see `guidance.guided`.
-        dtype: of matrix products and convolutions.
+      params: of the UNet.
+      config: of the UNet.
+      branches: first the conditional, last the unconditional one; a single one is not guided.
+      combine: how the branches become one prediction, see `guidance.guided`.
+      dtype: of matrix products and convolutions.
     """
     net = UNet(config, dtype=jnp.dtype(dtype))
 

@@ -25,15 +25,15 @@ def read_picture(picture: Picture, word: str = "image") -> ReadPicture:
     Alpha is laid over white, 16 bits become 8, palettes and other colour spaces RGB, and EXIF rotation is carried out.
 
     Args:
-        picture: PIL, a file, or floats (H, W, 3) in [-1, 1].
-        word: what to call it in error messages.
+      picture: PIL, a file, or floats (H, W, 3) in [-1, 1].
+      word: what to call it in error messages.
 
     Returns:
-        8-bit RGB; or, of floats, those in float32.
+      8-bit RGB; or, of floats, those in float32.
 
     Raises:
-        ValueError: for what is no picture, is empty or is enormous.
-        FileNotFoundError: where there is no such file.
+      ValueError: for what is no picture, is empty or is enormous.
+      FileNotFoundError: where there is no such file.
     """
     if isinstance(picture, str | Path):
         picture = _open(picture)
@@ -56,16 +56,16 @@ def read_mask(mask: Picture, size: tuple[int, int], word: str = "mask") -> Image
     """A mask of any form, ready to be fitted.
 
     Args:
-        mask: PIL or a file, white where to draw; or (H, W) or (H, W, 1), bool or in [0, 1].
-        size: (width, height) of its picture.
-        word: what to call it in error messages.
+      mask: PIL or a file, white where to draw; or (H, W) or (H, W, 1), bool or in [0, 1].
+      size: (width, height) of its picture.
+      word: what to call it in error messages.
 
     Returns:
-        8-bit grey, white where to draw; what is transparent is not drawn.
+      8-bit grey, white where to draw; what is transparent is not drawn.
 
     Raises:
-        ValueError: for what is no mask, or where the two sizes differ.
-        FileNotFoundError: where there is no such file.
+      ValueError: for what is no mask, or where the two sizes differ.
+      FileNotFoundError: where there is no such file.
     """
     if isinstance(mask, str | Path):
         mask = _open(mask)
@@ -133,9 +133,9 @@ def size_of(ratio: float, short: int, multiple: int) -> tuple[int, int]:
     """(H, W) of a picture whose long side is a multiple of 8, as in IF.
 
     Args:
-        ratio: width over height.
-        short: the short side, in pixels.
-        multiple: the long side is a multiple of this as well.
+      ratio: width over height.
+      short: the short side, in pixels.
+      multiple: the long side is a multiple of this as well.
     """
     unit = math.lcm(8, multiple)
     long = max(round(short / unit * max(ratio, 1 / ratio)) * unit, short)

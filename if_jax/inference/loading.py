@@ -36,7 +36,7 @@ class Placement:
     """How a cascade keeps its weights.
 
     Raises:
-        ValueError: at construction, for a precision or a set of rules that does not exist.
+      ValueError: at construction, for a precision or a set of rules that does not exist.
     """
 
     dtype: DTypeLike = jnp.float32  # of matrix products and convolutions

@@ -32,24 +32,27 @@ class StepInfo(NamedTuple):
 class Options(TypedDict, total=False):
     """What all four modes take.
 
-    Keys:
-        seed: picture k of a seed is the same whatever stands beside it; 0…2³²−1, 0 by default.
-        stages: draw only so many of the cascade.
-        if_I_kwargs, if_II_kwargs, if_III_kwargs: how each stage draws, see `settings.stage_settings`.
-        negative_prompt: what to draw away from, where guidance_scale is not 1.
-        style_prompt: a style in IF's way: the network pools it in place of the prompt, and guidance mixes its
-            prediction with that of the prompt, by the share that `positive_mixer` of each stage says.
-        prompt_embeds, negative_prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of texts.
-        empty_embeds: (77, D), text states of the empty caption; with them and no text, no encoder is needed.
-        clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
-            were not.
-        batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled
-            up, so that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
-        return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
-        first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
-        noise: by stage name, in place of drawn noise.
-        progress: called with the stage's name, steps done and their total.
-        callback: called with a `StepInfo` after every step.
+    Attributes:
+      seed: picture k of a seed is the same whatever stands beside it; 0…2³²−1, 0 by default.
+      stages: draw only so many of the cascade.
+      if_I_kwargs: how stage I draws, see `settings.stage_settings`.
+      if_II_kwargs: the same of stage II.
+      if_III_kwargs: the same of stage III.
+      negative_prompt: what to draw away from, where guidance_scale is not 1.
+      style_prompt: a style in IF's way: the network pools it in place of the prompt, and guidance mixes its
+        prediction with that of the prompt, by the share that `positive_mixer` of each stage says.
+      prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of prompts.
+      negative_prompt_embeds: (1 or B, 77, D), in place of negative prompts.
+      empty_embeds: (77, D), text states of the empty caption; with them and no text, no encoder is needed.
+      clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
+        were not.
+      batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled
+        up, so that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
+      return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
+      first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
+      noise: by stage name, in place of drawn noise.
+      progress: called with the stage's name, steps done and their total.
+      callback: called with a `StepInfo` after every step.
     """
 
     seed: int
@@ -75,7 +78,11 @@ class Bars:
     """One progress bar after the other, with the time left: `with Bars() as bars: … progress=bars.show`."""
 
     def __init__(self, unit: str = "step") -> None:
-        """Args: unit: of what is counted; "step" are the steps of a stage."""
+        """Start without a bar.
+
+        Args:
+          unit: of what is counted; "step" are the steps of a stage.
+        """
         self.unit, self.name = unit, ""
         self.bar: tqdm | None = None
 

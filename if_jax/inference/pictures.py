@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from if_jax.checkpoints.files import atomic_file
 
 Notes = Callable[[str, int], Mapping[str, object]]  # stage, row → what the PNG says of itself
 _KEY = "if_jax"  # of the PNG's text chunk
@@ -37,13 +38,13 @@ def grid(
     """Pictures of one size side by side, row by row.
 
     Args:
-        pictures: at least one.
-        columns: how many in a row; without, the grid is nearly square.
-        gap: pixels between them.
-        captions: one for each picture, written below it, as much as fits.
+      pictures: at least one.
+      columns: how many in a row; without, the grid is nearly square.
+      gap: pixels between them.
+      captions: one for each picture, written below it, as much as fits.
 
     Raises:
-        ValueError: where there is no picture.
+      ValueError: where there is no picture.
     """
     if not pictures:
         raise ValueError("no pictures: a grid needs at least one")
@@ -76,16 +77,16 @@ def save_pictures(
     """Write OUT/0000-I.png, … in prompt order and one OUT/grid-I.png for each stage.
 
     Args:
-        drawn: stage → its pictures.
-        out: the folder; it is made.
-        overwrite: replace files that exist; otherwise they are kept.
-        first: number of the first picture.
-        captions: of the grids.
-        notes: kept in each PNG, see `read_notes`.
-        watermark: True: our own mark; or a PNG of the user's.
+      drawn: stage → its pictures.
+      out: the folder; it is made.
+      overwrite: replace files that exist; otherwise they are kept.
+      first: number of the first picture.
+      captions: of the grids.
+      notes: kept in each PNG, see `read_notes`.
+      watermark: True: our own mark; or a PNG of the user's.
 
     Returns:
-        Paths that were written, and paths that were kept.
+      Paths that were written, and paths that were kept.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -114,8 +115,8 @@ def read_notes(path: str | Path) -> dict[str, Any]:
     """What `save_pictures` has noted in a PNG (JSON).
 
     Raises:
-        FileNotFoundError: where there is no file.
-        ValueError: where it holds no notes.
+      FileNotFoundError: where there is no file.
+      ValueError: where it holds no notes.
     """
     try:
         with Image.open(path) as picture:
@@ -132,8 +133,8 @@ def with_watermark(picture: Image.Image, mark: Image.Image) -> Image.Image:
     On w×h pixels it is 62 K wide with a margin of 14 K, K = √(wh)/1024.
 
     Args:
-        picture: RGB.
-        mark: RGBA, square.
+      picture: RGB.
+      mark: RGBA, square.
     """
     width, height = picture.size
     scale = math.sqrt(width * height) / 1024
@@ -157,16 +158,11 @@ def own_mark() -> Image.Image:
 
 
 def _write(path: Path, picture: Image.Image, notes: Mapping[str, object] | None) -> None:
-    """Beside, then renamed: a file is whole or not there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     info = PngImagePlugin.PngInfo()
     if notes is not None:
         info.add_itxt(_KEY, json.dumps(notes))
-    try:
+    with atomic_file(path) as beside:
         picture.save(beside, format="PNG", pnginfo=info)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _lines(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from if_jax.checkpoints.files import atomic_file
 from if_jax.inference.options import Options
 
 EmbedCaptions = Callable[[Sequence[str]], np.ndarray]  # captions → text states (B, L, D)
@@ -31,13 +32,13 @@ def encode_texts(
     """Encode all texts of a request in one go; states that come in place of texts are checked.
 
     Args:
-        prompt: one text for each picture, or None where `options` holds `prompt_embeds`.
-        options: whose negative_prompt, style_prompt, prompt_embeds, negative_prompt_embeds and empty_embeds are read.
-        embed: encodes captions; not called where there is no text.
-        shape: (L, D) of the states.
+      prompt: one text for each picture, or None where `options` holds `prompt_embeds`.
+      options: whose negative_prompt, style_prompt, prompt_embeds, negative_prompt_embeds and empty_embeds are read.
+      embed: encodes captions; not called where there is no text.
+      shape: (L, D) of the states.
 
     Raises:
-        ValueError: for texts or states that cannot work, or do not fit one another.
+      ValueError: for texts or states that cannot work, or do not fit one another.
     """
     prompt_states, negative_states = options.get("prompt_embeds"), options.get("negative_prompt_embeds")
     empty_states, negative_prompt = options.get("empty_embeds"), options.get("negative_prompt")
@@ -76,10 +77,10 @@ def save_embeds(path: str | Path, prompts: Sequence[str], states: np.ndarray, em
     """Keep text states in a safetensors file, in float32, whole or not at all.
 
     Args:
-        path: of the file; folders are made.
-        prompts: the B texts.
-        states: (B, L, D), theirs.
-        empty: (L, D), those of the empty caption.
+      path: of the file; folders are made.
+      prompts: the B texts.
+      states: (B, L, D), theirs.
+      empty: (L, D), those of the empty caption.
     """
     import json
 
@@ -87,25 +88,21 @@ def save_embeds(path: str | Path, prompts: Sequence[str], states: np.ndarray, em
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
     tensors = {"prompt_embeds": np.ascontiguousarray(states, np.float32)}
     tensors["empty_embeds"] = np.ascontiguousarray(empty, np.float32)
-    try:
+    with atomic_file(path) as beside:
         save_file(tensors, beside, metadata={"prompts": json.dumps(list(prompts))})
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_embeds(path: str | Path) -> tuple[list[str], Options]:
     """Read what `save_embeds` has kept.
 
     Returns:
-        The prompts, and `prompt_embeds` and `empty_embeds`, which `Cascade.dream` takes in their place.
+      The prompts, and `prompt_embeds` and `empty_embeds`, which `Cascade.dream` takes in their place.
 
     Raises:
-        FileNotFoundError: where there is no file.
-        ValueError: where it holds no text states.
+      FileNotFoundError: where there is no file.
+      ValueError: where it holds no text states.
     """
     import json
 

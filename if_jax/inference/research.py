@@ -39,10 +39,10 @@ class OpenStage:
         """What a super-resolution stage sees of low-resolution pictures.
 
         Args:
-            low_res: (B, h, w, 3) in [-1, 1].
-            level: (B,) int, the noise level, a timestep of the cosine chain.
-            eps: (B, H, W, 3), the noise.
-            size: H = W or (H, W), unless it is the stage's own square.
+          low_res: (B, h, w, 3) in [-1, 1].
+          level: (B,) int, the noise level, a timestep of the cosine chain.
+          eps: (B, H, W, 3), the noise.
+          size: H = W or (H, W), unless it is the stage's own square.
         """
         return noised_low_res(low_res, level, eps, size or self.release.unet_config.sample_size)
 
@@ -50,7 +50,7 @@ class OpenStage:
         """What the network says, without guidance; see the class for the arguments.
 
         Returns:
-            ε̂ and the variance channels, (B, H, W, 3) each; a net that predicts v or x0 is converted.
+          ε̂ and the variance channels, (B, H, W, 3) each; a net that predicts v or x0 is converted.
         """
         predicted, variance = self._run((Conditioning(text, low),), 1.0, x_t, t)
         prediction = self.release.scheduler.prediction
@@ -88,14 +88,16 @@ class OpenStage:
         Source: Poole et al. 2022 (arXiv:2209.14988), eq. 3: the network's own Jacobian is left out.
 
         Args:
-            x0: (B, H, W, 3), the pictures.
-            t: (B,) int, the timesteps they are noised to.
-            eps: (B, H, W, 3), the noise ε.
-            text, uncond, low: see the class.
-            guidance_scale: of ε̂.
+          x0: (B, H, W, 3), the pictures.
+          t: (B,) int, the timesteps they are noised to.
+          eps: (B, H, W, 3), the noise ε.
+          text: (B, L, D), of the prompts.
+          uncond: (B, L, D), of the empty caption.
+          guidance_scale: of ε̂.
+          low: super-resolution only, see the class.
 
         Returns:
-            (B, H, W, 3), detached.
+          (B, H, W, 3), detached.
         """
         guide = partial(self.denoise, text=text, uncond=uncond, guidance_scale=guidance_scale, low=low)
         x_t, guided = process.noise_and_predict(self.schedule, guide, x0, t, eps)

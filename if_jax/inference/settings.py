@@ -74,20 +74,20 @@ def stage_settings(
     """A stage's defaults overridden by IF's words or by those of diffusers.
 
     Args:
-        name: "I", "II", … for error messages.
-        stage: whose scheduler and kind decide what the words mean.
-        defaults: of the stage.
-        kwargs: the words, all optional. Steps: `sample_timestep_respacing` ("smart50", "10,10,5", "50", "ays10"), or
-            `num_inference_steps` (diffusers' evenly spaced list), or `timesteps` (a list). `sample_loop`: ddpm, ddim
-            (`eta`, `clipped_eps`) or dpm++. Noise level of a super-resolution stage: `aug_level` in [0, 1) or
-            `noise_level` in steps, 0…999. Guidance: `guidance_scale`, `guidance_interval` (lowest and highest guided
-            timestep), `apg` (True, or η and r), `positive_mixer` in [0, 1], `dynamic_thresholding_p` in (0, 1],
-            `dynamic_thresholding_c` ≥ 1. Pictures drawn over: `strength` in (0, 1], `less_qsample_steps` (IF calls it
-            support_noise_less_qsample_steps too).
-        strength: the default one of the mode.
+      name: "I", "II", … for error messages.
+      stage: whose scheduler and kind decide what the words mean.
+      defaults: of the stage.
+      kwargs: the words, all optional. Steps: `sample_timestep_respacing` ("smart50", "10,10,5", "50", "ays10"), or
+        `num_inference_steps` (diffusers' evenly spaced list), or `timesteps` (a list). `sample_loop`: ddpm, ddim
+        (`eta`, `clipped_eps`) or dpm++. Noise level of a super-resolution stage: `aug_level` in [0, 1) or
+        `noise_level` in steps, 0…999. Guidance: `guidance_scale`, `guidance_interval` (lowest and highest guided
+        timestep), `apg` (True, or η and r), `positive_mixer` in [0, 1], `dynamic_thresholding_p` in (0, 1],
+        `dynamic_thresholding_c` ≥ 1. Pictures drawn over: `strength` in (0, 1], `less_qsample_steps` (IF calls it
+        support_noise_less_qsample_steps too).
+      strength: the default one of the mode.
 
     Raises:
-        ValueError: naming the word that is unknown, there twice or out of range.
+      ValueError: naming the word that is unknown, there twice or out of range.
     """
     kwargs, where = dict(kwargs or {}), f"if_{name}_kwargs"
     _check_words(where, stage.kind, kwargs)

@@ -43,8 +43,8 @@ class StageInputs:
         """The inputs of some of the B pictures.
 
         Args:
-            rows: (b,) int, which pictures; a row may be repeated, to fill up a program.
-            place: puts each array (b, …) where it is computed with. Noise stays where it is: its first axis are steps.
+          rows: (b,) int, which pictures; a row may be repeated, to fill up a program.
+          place: puts each array (b, …) where it is computed with. Noise stays where it is: its first axis are steps.
         """
         images = jax.tree.map(lambda array: place(array[rows]), replace(self, noise=None))
         return replace(images, noise=None if self.noise is None else self.noise[rows])

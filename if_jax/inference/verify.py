@@ -70,15 +70,16 @@ def verify(
     """Compare two model folders of any layout; tensors go by the names that diffusers gives them.
 
     Args:
-        a, b: the folders.
-        tolerance: largest relative difference of a tensor or of a block's output that passes.
-        pictures: folder for both models' pictures side by side, where both can draw.
-        torch: the outputs of A's blocks come from stock diffusers and transformers, which must be able to open A.
-        text_encoder: as in `open_model`, for A.
-        say: called with each line of the report as soon as it is known.
+      a: a folder.
+      b: another.
+      tolerance: largest relative difference of a tensor or of a block's output that passes.
+      pictures: folder for both models' pictures side by side, where both can draw.
+      torch: the outputs of A's blocks come from stock diffusers and transformers, which must be able to open A.
+      text_encoder: as in `open_model`, for A.
+      say: called with each line of the report as soon as it is known.
 
     Raises:
-        ValueError: where a folder is damaged or the two hold different kinds of model.
+      ValueError: where a folder is damaged or the two hold different kinds of model.
     """
     first, second = open_model(a, text_encoder), open_model(b)
     report = VerifyReport(say)
@@ -101,7 +102,7 @@ def activations(config: UNetConfig | T5Config, params: Params) -> dict[str, np.n
     """The output of every block of a network on one fixed random input; lazy parameters are loaded here.
 
     Returns:
-        Block's name → its output, float32; "output" → that of the network.
+      Block's name → its output, float32; "output" → that of the network.
     """
     out, kept = _compiled(config)(load_params(params), *_inputs(config))
     return {**dict(_flat(kept)), "output": np.asarray(out)}
@@ -127,7 +128,7 @@ def torch_activations(folder: Path, config: UNetConfig | T5Config) -> dict[str, 
     """The same from PyTorch: diffusers' UNet2DConditionModel or transformers' T5EncoderModel, opened from `folder`.
 
     Raises:
-        ValueError: where one of the three is not installed or cannot open the folder.
+      ValueError: where one of the three is not installed or cannot open the folder.
     """
     try:
         import torch

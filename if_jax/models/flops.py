@@ -14,12 +14,12 @@ def unet_flops(config: UNetConfig, size: int | tuple[int, int], text_length: int
     """FLOPs per sample of `UNet`.
 
     Args:
-        config: of the UNet.
-        size: side of a square image, or (height, width).
-        text_length: tokens.
+      config: of the UNet.
+      size: side of a square image, or (height, width).
+      text_length: tokens.
 
     Raises:
-        ValueError: when the size does not fit the number of levels.
+      ValueError: when the size does not fit the number of levels.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if height % config.size_multiple or width % config.size_multiple:

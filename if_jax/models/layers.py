@@ -155,14 +155,15 @@ def attention(
     `jax.nn.dot_product_attention`, which leaves the heads inside and copies.
 
     Args:
-        query: (B, T, C).
-        key, value: (B, S, C).
-        num_heads: a divisor of C.
-        scale: of the logits.
-        bias: added to the logits, broadcastable to (B, heads, T, S).
+      query: (B, T, C).
+      key: (B, S, C).
+      value: (B, S, C).
+      num_heads: a divisor of C.
+      scale: of the logits.
+      bias: added to the logits, broadcastable to (B, heads, T, S).
 
     Returns:
-        (B, T, C).
+      (B, T, C).
     """
     dtype = query.dtype
     query, key, value = (_split_heads(a, num_heads) for a in (query * scale, key, value))  # (B, heads, T or S, dim)

@@ -47,11 +47,11 @@ class T5Encoder(nn.Module):
         """Encode captions.
 
         Args:
-            ids: (B, L) int.
-            mask: (B, L), 1 = token, 0 = pad.
+          ids: (B, L) int.
+          mask: (B, L), 1 = token, 0 = pad.
 
         Returns:
-            (B, L, d_model) float32; rows of pads are not zeroed.
+          (B, L, d_model) float32; rows of pads are not zeroed.
         """
         x = Embed(self.config.vocab_size, self.config.d_model, dtype=self.dtype, name="shared")(ids)
         return T5Stack(self.config, self.dtype, name="encoder")(x, mask).astype(jnp.float32)
@@ -163,12 +163,12 @@ def relative_buckets(offset: np.ndarray, num_buckets: int, max_distance: int) ->
     With 32 buckets and distance 128: offsets 0-7 have their own, the next eight grow to 128, the last takes the rest.
 
     Args:
-        offset: key - query, int of any shape.
-        num_buckets: even.
-        max_distance: from here on all offsets share the last bucket.
+      offset: key - query, int of any shape.
+      num_buckets: even.
+      max_distance: from here on all offsets share the last bucket.
 
     Returns:
-        int32 of the shape of offset.
+      int32 of the shape of offset.
     """
     per_direction = num_buckets // 2
     exact = per_direction // 2

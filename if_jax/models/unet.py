@@ -31,7 +31,7 @@ class UNetConfig:
     """Shape of a UNet; field names follow diffusers' `UNet2DConditionModel`. Level 0 is the full resolution.
 
     Raises:
-        ValueError: at construction, when the numbers do not fit each other.
+      ValueError: at construction, when the numbers do not fit each other.
     """
 
     sample_size: int
@@ -111,18 +111,18 @@ class UNet(nn.Module):
         """Predict the noise.
 
         Args:
-            x_t: (B, H, W, in_channels).
-            t: (B,) int, step of the 1000.
-            text_states: (B, L, encoder_hid_dim).
-            aug_level: (B,) int, noise level of the low-resolution image; super-resolution only.
-            pooled_text: states to pool in place of text_states, of the same shape (IF's style prompt).
+          x_t: (B, H, W, in_channels).
+          t: (B,) int, step of the 1000.
+          text_states: (B, L, encoder_hid_dim).
+          aug_level: (B,) int, noise level of the low-resolution image; super-resolution only.
+          pooled_text: states to pool in place of text_states, of the same shape (IF's style prompt).
 
         Returns:
-            (B, H, W, out_channels) float32: channels 0-2 eps (or v), 3-5 the interpolation value of the learned
-            variance, not clamped.
+          (B, H, W, out_channels) float32: channels 0-2 eps (or v), 3-5 the interpolation value of the learned
+          variance, not clamped.
 
         Raises:
-            ValueError: for shapes that do not fit the configuration.
+          ValueError: for shapes that do not fit the configuration.
         """
         c = self.config
         _check_inputs(c, x_t, text_states, aug_level)

@@ -14,8 +14,9 @@ from if_jax.inference.inputs import Picture, ReadPicture
 from if_jax.inference.options import Options
 from if_jax.inference.settings import SUPPORT_WORDS, StageKwargs, StageSettings, stage_settings
 
-Pictures = Picture | list[Picture] | tuple[Picture, ...]  # one for all prompts, or one for each
+UserPictures = Picture | list[Picture] | tuple[Picture, ...]  # one for all prompts, or one for each
 Size = tuple[int, int]  # (H, W)
+PICTURE_WORD = "support_pil_img"  # IF's; diffusers calls it image
 
 
 @dataclass(frozen=True)
@@ -32,78 +33,82 @@ class ModePlan:
     noise_level: int | None = None  # another default of the later stages
 
 
+def either(word: str, pictures: UserPictures | None, alias: str, aliased: UserPictures | None) -> list[Picture]:
+    """What came under one of two words, as a list; ValueError where it came under none or under both."""
+    if (pictures is None) == (aliased is None):
+        raise ValueError(f"give {word} (or {alias}, the same thing), once")
+    chosen = aliased if pictures is None else pictures
+    return list(chosen) if isinstance(chosen, list | tuple) else [cast(Picture, chosen)]
+
+
 def plan_dream(stages: Sequence[StageRelease], aspect_ratio: str, last: int | None) -> ModePlan:
     """Plan pictures drawn from noise alone.
 
     Args:
-        stages: of the cascade.
-        aspect_ratio: width:height.
-        last: how many stages draw, counted from stage I; None: all.
+      stages: of the cascade.
+      aspect_ratio: width:height.
+      last: how many stages draw, counted from stage I; None: all.
 
     Raises:
-        ValueError: where an argument cannot work; also the other plans.
+      ValueError: where an argument cannot work; also the other plans.
     """
     config = stages[0].unet_config
     size = inputs.size_of(inputs.parse_aspect_ratio(aspect_ratio), config.sample_size, config.size_multiple)
     return ModePlan(_sizes(stages, 0, size, last), negative_everywhere=False)
 
 
-def plan_style_transfer(
-    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None, last: int | None
+def plan_drawn_over(
+    stages: Sequence[StageRelease], pictures: list[Picture], masks: list[Picture] | None, last: int | None
 ) -> ModePlan:
-    """Plan pictures drawn over others; see `plan_dream`, and `Cascade.style_transfer` for the pictures."""
-    supports = _read_pictures(stages, pictures, image)
+    """Plan pictures drawn over others, a style transfer; or, with masks, only in a part of them, an inpainting.
+
+    Args:
+      stages: of the cascade.
+      pictures: one, or one for each prompt, of one shape.
+      masks: one for each picture.
+      last: as in `plan_dream`.
+    """
+    supports = _read_pictures(stages, pictures)
     sizes = _sizes(stages, 0, _size_like(stages[0], supports[0]), last)
-    return ModePlan(sizes, supports=_fitted(supports, sizes), strengths=(0.7, 0.8))
+    fitted = tuple(np.stack([inputs.fit_picture(picture, size) for picture in supports]) for size in sizes)
+    plan = ModePlan(sizes, supports=fitted, strengths=(0.7, 0.8))
+    if masks is None:
+        return plan
+    if len(masks) != len(supports):
+        raise ValueError(f"{len(masks)} masks for {len(supports)} pictures: give one for each")
+    read = [inputs.read_mask(m, inputs.picture_size(p), "mask") for m, p in zip(masks, supports, strict=True)]
+    cut = tuple(np.stack([inputs.fit_mask(mask, size) for mask in read]) for size in sizes)
+    return replace(plan, masks=cut, strengths=(1.0, 0.8), noise_level=0)
 
 
 def plan_super_resolution(
-    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None, stage: str, last: int | None
+    stages: Sequence[StageRelease], pictures: list[Picture], stage: str, last: int | None
 ) -> ModePlan:
-    """Plan pictures enlarged by `stage` and those after it; see `plan_dream` and `Cascade.super_resolution`."""
+    """Plan pictures enlarged by `stage` and those after it; see `plan_drawn_over`."""
     if stage not in STAGE_NAMES[1 : len(stages)]:
         own = ", ".join(STAGE_NAMES[1 : len(stages)]) or "none"
         raise ValueError(f"stage is {stage!r}: the super-resolution stages of this cascade are {own}")
     first = STAGE_NAMES.index(stage)
-    small = _read_pictures(stages, pictures, image)
+    small = _read_pictures(stages, pictures)
     height, width = _size_like(stages[first - 1], small[0])
     scale = _scale(stages, first)
     sizes = _sizes(stages, first, (height * scale, width * scale), last)
     return ModePlan(sizes, first, np.stack([inputs.fit_picture(picture, (height, width)) for picture in small]))
 
 
-def plan_inpainting(
-    stages: Sequence[StageRelease],
-    pictures: Pictures | None,
-    image: Pictures | None,
-    masks: Pictures | None,
-    mask_image: Pictures | None,
-    last: int | None,
-) -> ModePlan:
-    """Plan pictures of which a masked part is drawn anew; see `plan_dream` and `Cascade.inpainting`."""
-    supports = _read_pictures(stages, pictures, image)
-    unread = _either("inpainting_mask", masks, "mask_image", mask_image)
-    if len(unread) != len(supports):
-        raise ValueError(f"{len(unread)} masks for {len(supports)} pictures: give one for each")
-    read = [inputs.read_mask(m, inputs.picture_size(p), "mask") for m, p in zip(unread, supports, strict=True)]
-    sizes = _sizes(stages, 0, _size_like(stages[0], supports[0]), last)
-    fitted = tuple(np.stack([inputs.fit_mask(mask, size) for mask in read]) for size in sizes)
-    return ModePlan(sizes, supports=_fitted(supports, sizes), masks=fitted, strengths=(1.0, 0.8), noise_level=0)
-
-
-def plan_settings(
+def stage_settings_of(
     plan: ModePlan, stages: Sequence[StageRelease], defaults: Sequence[StageDefaults], options: Options
 ) -> list[StageSettings]:
     """How each stage that draws is to do it.
 
     Args:
-        plan: of the mode.
-        stages: of the cascade.
-        defaults: of each stage.
-        options: whose if_I_kwargs, … are read.
+      plan: of the mode.
+      stages: of the cascade.
+      defaults: of each stage.
+      options: whose if_I_kwargs, … are read.
 
     Raises:
-        ValueError: for words of a stage that is not there, of another mode, unknown or out of range.
+      ValueError: for words of a stage that is not there, of another mode, unknown or out of range.
     """
     words = {name: cast(StageKwargs | None, options.get(f"if_{name}_kwargs")) or {} for name in STAGE_NAMES}
     for name, kwargs in words.items():
@@ -143,24 +148,8 @@ def _size_like(stage: StageRelease, picture: ReadPicture) -> Size:
     return inputs.size_of(width / height, stage.unet_config.sample_size, stage.unet_config.size_multiple)
 
 
-def _read_pictures(
-    stages: Sequence[StageRelease], pictures: Pictures | None, image: Pictures | None
-) -> list[ReadPicture]:
-    word = "support_pil_img"
-    read = [inputs.read_picture(picture, word) for picture in _either(word, pictures, "image", image)]
+def _read_pictures(stages: Sequence[StageRelease], pictures: list[Picture]) -> list[ReadPicture]:
+    read = [inputs.read_picture(picture, PICTURE_WORD) for picture in pictures]
     if not read or len({_size_like(stages[0], picture) for picture in read}) > 1:
-        raise ValueError(f"{word}: {len(read)} pictures of different proportions: draw them one after another")
+        raise ValueError(f"{PICTURE_WORD}: {len(read)} pictures of different proportions: draw them one after another")
     return read
-
-
-def _fitted(pictures: Sequence[ReadPicture], sizes: Sequence[Size]) -> tuple[np.ndarray, ...]:
-    """The pictures at each size: (B, H, W, 3) float32 in [-1, 1]."""
-    return tuple(np.stack([inputs.fit_picture(picture, size) for picture in pictures]) for size in sizes)
-
-
-def _either(word: str, pictures: Pictures | None, alias: str, aliased: Pictures | None) -> list[Picture]:
-    """What came under one of two words, as a list."""
-    if (pictures is None) == (aliased is None):
-        raise ValueError(f"give {word} (or {alias}, the same thing), once")
-    chosen = aliased if pictures is None else pictures
-    return list(chosen) if isinstance(chosen, list | tuple) else [cast(Picture, chosen)]
