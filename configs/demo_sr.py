@@ -4,14 +4,14 @@
 
 The text encoder is stage I's, frozen; the run remembers its hash, and a cascade refuses a stage trained with another.
 
-Crops alone leave blotches in whole pictures, whose norms find other statistics. The weights in the package went on with
-whole pictures, at half the size first, then as they are drawn. These are the forms of this recipe, each of which starts
-from what the one before has published; `encoders/demo` is the encoder of `configs/demo_base.py`'s forms.
+Crops alone leave blotches in whole pictures, whose norms find other statistics. So a leg of whole pictures follows.
+These are the forms of this recipe; `launch/demo.sh WORKDIR` runs them after those of `demo_base.py`:
 
     if-jax train --config configs/demo_sr.py:crops --workdir runs/crops
     if-jax export runs/crops stages/crops
+    if-jax train --config configs/demo_sr.py:whole --workdir runs/whole
 
-and the same with `half` and `whole` in place of `crops`.
+`whole` starts from what `crops` has published. `encoders/demo` is the encoder of `demo_base.py`'s forms.
 """
 
 import ml_collections
@@ -39,19 +39,17 @@ SETTINGS = {
     "sample.steps": "10",
     "sample.guidance_scale": 1.0,
 }
-WHOLE = {"text_encoder_from": "encoders/demo", "data.crop": 0}
+LEG = {"text_encoder_from": "encoders/demo", "data.source": "0.5*pairs + 0.5*tasks"}
 FORMS = {
-    "crops": {"text_encoder_from": "encoders/demo"},
-    "half": {
-        **WHOLE,
-        "data.size": 128,
-        "data.low_size": 32,
+    "crops": {**LEG, "data.crop": 128, "batch_size": 16, "steps": 6_000, "optimizer.learning_rate": 1.2e-3},
+    "whole": {
+        **LEG,
+        "data.crop": 0,
         "batch_size": 4,
-        "steps": 400,
-        "optimizer.learning_rate": 7e-4,
+        "steps": 4_000,
+        "optimizer.learning_rate": 4e-4,
         "init_from": "stages/crops",
     },
-    "whole": {**WHOLE, "batch_size": 2, "steps": 330, "optimizer.learning_rate": 4e-4, "init_from": "stages/half"},
 }
 
 

@@ -47,6 +47,7 @@ _DEMO = {
     "addition_embed_type_num_heads": 4,
     "norm_num_groups": 8,
 }
+_DEMO_SR = {**_DEMO, "norm_num_groups": 4}  # groups of fewer channels take a picture's brightness away
 
 # fmt: off
 UNETS: dict[str, UNetConfig] = {
@@ -57,8 +58,8 @@ UNETS: dict[str, UNetConfig] = {
     "IF-II-M":  _sr_unet(     256, _widths(128, 1, 2, 4, 6, 6),     (2, 2, 3, 4, 4),     2),
     "IF-II-L":  _sr_unet(     256, _widths(160, 1, 2, 4, 6, 8),     (2, 2, 3, 5, 5),     2),
     "IF-III-L": _sr_unet(    1024, _widths(128, 1, 2, 2, 4, 6, 8),  (2, 2, 3, 3, 4, 4),  1),
-    "demo-I":   _unet(         64, (16, 32, 64, 128),               (1, 1, 1, 2),        2, **_DEMO),
-    "demo-II":  _sr_unet(     256, (16, 32, 48, 64, 96),            (1, 1, 1, 2, 2),     1, **_DEMO),
+    "demo-I":   _unet(         64, (32, 64, 128, 160),              (1, 2, 3, 3),        2, **_DEMO),
+    "demo-II":  _sr_unet(     256, (16, 32, 64, 96, 96),            (1, 1, 1, 2, 2),     1, **_DEMO_SR),
 }
 
 T5_ENCODERS: dict[str, T5Config] = {

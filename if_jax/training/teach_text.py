@@ -6,7 +6,8 @@
 IF's encoder could read before the first picture was drawn. One that is trained by the denoising loss alone learns the
 single words early, and which words belong together hardly at all: its gradients are mostly noise. Here every byte of
 "two red cubes" must say number, size, colour, material and shape of the group it stands in and how this group stands
-to the other, every byte what it is, and the end mark what all groups are. The heads that say it are thrown away.
+to the other, every byte what it is, and the end mark and all pads after it what all groups are. The heads that say it
+are thrown away.
 """
 
 from __future__ import annotations
@@ -46,21 +47,16 @@ class CaptionHeads(nn.Module):
     tokens: int  # vocabulary
 
     @nn.compact
-    def __call__(self, states: jax.Array, last: jax.Array) -> HeadLogits:
-        """Read text states.
-
-        Args:
-          states: (B, L, D).
-          last: (B,) position of the end mark.
+    def __call__(self, states: jax.Array) -> HeadLogits:
+        """Read text states (B, L, D).
 
         Returns:
-          Logits of each field (B, L, classes), for the group a token stands in; of each field (B, groups, classes),
-          from the end mark; of the token itself (B, L, tokens).
+          Logits of each field (B, L, classes), for the group a token stands in; of each field (B, L, groups, classes),
+          for all groups; of the token itself (B, L, tokens).
         """
         of_tokens = {name: nn.Dense(classes, name=f"token_{name}")(states) for name, classes in self.fields}
-        end = states[jnp.arange(states.shape[0]), last]
         of_groups = {
-            name: nn.DenseGeneral((self.groups, classes), name=f"group_{name}")(end) for name, classes in self.fields
+            name: nn.DenseGeneral((self.groups, classes), name=f"group_{name}")(states) for name, classes in self.fields
         }
         return of_tokens, of_groups, nn.Dense(self.tokens, name="itself")(states)
 
@@ -96,8 +92,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Teaches a byte-level text encoder to read scene captions.")
     parser.add_argument("out", type=Path, help="the folder to write, for `text_encoder_from`")
     parser.add_argument("--encoder", default="demo", help="a preset that reads bytes")
-    parser.add_argument("--steps", type=int, default=1_500, help=f"updates, {BATCH} captions each")
-    parser.add_argument("--scenes", type=int, default=8_192, help="scenes of either kind that are described")
+    parser.add_argument("--steps", type=int, default=6_000, help=f"updates, {BATCH} captions each")
+    parser.add_argument("--scenes", type=int, default=32_768, help="scenes of either kind that are described")
     args = parser.parse_args()
     if args.encoder not in T5_ENCODERS or T5_ENCODERS[args.encoder].vocab_size > 384:
         parser.error(f"--encoder {args.encoder}: no preset of a byte-level encoder, expected demo")
@@ -129,7 +125,7 @@ def teach(config: T5Config, steps: int, count: int) -> tuple[Any, Any]:
     )
     none = jnp.zeros((1, 2), int)
     params = meta.unbox(T5Encoder(config).init(jax.random.key(SEED), none, none + 1)["params"])
-    heads = HEADS.init(jax.random.key(SEED + 1), jnp.zeros((1, 2, config.d_model)), none[0, :1])
+    heads = HEADS.init(jax.random.key(SEED + 1), jnp.zeros((1, 2, config.d_model)))
     trained = (params, heads)
     moments = optimizer.init(trained)
     rng = np.random.default_rng(SEED)
@@ -152,7 +148,7 @@ def measure(config: T5Config, params: Any, heads: Any, count: int = 1024) -> dic
       count: captions.
 
     Returns:
-      Shares of "bytes" and of "captions" of which every field is right.
+      Shares of which every field is right: of "bytes"; of "captions", as their end mark and their "last_pad" say.
     """
     rng = np.random.default_rng(SEED + 1)
     batch, kinds = tasks.sample_tasks(np.arange(count), SEED + 1, True)
@@ -161,9 +157,16 @@ def measure(config: T5Config, params: Any, heads: Any, count: int = 1024) -> dic
     of_bytes, of_groups, _ = jax.jit(partial(_read, config))((params, heads), ids, mask)
     there = targets.of_bytes[..., 0] > 0
     right = np.all([np.argmax(of_bytes[name], -1) == targets.of_bytes[..., k] for k, name in enumerate(FIELDS)], 0)
-    whole = [np.argmax(of_groups[name], -1) == targets.of_groups[..., k] for k, name in enumerate(FIELDS)]
-    whole[1:] = [fine | (targets.of_groups[..., 0] == 0) for fine in whole[1:]]
-    return {"bytes": float(right[there].mean()), "captions": float(np.all(whole, axis=(0, 2)).mean())}
+    wanted = targets.of_groups[:, None]  # the same at every position
+    whole = [np.argmax(of_groups[name], -1) == wanted[..., k] for k, name in enumerate(FIELDS)]
+    whole[1:] = [fine | (wanted[..., 0] == 0) for fine in whole[1:]]
+    captions = np.all(whole, axis=(0, 3))  # (count, L)
+    end = captions[np.arange(count), mask.sum(1) - 1]
+    return {
+        "bytes": float(right[there].mean()),
+        "captions": float(end.mean()),
+        "last_pad": float(captions[:, -1].mean()),
+    }
 
 
 def caption_targets(caption: str, length: int) -> CaptionTargets:
@@ -199,7 +202,7 @@ def _batch(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray, CaptionTarg
 def _read(config: T5Config, trained: tuple[Any, Any], ids: jax.Array, mask: jax.Array) -> HeadLogits:
     params, heads = trained
     states = T5Encoder(config).apply({"params": params}, ids, mask)
-    return cast(HeadLogits, HEADS.apply(heads, states, mask.sum(1) - 1))
+    return cast(HeadLogits, HEADS.apply(heads, states))
 
 
 @partial(jax.jit, static_argnames=("config", "optimizer"), donate_argnums=(0, 1))
@@ -221,12 +224,17 @@ def _step(
 def _loss(
     trained: tuple[Any, Any], ids: jax.Array, mask: jax.Array, targets: CaptionTargets, config: T5Config
 ) -> jax.Array:
-    """Mean cross entropies, in nats, summed over fields. That a byte or place names no group is a class of `number`."""
+    """Mean cross entropies, in nats, summed over fields. That a byte or place names no group is a class of `number`.
+
+    All groups are asked of the end mark and of every pad after it: a UNet attends to the pads as well.
+    """
     of_bytes, of_groups, itself = _read(config, trained, ids, mask)
     total = _mean(itself, ids, mask)
-    everywhere = jnp.ones(targets.of_groups.shape[:2], bool)
-    for fields, classes, possible in ((of_bytes, targets.of_bytes, mask), (of_groups, targets.of_groups, everywhere)):
-        there = jnp.asarray(classes[..., 0] > 0)
+    from_end = jnp.arange(ids.shape[1]) >= mask.sum(1, keepdims=True) - 1  # (B, L)
+    groups = jnp.broadcast_to(targets.of_groups[:, None], (*ids.shape, *targets.of_groups.shape[1:]))
+    at_end = jnp.broadcast_to(from_end[..., None], groups.shape[:-1])
+    for fields, classes, possible in ((of_bytes, targets.of_bytes, mask), (of_groups, groups, at_end)):
+        there = possible * (jnp.asarray(classes[..., 0]) > 0)
         for number, (name, logits) in enumerate(fields.items()):
             total += _mean(logits, jnp.asarray(classes[..., number]), possible if name == "number" else there)
     return total

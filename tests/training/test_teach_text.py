@@ -80,7 +80,7 @@ def test_the_command_writes_an_encoder_that_a_recipe_can_name(tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", command)
     teach_text.main()
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
-    assert set(json.loads(capsys.readouterr().out)) == {"bytes", "captions"}
+    assert set(json.loads(capsys.readouterr().out)) == {"bytes", "captions", "last_pad"}
     text = read_text_encoder(out)
     assert text.config == tiny.TEXT and isinstance(text.tokenizer, ByteTokenizer)
     (before, _), (after, _) = trees
