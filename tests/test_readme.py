@@ -68,7 +68,14 @@ PARSED = {
 # Of docs/demo.md: read and checked as recipes. Training the legs of its first block compiles for long enough.
 LEGS = re.compile(r"^if-jax (train .*|export )runs/(pairs|numbers|last)\b")
 # Asked for --help instead, which imports all they use: they take minutes, or need the demo as it is.
-LONG = ("tests/", "tools/draw_", "tools/sweep.py", "tools/overfit.py", "if_jax.evaluation.synth.train_reader")
+LONG = (
+    "launch/demo.sh",
+    "tests/",
+    "tools/draw_",
+    "tools/sweep.py",
+    "tools/overfit.py",
+    "if_jax.evaluation.synth.train_reader",
+)
 
 
 @pytest.fixture(scope="module")
