@@ -65,17 +65,8 @@ PARSED = {
     "if-jax evaluate": "tests/evaluation/test_synth.py runs it, for a minute",
     "mkdocs": "tests/test_site.py builds the site",
 }
-# Of docs/demo.md: read and checked as recipes. Training the legs of its first block compiles for long enough.
-LEGS = re.compile(r"^if-jax (train .*|export )runs/(pairs|numbers|last)\b")
 # Asked for --help instead, which imports all they use: they take minutes, or need the demo as it is.
-LONG = (
-    "launch/demo.sh",
-    "tests/",
-    "tools/draw_",
-    "tools/sweep.py",
-    "tools/overfit.py",
-    "if_jax.evaluation.synth.train_reader",
-)
+LONG = ("tests/", "tools/draw_", "tools/sweep.py", "tools/overfit.py", "if_jax.evaluation.synth.train_reader")
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +144,13 @@ def run_shell(block: Block) -> None:
     assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True).returncode == 0
     for words in commands(block.text):
         line = " ".join(words)
-        if LEGS.match(line) or any(f"{line} ".startswith(f"{start} ") for start in PARSED):
+        if any(f"{line} ".startswith(f"{start} ") for start in PARSED):
             check(words)
         elif words[0] == "python":
             run_script(words[1:])
+        elif words[0] == "launch/demo.sh":  # tests/launch/test_demo_script.py runs it
+            usage = subprocess.run([ROOT / words[0], "--help"], capture_output=True, text=True, check=True).stdout
+            assert all(word in usage for word in words if word.startswith("--"))
         else:
             assert words[0] == "if-jax", f"neither run nor known: {words}"
             call(*words[1:], *less(words[1:]))
