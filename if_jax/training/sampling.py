@@ -23,6 +23,7 @@ from if_jax.inference.stage_inputs import StageInputs
 from if_jax.text.captions import prepare_captions
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
+from if_jax.training.randomness import stream
 from if_jax.training.stage import make_stage, stage_defaults
 
 Sheet = tuple[Image.Image, dict[str, Image.Image]]  # all pictures in a grid, and each by its prompt
@@ -49,7 +50,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         stage = make_stage(recipe, params["unet"], size=recipe.data.size)
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
         states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
-        keys = jax.random.split(jax.random.key(recipe.seed), len(captions))
+        keys = jax.random.split(stream(jax.random.key(recipe.seed), "sample sheets"), len(captions))
         empty = jnp.broadcast_to(states[-1:], states[:-1].shape)
         inputs = StageInputs(states[:-1], empty, low_res)
         return np.asarray(finish_stage(*begin_stage(stage, settings, keys, inputs)))

@@ -26,7 +26,7 @@ from if_jax.models import presets
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.text import tokens
-from if_jax.training import host_facts, objective, optimizer
+from if_jax.training import host_facts, objective, optimizer, randomness
 from if_jax.training.step import TrainState, init_state, make_step
 from if_jax.training.warm_start import start_from_release
 
@@ -96,9 +96,10 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
         objective.make_loss(setup.networks, recipe),
         setup.optimizer,
         recipe.ema_decays,
-        recipe.seed + 1,
+        recipe.seed,
         recipe.guard,
         recipe.accumulate,
+        partial(randomness.draw, recipe, recipe.batch_size),
         lambda part: jax.lax.with_sharding_constraint(part, split),
     )
     batch = {
