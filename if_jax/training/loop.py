@@ -96,7 +96,11 @@ def _start(
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
     recorder.note("prepared")
-    state = checkpoints.restore(abstract) if start else setup.fresh_state(parts, abstract)
+    state = checkpoints.restore(abstract, start) if start else setup.fresh_state(parts, abstract)
+    if int(state.step) != start:
+        raise ValueError(
+            f"checkpoint {start} holds the state of step {int(state.step)}: move it away, to go on before it"
+        )
     recorder.note("restored" if start else "prepared")
     frozen = setup.place_text(parts, text)
     recorder.note("prepared")
