@@ -19,7 +19,7 @@ from if_jax.checkpoints import run
 from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe, for_compiling, recipe_to_dict
-from if_jax.parallel import hosts, rules
+from if_jax.parallel import failures, hosts, rules
 from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
@@ -45,7 +45,11 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
       FloatingPointError: updates can no longer be made.
       hosts.Terminated: this process was asked to end, and has saved its state.
     """
-    recorder = Recorder(began)
+    with failures.propagated():
+        _train(recipe, workdir, Recorder(began))
+
+
+def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
     recorder.note("initialized")
     rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
@@ -56,7 +60,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     if jax.process_count() > 1:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
-    start, window_rows = resume(workdir, metadata)
+    start, window_rows = resume(workdir, metadata, recipe.hosts.start_seconds)
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
@@ -108,7 +112,7 @@ def _start(
     lower = partial(setup.lower_step, parts, abstract, frozen)
     compiled = executable_cache.compiled(lower, jax.sharding.get_mesh(), for_compiling(recipe), parts.networks)
     if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
-        hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
+        hosts.exchange("compiled", {}, recipe.hosts.start_seconds, while_alive=True)
     recorder.note("compiled")
     return state, frozen, compiled
 
@@ -117,22 +121,25 @@ def _start(
 def _explained_errors(recipe: Recipe) -> Iterator[None]:
     """Explains running out of device memory, while compiling (TPU) or running (GPU), by the recipe's keys.
 
-    With several processes any other error of the runtime means that one is lost: this one leaves too.
+    Of several processes all leave here, at once: closing the checkpoints would wait for the others.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in first:
-            raise ValueError(
+    except hosts.Terminated:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        failure: BaseException = error
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error).strip().splitlines()[0]:
+            failure = ValueError(
                 f"training does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
                 f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
                 "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
-            ) from None
-        if jax.process_count() == 1:
+            )
+        if jax.process_count() > 1:
+            failures.abort(failure)
+        if failure is error:
             raise
-        message = f"another process of this run was lost ({first}): start all of them again"
-        hosts.exit_process(message, hosts.EXIT_PROCESS_LOST)
+        raise failure from None
 
 
 class _Reporter:
@@ -192,15 +199,14 @@ def _loop(
                 state, metrics = hosts.block_on_cpu(advance(state, batch))
             reporter.add(step, {**metrics, "input_wait": waited})
             ending = termination_requested(step)
-            if ending or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            last = step == recipe.steps
+            if ending or last or step % recipe.checkpoint_every == 0:
                 reporter.flush()
                 with recorder.during("saved", step=step):
                     writer.flush()  # a run that resumes from here does not write these lines again
                     checkpoints.save(step, state, {"window": list(reporter.window.rows)})
                     if ending:
                         checkpoints.finish()
-            if ending and step < recipe.steps:  # after the last one a run would count as finished, without its pictures
-                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             if _is_due(recipe.validation.every, step, recipe.steps):
                 with recorder.during("watched"):
                     writer.scalars(step, validate(state.ema[average]))
@@ -209,6 +215,8 @@ def _loop(
                 with recorder.during("watched"):
                     writer.pictures(step, "samples", *sample(state.ema[average]))
                     writer.flush()
+            if ending and not last:  # with all that was due at this step, which no later session will do
+                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             heartbeat()
         with recorder.during("saved"):
             checkpoints.finish()
