@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -231,6 +230,8 @@ def _steps(workdir: str) -> list[int]:
     """The committed checkpoints, newest first; everything else in the folder is left alone."""
     folder = _folder(workdir)
     if workdir.startswith("gs://"):  # gcsfs keeps what it has listed; the arguments are those of etils, which opens it
+        import fsspec
+
         fsspec.filesystem("gcs", finalize_on_close=True).invalidate_cache()
     try:
         with _permitted(workdir):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 from clu import parameter_overview
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from if_jax.checkpoints import run
@@ -24,7 +24,7 @@ from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import executable_cache, host_facts, optimizer, sampling, setup, validation
+from if_jax.training import executable_cache, host_facts, optimizer, run_lock, sampling, setup, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import resume
 from if_jax.training.step import Batch, TrainState, ema_name
@@ -60,11 +60,28 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     if jax.process_count() > 1:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
+    with run_lock.locked(workdir) if jax.process_index() == 0 else nullcontext():
+        _train_alone(parts, mesh, text, tokenizer, workdir, metadata, recorder)
+
+
+def _train_alone(
+    parts: setup.TrainingSetup,
+    mesh: Mesh,
+    text: TextEncoder | None,
+    tokenizer: tokens.Tokenizer,
+    workdir: str,
+    metadata: dict[str, Any],
+    recorder: Recorder,
+) -> None:
+    """Trains in a folder that no other run is at work in."""
+    recipe = parts.recipe
     start, window_rows = resume(workdir, metadata, recipe.hosts.start_seconds)
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
-    batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
+    sharding = rules.batch_sharding(mesh, parts.sharding_rules)
+    part = rules.batch_part(sharding, recipe.batch_size)
+    batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start, part)
     with (
         recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),
@@ -80,11 +97,10 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
         window = Window(recipe, schedule, step_flops(recipe, parts.networks, tokens.TEXT_LENGTH), window_rows)
         reporter = _Reporter(window, writer, recorder, start, recipe.steps)
-        sharding = rules.batch_sharding(mesh, parts.sharding_rules)
         sample = sampling.make_sampler(recipe, parts.networks, tokenizer, frozen)
         validate = validation.make_validation(recipe, parts.networks, tokenizer, frozen, sharding)
         advance = lambda state, batch: compiled(state, frozen, batch)  # noqa: E731
-        inputs = _on_devices(batches, setup.batch_rows(recipe), sharding)
+        inputs = _on_devices(batches, setup.batch_rows(recipe), sharding, part)
         _loop(recipe, state, advance, inputs, reporter, checkpoints, validate, sample, termination_requested, heartbeat)
 
 
@@ -227,11 +243,11 @@ def _is_due(every: int, step: int, last: int) -> bool:
 
 
 def _on_devices(
-    batches: Iterator[dict[str, np.ndarray]], names: Iterable[str], sharding: NamedSharding
+    batches: Iterator[dict[str, np.ndarray]], names: Iterable[str], sharding: NamedSharding, part: tuple[int, int]
 ) -> Iterator[tuple[Batch, float]]:
     """Each batch on the mesh, with the seconds the host took for it."""
     while True:
         began = time.perf_counter()
         host = next(batches)
-        batch = {name: jax.make_array_from_process_local_data(sharding, host[name]) for name in names}
+        batch = {name: rules.place_part(sharding, host[name], part) for name in names}
         yield hosts.block_on_cpu(batch), time.perf_counter() - began
