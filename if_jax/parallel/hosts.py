@@ -235,7 +235,7 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
         last = time.monotonic()
         while not done.wait(tick):
             now = time.monotonic()
-            waited[0] += min(now - last, 4 * tick)  # a longer pause is one of this thread as well
+            waited[0] += min(now - last, 2 * tick)  # a longer pause is one of this thread as well
             last = now
             if waited[0] > seconds:
                 why = "is another process stopped?" if jax.process_count() > 1 else "does a device or a disk hang?"

@@ -85,13 +85,11 @@ def test_the_time_in_which_a_process_is_suspended_does_not_count(monkeypatch):
     left, clock, suspended = [], time.monotonic, [0.0]
     monkeypatch.setattr(hosts, "exit_process", lambda message, code: left.append(message))
     monkeypatch.setattr(hosts.time, "monotonic", lambda: clock() + suspended[0])
-    with hosts.deadline(1.0) as heartbeat:
+    with hosts.deadline(20.0) as heartbeat:
         heartbeat()
         suspended[0] = 3600.0
-        time.sleep(0.4)
-        assert not left
-        time.sleep(1.2)
-    assert left and "does a device or a disk hang?" in left[0]
+        time.sleep(1.5)  # one look, or more
+    assert not left
 
 
 class Coordinator:

@@ -1,8 +1,9 @@
-"""The lock of a run folder: a second run is refused, a dead one leaves its folder to the next, on disks and in buckets."""
+"""The lock of a run folder: a second run is refused, a dead one leaves it to the next, on disks and in buckets."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -42,11 +43,9 @@ def _leave(workdir, **changes):
 
 def test_a_second_run_is_refused_and_the_folder_is_free_afterwards(workdir):
     with run_lock.locked(workdir):
-        with pytest.raises(
-            ValueError, match=rf"\(process {os.getpid()}, since .*\) is at work in {workdir}: let it end"
-        ):
-            with run_lock.locked(workdir):
-                pytest.fail("two runs at once")
+        words = rf"\(process {os.getpid()}, since .*\) is at work in {workdir}: let it end"
+        with pytest.raises(ValueError, match=words), run_lock.locked(workdir):
+            pytest.fail("two runs at once")
         assert json.loads(run_lock._open(workdir).read(run_lock.LOCK).result().value)["process"] == os.getpid()
     assert run_lock._open(workdir).read(run_lock.LOCK).result().state == "missing"
 
@@ -65,11 +64,19 @@ def test_a_dead_run_is_followed_at_once(workdir):
 def test_a_run_on_another_machine_is_known_by_its_beat(tmp_path, quick):
     workdir = str(tmp_path)
     store, holder = _leave(workdir, machine="elsewhere", host="far")
-    beat = lambda: store.write(run_lock.LOCK, run_lock._encoded(dataclasses.replace(holder, beat=1))).result()  # noqa: E731
-    alive = threading.Timer(0.1, beat)
+    done = threading.Event()
+
+    def live():
+        for beat in itertools.count():
+            if done.wait(0.02):
+                return
+            store.write(run_lock.LOCK, run_lock._encoded(dataclasses.replace(holder, beat=beat))).result()
+
+    alive = threading.Thread(target=live)
     alive.start()
     with pytest.raises(ValueError, match="a run on far "), run_lock.locked(workdir):
         pytest.fail("two runs at once")
+    done.set()
     alive.join()
     with run_lock.locked(workdir):  # no beat any more
         pass
