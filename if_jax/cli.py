@@ -54,7 +54,7 @@ def train(
     Example:  if-jax train --config configs/demo_base.py --workdir runs/I --config.batch_size=16
     """
     from if_jax.config import to_recipe
-    from if_jax.parallel import hosts
+    from if_jax.parallel import failures, hosts
     from if_jax.parallel.rendezvous import ProcessMissing
     from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
@@ -70,6 +70,10 @@ def train(
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(hosts.EXIT_TERMINATED)
+    except Exception as error:
+        if not failures.is_transient(error):
+            raise
+        hosts.exit_process(f"{failures.one_line(error)} (this may pass: try again)", hosts.EXIT_TRANSIENT)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 
 

@@ -7,7 +7,7 @@
 #        launch/gke.sh delete --cluster C --workload W [options]
 #
 #   run      one job on every host of the slice; GKE starts all of them again, up to --restarts times (100), when a
-#            process is lost, stuck or preempted (exit codes 75, 76, 77, 143, signals), not after a mistake (1, 2)
+#            process is lost, stuck or preempted (exit codes 75 to 78, 143, signals), not after a mistake (1, 2)
 #   status   the workloads of the cluster
 #   logs     follows the log of worker 0
 #   delete   ends the run, which saves first (up to five minutes), and removes the workload
@@ -84,7 +84,7 @@ run() {
     train="exec $train"
   fi
   command=(xpk workload create --workload "$workload" "${where[@]}" --tpu-type "$type"
-    "${source[@]}" --command "$train" --max-restarts "$restarts" --restart-on-exit-codes "75,76,77"
+    "${source[@]}" --command "$train" --max-restarts "$restarts" --restart-on-exit-codes "75,76,77,78"
     --termination-grace-period-seconds 300)
   call "${command[@]}" || die "xpk refused the workload, see above; what runs: $(again status)"
   echo "note: the nodes of cluster $cluster cost money until you delete the cluster or shrink it; end the run:" \

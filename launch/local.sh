@@ -11,8 +11,8 @@ usage: launch/local.sh N -- TRAIN_ARGUMENTS
 
 Runs N processes of `python -m if_jax train TRAIN_ARGUMENTS`, one CPU device each unless JAX_PLATFORMS says otherwise.
 When one is lost the others are stopped and all start again from the newest checkpoint. A mistake in the recipe, the
-data or the command (exit code 1 or 2) is not tried again, and neither is a run that fails five times before a minute
-is over.
+data or the command (exit code 1 or 2) is not tried again, and neither is a run that fails five times in a row before a
+minute is over. Before each further try it waits longer: IF_JAX_PAUSE (5) seconds, twice as long, and so on.
 
 Process 0 writes to the terminal, the others to launch-I.log in the folder of the run (--workdir).
 
@@ -52,7 +52,7 @@ main() {
 }
 
 supervise() {
-  local code started quick=0
+  local code started quick=0 pause=${IF_JAX_PAUSE:-5}
   while true; do
     started=$SECONDS
     start "$@"
@@ -60,11 +60,12 @@ supervise() {
     wait_for_all || code=$?
     ((code == 0)) && exit 0
     stop KILL
-    ((code == 1 || code == 2)) && exit "$code"
+    ((code == 1 || code == 2 || code == 130)) && exit "$code"
     quick=$((SECONDS - started < 60 ? quick + 1 : 0))
     ((quick < 5)) || { printf 'error: ended %s times in a row within a minute, last with code %s: see %s\n' \
       "$quick" "$code" "$logs/launch-*.log" >&2; exit "$code"; }
     printf '%s: one of %s processes ended with code %s; starting again\n' "$(date '+%F %T')" "$count" "$code" >&2
+    sleep $((quick ? pause << (quick - 1) : 0))
   done
 }
 

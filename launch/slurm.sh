@@ -10,8 +10,9 @@
 #     --config configs/demo_base.py --workdir /shared/runs/base --config.mesh.fsdp=8 --config.mesh.rules=fsdp
 #
 # Three minutes before the time limit, and when the job is preempted, the run saves and ends. The job then goes back into
-# the queue and resumes, as it does when a process is lost, stuck or never came (exit codes 75, 76, 77, a signal). It
-# does not after a mistake (1, 2), nor after IF_JAX_RESTARTS (20) times. The end: scancel JOB.
+# the queue and resumes, as it does when a process is lost, stuck or never came, or when a disk, a bucket or a data worker
+# failed (exit codes 75 to 78, a signal). It does not after a mistake (1, 2), nor after IF_JAX_RESTARTS (20) times. The
+# end: scancel JOB.
 #
 #   IF_JAX_MODULES   modules to load, such as "python/3.12 cuda/12"
 #   IF_JAX_VENV      virtual environment if_jax is installed in

@@ -1,9 +1,9 @@
 """The checkpoints of a run: state, EMA, step and recipe, written with Orbax while training goes on.
 
-A checkpoint is complete or absent: Orbax writes beside and renames, and what a killed process left half-written is
-cleared at the next start. Once complete it is sealed with checksums (`seal.py`), and one that is no longer what was
-written is set aside for the one before. The recipe travels in each checkpoint's metadata, so a run folder explains
-itself.
+A checkpoint is complete or absent: on a disk Orbax writes beside and renames, in a bucket it adds `commit_success.txt`
+last, and what a killed process left half-written is cleared at the next start. Once complete it is sealed with
+checksums (`seal.py`), and one that is no longer what was written is set aside for the one before. The recipe travels in
+each checkpoint's metadata, so a run folder explains itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
+from orbax.checkpoint import utils as orbax_utils
 from orbax.checkpoint import v1 as ocp
 
 from if_jax.checkpoints.seal import METADATA, damage, seal
@@ -47,11 +48,12 @@ class RunCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def restore(self, abstract_state: Any) -> Any:
-        """Loads the newest checkpoint.
+    def restore(self, abstract_state: Any, step: int | None = None) -> Any:
+        """Loads a checkpoint.
 
         Args:
           abstract_state: shapes, dtypes and shardings to load it into.
+          step: of which step; None: the newest.
 
         Returns:
           The state.
@@ -59,7 +61,7 @@ class RunCheckpoints:
         Raises:
           ValueError: it holds another state, or cannot be read.
         """
-        step = self.latest()
+        step = self.latest() if step is None else step
         named = f"checkpoint {step} of {self._folder.parent}"
         stored = self._checkpointer.checkpointables_metadata(step).metadata.get("state")
         _check_fits(named, stored, abstract_state)
@@ -184,10 +186,20 @@ def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
       FileNotFoundError: the folder holds no finished checkpoint.
       ValueError: the run keeps no such average, or its newest checkpoint is not what was written.
     """
-    folder, steps = _folder(workdir), _steps(workdir)
-    if not steps:
-        raise FileNotFoundError(f"no checkpoint under {workdir}: give the --workdir of a run that has saved one")
-    step, named = steps[0], f"checkpoint {steps[0]} of {workdir}"
+    while True:
+        steps = _steps(workdir)
+        if not steps:
+            raise FileNotFoundError(f"no checkpoint under {workdir}: give the --workdir of a run that has saved one")
+        try:
+            return _read_ema(workdir, steps[0], decay)
+        except (ValueError, OSError):
+            if _steps(workdir)[:1] == steps[:1]:
+                raise
+            # A run that goes on has saved another one meanwhile, and removed this one under our hands.
+
+
+def _read_ema(workdir: str, step: int, decay: str) -> tuple[int, dict[str, Any], Any]:
+    folder, named = _folder(workdir), f"checkpoint {step} of {workdir}"
     with _permitted(workdir):
         problem = _problem(folder, step)
     if problem:
@@ -215,18 +227,29 @@ def _folder(workdir: str) -> epath.Path:
 
 
 def _steps(workdir: str) -> list[int]:
-    """What is named like a checkpoint, newest first; everything else in the folder is left alone."""
+    """The committed checkpoints, newest first; everything else in the folder is left alone."""
     folder = _folder(workdir)
+    if workdir.startswith("gs://"):  # gcsfs keeps what it has listed; the arguments are those of etils, which opens it
+        import fsspec
+
+        fsspec.filesystem("gcs", finalize_on_close=True).invalidate_cache()
     try:
         with _permitted(workdir):
-            names = [path.name for path in folder.iterdir()]
+            names = [path.name for path in folder.iterdir() if _is_committed(path)]
     except FileNotFoundError:
         return []
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         raise NotADirectoryError(f"{folder} is not a folder: move it away, or use another --workdir") from None
-    return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name)), reverse=True)
+    return sorted(map(int, names), reverse=True)
+
+
+def _is_committed(path: epath.Path) -> bool:
+    """Whether a path is named like a checkpoint, and one that Orbax has finished writing: in a bucket it says when."""
+    if not re.fullmatch(r"0|[1-9][0-9]*", path.name):
+        return False
+    return not path.is_dir() or orbax_utils.is_checkpoint_finalized(path)  # a file of that name is damage
 
 
 def _problem(folder: epath.Path, step: int) -> str | None:

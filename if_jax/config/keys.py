@@ -172,7 +172,8 @@ class Recipe:
     noise_size: int = key(64, minimum=1)
     sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
     batch_size: int = key(64, minimum=1)  # pictures per update
-    accumulate: int = key(1, minimum=1)  # parts a batch is computed in, one after another, for less memory
+    # parts a batch is computed in, one after another, for less memory
+    accumulate: int = key(1, minimum=1, resumable=True)
     steps: int = key(100_000, minimum=1, resumable=True)
     compute_dtype: Dtype = "float32"  # of matrix products and convolutions; the state is float32
     remat: Remat = "none"  # what the backward pass computes again: nothing, whole blocks, all but matrix products

@@ -85,12 +85,11 @@ def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
     return image
 
 
-def random_blur(key: jax.Array, image: jax.Array, max_sigma: float) -> jax.Array:
-    """Blurs a random half of the pictures (B, H, W, C), sigma uniform in [0, max_sigma] (Ho et al., section 4.1)."""
+def random_sigma(key: jax.Array, batch: int, max_sigma: float) -> jax.Array:
+    """(batch,) widths of blurs: 0 for a random half, else uniform in [0, max_sigma] (Ho et al., section 4.1)."""
     pick_key, sigma_key = jax.random.split(key)
-    batch = image.shape[0]
     sigma = jax.random.uniform(sigma_key, (batch,), maxval=max_sigma)
-    return blur(image, jnp.where(jax.random.bernoulli(pick_key, 0.5, (batch,)), sigma, 0.0), max_sigma)
+    return jnp.where(jax.random.bernoulli(pick_key, 0.5, (batch,)), sigma, 0.0)
 
 
 def random_level(key: jax.Array, batch: int, num_timesteps: int = 1000) -> jax.Array:

@@ -1,11 +1,13 @@
 """Several processes as one run: how they find each other, what they must agree on, and how they leave.
 
-A process leaves with a code and a line that say why; a supervisor starts the run again after all but the first two:
+A process leaves with a code and a line that say why; a supervisor starts the run again after all but the first three:
 
     1, 2      a mistake to be mended: the recipe, the data, the command
+    130       interrupted by its user
     75        another process of the run was lost
     76        nothing moved for `step_seconds`: another process is stopped, or a device hangs
     77        a process has not come within `start_seconds`
+    78        something outside failed that may pass: a disk, a mount, a connection, a bucket, a killed data worker
     143       asked to end (SIGTERM, a preemption notice); the state was saved
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -30,7 +33,9 @@ from jax.experimental import multihost_utils
 
 from if_jax.parallel import jax_internals, rendezvous
 
-EXIT_PROCESS_LOST, EXIT_STALLED, EXIT_PROCESS_MISSING, EXIT_TERMINATED = 75, 76, 77, 143
+EXIT_PROCESS_LOST, EXIT_STALLED, EXIT_PROCESS_MISSING, EXIT_TRANSIENT = 75, 76, 77, 78
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+_LOOK_SECONDS = 5.0  # between looks whether a process that is waited for is alive
 
 
 class Terminated(Exception):
@@ -63,10 +68,9 @@ def connect(
     if jax.distributed.is_initialized() or (coordinator is None and jax_internals.is_jax_in_use()):
         return  # whoever started JAX has decided
     address = rendezvous.resolve_address(coordinator, processes, process, start_seconds)
-    if address is None:
+    if address is None or address.processes == 1:  # needs nobody: no name service, no port
         return
-    if address.processes > 1:  # JAX ends a process that waits in vain with a trace that names nobody
-        rendezvous.wait_for_all(address, start_seconds)
+    rendezvous.wait_for_all(address, start_seconds)  # JAX ends one that waits in vain with a trace that names nobody
     initialize_jax(coordinator, processes, process, start_seconds=start_seconds, heartbeat_seconds=heartbeat_seconds)
 
 
@@ -147,7 +151,9 @@ def require_same_facts(facts: Mapping[str, Any], seconds: int = 300) -> None:
             raise ValueError(f"process {index} on {other['host']} differs from process 0 on {first['host']}: {pairs}")
 
 
-def exchange(topic: str, payload: Mapping[str, Any], seconds: int) -> list[dict[str, Any]]:
+def exchange(
+    topic: str, payload: Mapping[str, Any], seconds: float, *, while_alive: bool = False
+) -> list[dict[str, Any]]:
     """Gives every process the payload of every other, through the coordinator's key-value store.
 
     Unlike a collective it can say which process has not come.
@@ -156,6 +162,7 @@ def exchange(topic: str, payload: Mapping[str, Any], seconds: int) -> list[dict[
       topic: what it is about; each process may send one payload under it.
       payload: of this process, JSON values.
       seconds: how long to wait for each of the others.
+      while_alive: wait longer for one that gives signs of life (`failures.propagated`), as one that still compiles.
 
     Returns:
       The payloads in the order of the processes.
@@ -163,14 +170,32 @@ def exchange(topic: str, payload: Mapping[str, Any], seconds: int) -> list[dict[
     Raises:
       rendezvous.ProcessMissing: naming the process that has sent nothing.
     """
-    client, payloads = jax_internals.coordinator_client(), []
+    client = jax_internals.coordinator_client()
     client.key_value_set(f"if_jax/{topic}/{jax.process_index()}", json.dumps(payload, sort_keys=True))
-    for index in range(jax.process_count()):
+    return [_receive(client, topic, index, seconds, while_alive) for index in range(jax.process_count())]
+
+
+def alive_key(process: int) -> str:
+    """Where a process leaves its signs of life at the coordinator, a number that grows."""
+    return f"if_jax/alive/{process}"
+
+
+def _receive(client: Any, topic: str, index: int, seconds: float, while_alive: bool) -> dict[str, Any]:
+    signs, end = None, time.monotonic() + seconds
+    while True:
+        left = end - time.monotonic()
         try:
-            payloads.append(json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", seconds * 1000)))
-        except jax.errors.JaxRuntimeError:
-            raise rendezvous.ProcessMissing(rendezvous.missing([index], jax.process_count(), seconds)) from None
-    return payloads
+            wait = min(left, _LOOK_SECONDS) if while_alive else left
+            return json.loads(client.blocking_key_value_get(f"if_jax/{topic}/{index}", max(1, int(wait * 1000))))
+        except jax.errors.JaxRuntimeError as error:
+            try:
+                newest = client.key_value_try_get(alive_key(index)) if while_alive else signs
+            except jax.errors.JaxRuntimeError:  # it has given none
+                newest = signs
+            if newest != signs:
+                signs, end = newest, time.monotonic() + seconds
+            elif time.monotonic() >= end or "DEADLINE_EXCEEDED" not in str(error):
+                raise rendezvous.ProcessMissing(rendezvous.missing([index], jax.process_count(), seconds)) from None
 
 
 @contextmanager
@@ -197,22 +222,27 @@ def termination() -> Iterator[Callable[[int], bool]]:
 def deadline(seconds: float) -> Iterator[Callable[[], None]]:
     """Yields `heartbeat()`; once called, and then not again in time, this process ends with `EXIT_STALLED`.
 
-    The time before the first call, in which programs are compiled for minutes, is not counted.
+    Neither the time before the first call counts, in which programs are compiled for minutes, nor that in which this
+    process is suspended itself (SIGSTOP, a machine asleep).
 
     Args:
       seconds: between two calls; 0: any number.
     """
-    last = [math.inf]
-    done = threading.Event()
+    waited = [-math.inf]
+    done, tick = threading.Event(), min(1.0, seconds / 4)
 
     def watch() -> None:
-        while not done.wait(min(1.0, seconds / 4)):
-            if time.monotonic() - last[0] > seconds:
-                message = f"nothing moved for {seconds:g} s (hosts.step_seconds): is another process stopped?"
-                exit_process(message, EXIT_STALLED)
+        last = time.monotonic()
+        while not done.wait(tick):
+            now = time.monotonic()
+            waited[0] += min(now - last, 2 * tick)  # a longer pause is one of this thread as well
+            last = now
+            if waited[0] > seconds:
+                why = "is another process stopped?" if jax.process_count() > 1 else "does a device or a disk hang?"
+                exit_process(f"nothing moved for {seconds:g} s (hosts.step_seconds): {why}", EXIT_STALLED)
 
     def heartbeat() -> None:
-        last[0] = time.monotonic()
+        waited[0] = 0.0
 
     if seconds:
         threading.Thread(target=watch, daemon=True).start()
@@ -223,6 +253,8 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
 
 
 def exit_process(message: str, code: int) -> NoReturn:
-    """Ends this process at once: the usual way out would wait for processes that will not come."""
+    """Ends this process and its data workers at once: the usual way out would wait for processes that will not come."""
     print(f"\nError: {message}", file=sys.stderr, flush=True)
+    for worker in multiprocessing.active_children():
+        worker.kill()
     os._exit(code)

@@ -49,14 +49,20 @@ def arrange(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
     Several slices of a TPU (a hybrid mesh) are joined along `data` alone: between slices only gradients travel, over
     the slow network, while fsdp and tensor stay inside a slice.
 
+    On GPUs a slice is a node, or what NVLink joins. There fsdp and tensor may reach over several, where the data axis
+    does not divide over them: slower, and the only way for a state that no node holds.
+
     Raises:
-      ValueError: the slices do not divide the data axis.
+      ValueError: the slices of a TPU do not divide the data axis.
     """
     slices: dict[int, list[Any]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
     count = len(slices)
     if count > 1 and (shape[0] % count or len({len(slice_) for slice_ in slices.values()}) > 1):
+        if devices[0].platform != "tpu":
+            ordered = [device for index in sorted(slices) for device in sorted(slices[index], key=lambda d: d.id)]
+            return np.array(ordered, dtype=object).reshape(shape)
         raise ValueError(f"mesh data={shape[0]} does not divide over {count} slices: use a multiple of {count}")
     inner = (shape[0] // count, *shape[1:])
     parts = [mesh_utils.create_device_mesh(inner, devices=slices[index]) for index in sorted(slices)]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -109,6 +110,41 @@ def batch_axes(rules: Rules) -> tuple[str, ...]:
 def batch_sharding(mesh: Mesh | AbstractMesh, rules: Rules) -> NamedSharding:
     """Batches are split along their first dimension over every axis the rule set gives to `batch`."""
     return NamedSharding(mesh, P(batch_axes(rules)))
+
+
+def batch_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """The part of a batch that this process reads: (i, n) for the i-th of n equal parts, with its devices' rows.
+
+    Processes whose devices hold the same rows (`tensor` over several of them) read the same part.
+
+    Args:
+      sharding: of the batch.
+      batch_size: rows of it.
+    """
+    here = sharding.addressable_devices_indices_map((batch_size,)).values()
+    slices = [index[0].indices(batch_size) for index in here if index is not None]
+    first, last = min(start for start, _, _ in slices), max(stop for _, stop, _ in slices) - 1
+    for count in range(batch_size // (last + 1 - first), 1, -1):
+        if batch_size % count == 0 and first * count // batch_size == last * count // batch_size:
+            return first * count // batch_size, count
+    return 0, 1
+
+
+def place_part(sharding: NamedSharding, rows: np.ndarray, part: tuple[int, int]) -> jax.Array:
+    """A batch on the mesh, of which this process gives a part: each device takes the rows that the sharding says.
+
+    Args:
+      sharding: of the batch.
+      rows: (B/n, …), this process's part.
+      part: (i, n) of `batch_part`.
+    """
+    size, first = len(rows) * part[1], len(rows) * part[0]
+
+    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(size)
+        return rows[start - first : stop - first]
+
+    return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,19 +12,19 @@ import jax
 import numpy as np
 from absl import logging
 from clu import parameter_overview
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from if_jax.checkpoints import run
 from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe, for_compiling, recipe_to_dict
-from if_jax.parallel import hosts, rules
+from if_jax.parallel import failures, hosts, rules
 from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import executable_cache, host_facts, optimizer, sampling, setup, validation
+from if_jax.training import executable_cache, host_facts, optimizer, run_lock, sampling, setup, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import resume
 from if_jax.training.step import Batch, TrainState, ema_name
@@ -45,7 +45,11 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
       FloatingPointError: updates can no longer be made.
       hosts.Terminated: this process was asked to end, and has saved its state.
     """
-    recorder = Recorder(began)
+    with failures.propagated():
+        _train(recipe, workdir, Recorder(began))
+
+
+def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
     recorder.note("initialized")
     rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
@@ -56,11 +60,28 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     if jax.process_count() > 1:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
-    start, window_rows = resume(workdir, metadata)
+    with run_lock.locked(workdir) if jax.process_index() == 0 else nullcontext():
+        _train_alone(parts, mesh, text, tokenizer, workdir, metadata, recorder)
+
+
+def _train_alone(
+    parts: setup.TrainingSetup,
+    mesh: Mesh,
+    text: TextEncoder | None,
+    tokenizer: tokens.Tokenizer,
+    workdir: str,
+    metadata: dict[str, Any],
+    recorder: Recorder,
+) -> None:
+    """Trains in a folder that no other run is at work in."""
+    recipe = parts.recipe
+    start, window_rows = resume(workdir, metadata, recipe.hosts.start_seconds)
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
-    batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
+    sharding = rules.batch_sharding(mesh, parts.sharding_rules)
+    part = rules.batch_part(sharding, recipe.batch_size)
+    batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start, part)
     with (
         recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),
@@ -76,11 +97,10 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
         window = Window(recipe, schedule, step_flops(recipe, parts.networks, tokens.TEXT_LENGTH), window_rows)
         reporter = _Reporter(window, writer, recorder, start, recipe.steps)
-        sharding = rules.batch_sharding(mesh, parts.sharding_rules)
         sample = sampling.make_sampler(recipe, parts.networks, tokenizer, frozen)
         validate = validation.make_validation(recipe, parts.networks, tokenizer, frozen, sharding)
         advance = lambda state, batch: compiled(state, frozen, batch)  # noqa: E731
-        inputs = _on_devices(batches, setup.batch_rows(recipe), sharding)
+        inputs = _on_devices(batches, setup.batch_rows(recipe), sharding, part)
         _loop(recipe, state, advance, inputs, reporter, checkpoints, validate, sample, termination_requested, heartbeat)
 
 
@@ -96,7 +116,11 @@ def _start(
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
     recorder.note("prepared")
-    state = checkpoints.restore(abstract) if start else setup.fresh_state(parts, abstract)
+    state = checkpoints.restore(abstract, start) if start else setup.fresh_state(parts, abstract)
+    if int(state.step) != start:
+        raise ValueError(
+            f"checkpoint {start} holds the state of step {int(state.step)}: move it away, to go on before it"
+        )
     recorder.note("restored" if start else "prepared")
     frozen = setup.place_text(parts, text)
     recorder.note("prepared")
@@ -104,7 +128,7 @@ def _start(
     lower = partial(setup.lower_step, parts, abstract, frozen)
     compiled = executable_cache.compiled(lower, jax.sharding.get_mesh(), for_compiling(recipe), parts.networks)
     if jax.process_count() > 1:  # some collectives (gloo) wait half a minute for a process that still compiles
-        hosts.exchange("compiled", {}, recipe.hosts.start_seconds)
+        hosts.exchange("compiled", {}, recipe.hosts.start_seconds, while_alive=True)
     recorder.note("compiled")
     return state, frozen, compiled
 
@@ -113,22 +137,25 @@ def _start(
 def _explained_errors(recipe: Recipe) -> Iterator[None]:
     """Explains running out of device memory, while compiling (TPU) or running (GPU), by the recipe's keys.
 
-    With several processes any other error of the runtime means that one is lost: this one leaves too.
+    Of several processes all leave here, at once: closing the checkpoints would wait for the others.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in first:
-            raise ValueError(
+    except hosts.Terminated:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        failure: BaseException = error
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error).strip().splitlines()[0]:
+            failure = ValueError(
                 f"training does not fit into device memory (batch_size {recipe.batch_size}, accumulate "
                 f"{recipe.accumulate}, remat {recipe.remat}, mesh rules {recipe.mesh.rules}): raise accumulate, set "
                 "remat=blocks, or spread the state with mesh.fsdp and mesh.rules=fsdp"
-            ) from None
-        if jax.process_count() == 1:
+            )
+        if jax.process_count() > 1:
+            failures.abort(failure)
+        if failure is error:
             raise
-        message = f"another process of this run was lost ({first}): start all of them again"
-        hosts.exit_process(message, hosts.EXIT_PROCESS_LOST)
+        raise failure from None
 
 
 class _Reporter:
@@ -188,15 +215,14 @@ def _loop(
                 state, metrics = hosts.block_on_cpu(advance(state, batch))
             reporter.add(step, {**metrics, "input_wait": waited})
             ending = termination_requested(step)
-            if ending or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            last = step == recipe.steps
+            if ending or last or step % recipe.checkpoint_every == 0:
                 reporter.flush()
                 with recorder.during("saved", step=step):
                     writer.flush()  # a run that resumes from here does not write these lines again
                     checkpoints.save(step, state, {"window": list(reporter.window.rows)})
                     if ending:
                         checkpoints.finish()
-            if ending and step < recipe.steps:  # after the last one a run would count as finished, without its pictures
-                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             if _is_due(recipe.validation.every, step, recipe.steps):
                 with recorder.during("watched"):
                     writer.scalars(step, validate(state.ema[average]))
@@ -205,6 +231,8 @@ def _loop(
                 with recorder.during("watched"):
                     writer.pictures(step, "samples", *sample(state.ema[average]))
                     writer.flush()
+            if ending and not last:  # with all that was due at this step, which no later session will do
+                raise hosts.Terminated(f"told to end: saved at step {step}, the same command goes on from there")
             heartbeat()
         with recorder.during("saved"):
             checkpoints.finish()
@@ -215,11 +243,11 @@ def _is_due(every: int, step: int, last: int) -> bool:
 
 
 def _on_devices(
-    batches: Iterator[dict[str, np.ndarray]], names: Iterable[str], sharding: NamedSharding
+    batches: Iterator[dict[str, np.ndarray]], names: Iterable[str], sharding: NamedSharding, part: tuple[int, int]
 ) -> Iterator[tuple[Batch, float]]:
     """Each batch on the mesh, with the seconds the host took for it."""
     while True:
         began = time.perf_counter()
         host = next(batches)
-        batch = {name: jax.make_array_from_process_local_data(sharding, host[name]) for name in names}
+        batch = {name: rules.place_part(sharding, host[name], part) for name in names}
         yield hosts.block_on_cpu(batch), time.perf_counter() - began

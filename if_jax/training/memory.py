@@ -7,6 +7,7 @@ written: the compiler fuses some of it away and needs working space besides, so 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
-from if_jax.training import objective, setup
+from if_jax.training import objective, randomness, setup
 
 _TRACED = 13  # pictures in the traced batch: a number that is no width, so that what is kept of them is known by it
 
@@ -57,11 +58,13 @@ def _kept_bytes(parts: setup.TrainingSetup, params: Params, frozen: Params) -> i
     rows = setup.batch_rows(parts.recipe)
     batch = {name: jax.ShapeDtypeStruct((_TRACED, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
-    def kept(params: Params, frozen: Params, batch: Any, key: jax.Array) -> Any:
-        return jax.vjp(lambda params: loss(params, frozen, batch, key), params, has_aux=True)[1]
+    drawn = jax.eval_shape(partial(randomness.draw, parts.recipe, _TRACED), jax.random.key(0))
+
+    def kept(params: Params, frozen: Params, batch: Any, drawn: Any) -> Any:
+        return jax.vjp(lambda params: loss(params, frozen, batch, drawn), params, has_aux=True)[1]
 
     whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, frozen))
-    leaves = jax.tree.leaves(jax.eval_shape(kept, *whole, batch, jax.random.key(0)))
+    leaves = jax.tree.leaves(jax.eval_shape(kept, *whole, batch, drawn))
     own = [leaf for leaf in leaves if leaf.shape and leaf.shape[0] % _TRACED == 0]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in own) // _TRACED
 

@@ -23,6 +23,7 @@ from if_jax.models import presets
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.parallel import rules
+from if_jax.training.randomness import stream
 from if_jax.training.step import Batch
 
 T_BUCKETS = ("t0-249", "t250-499", "t500-749", "t750-999")  # quarters of the chain, for the metrics
@@ -69,7 +70,6 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     Returns:
       {"unet", and "text_encoder" unless that is frozen}.
     """
-    unet_key, text_key = jax.random.split(key)
     config: UNetConfig = networks.unet.config
     side = recipe.data.crop or recipe.data.size
     inputs = [
@@ -79,39 +79,36 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     ]
     if config.aug_level_embedding:
         inputs.append(jnp.zeros((1,), jnp.int32))
-    params = {"unet": networks.unet.init(unet_key, *inputs)["params"]}
+    params = {"unet": networks.unet.init(stream(key, "unet weights"), *inputs)["params"]}
     if not recipe.text_encoder_from:
         ids = jnp.zeros((1, text_length), jnp.int32)
+        text_key = stream(key, "text encoder weights")
         params["text_encoder"] = networks.text_encoder.init(text_key, ids, jnp.ones_like(ids))["params"]
     return params
 
 
-def make_loss(
-    networks: Networks, recipe: Recipe
-) -> Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]:
+def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, Batch, Batch], tuple[jax.Array, dict]]:
     """Makes the loss of the recipe's stage.
 
     Returns:
-      `loss(params, frozen, batch, key) -> (mean loss, metrics)`. frozen: the parameters that are used but not trained,
-      {"text_encoder"} or {}. batch: "image" uint8 (B, S, S, 3), and "ids" and "mask" int32 (B, L) or their text states
-      "states" (B, L, D) as `if-jax embed` kept them.
+      `loss(params, frozen, batch, drawn) -> (mean loss, metrics)`. frozen: the parameters that are used but not
+      trained, {"text_encoder"} or {}. batch: "image" uint8 (B, S, S, 3), and "ids" and "mask" int32 (B, L) or their
+      text states "states" (B, L, D) as `if-jax embed` kept them. drawn: of the same rows, see `randomness.draw`.
     """
     schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
     sharding_rules = rules.PRESETS[recipe.mesh.rules]
 
-    def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: Params, frozen: Params, batch: Batch, drawn: Batch) -> tuple[jax.Array, dict]:
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
         if "states" in batch:
             states = batch["states"].astype(jnp.float32)
         else:
             states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
-        t_key, eps_key, input_key = jax.random.split(key, 3)
-        x0, low_res, aug_level = inputs_for(schedule, recipe, image, input_key)
-        t = jax.random.randint(t_key, (x0.shape[0],), 0, schedule.timesteps.shape[0])
-        eps = jax.random.normal(eps_key, x0.shape)
+        x0, low_res, aug_level = inputs_for(recipe, image, drawn)
+        t, eps = drawn["t"], drawn["eps"]
         unet_params = rules.gather_convolutions(params["unet"], sharding_rules)
-        pooled = _pooled(states, recipe.pooled_dropout, jax.random.fold_in(key, 1))
+        pooled = _pooled(states, drawn) if recipe.pooled_dropout else None
         network = lambda x, t: networks.predict(unet_params, x, t, states, aug_level, pooled)  # noqa: E731
         x_t, output = process.noise_and_predict(schedule, network, x0, t, eps, low_res)
         parts = losses.hybrid_loss(
@@ -123,16 +120,13 @@ def make_loss(
     return loss
 
 
-def _pooled(states: jax.Array, dropout: float, key: jax.Array) -> jax.Array | None:
+def _pooled(states: jax.Array, drawn: Batch) -> jax.Array:
     """The text states (B, L, D) that the step embedding pools: none of them (zeros) in a share of the pictures.
 
     Pooled text tells all of a picture alike which words occur. A net that draws well enough by that may never learn to
     read at each place what is said of it: all that tells a red cube and a blue sphere from a blue cube and a red one.
     """
-    if not dropout:
-        return None
-    kept = jax.random.bernoulli(key, 1 - dropout, (len(states), 1, 1))
-    return jnp.where(kept, states, 0)
+    return jnp.where(drawn["pooled_kept"][:, None, None], states, 0)
 
 
 def training_schedule(recipe: Recipe) -> Schedule:
@@ -149,30 +143,25 @@ def _by_timestep(mse: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
 Inputs = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
-def _base_inputs(schedule: Schedule, recipe: Recipe, image: jax.Array, key: jax.Array) -> Inputs:
+def _base_inputs(recipe: Recipe, image: jax.Array, drawn: Batch) -> Inputs:
     return image, None, None
 
 
-def _super_resolution_inputs(schedule: Schedule, recipe: Recipe, image: jax.Array, key: jax.Array) -> Inputs:
-    crop_key, level_key, noise_key, blur_key = jax.random.split(key, 4)
+def _super_resolution_inputs(recipe: Recipe, image: jax.Array, drawn: Batch) -> Inputs:
     low = augment.downsample(image, recipe.data.low_size)
     if recipe.data.low_blur:
-        low = augment.random_blur(blur_key, low, recipe.data.low_blur)
+        low = augment.blur(low, drawn["sigma"], recipe.data.low_blur)
     low_up = augment.upsample(low, recipe.data.size)
     if recipe.data.crop:
         # Both are cropped after upsampling: the crop then holds exactly what the stage sees at full size.
-        image, low_up = _random_crop(
-            crop_key, (image, low_up), recipe.data.crop, recipe.data.size // recipe.data.low_size
-        )
-    level = augment.random_level(level_key, image.shape[0])
-    low_up = augment.noise_augment(cosine_schedule(), low_up, level, jax.random.normal(noise_key, low_up.shape))
-    return image, low_up, level
+        grid = recipe.data.size // recipe.data.low_size
+        image, low_up = _crop((image, low_up), drawn["corner"] * grid, recipe.data.crop)
+    low_up = augment.noise_augment(cosine_schedule(), low_up, drawn["level"], drawn["low_eps"])
+    return image, low_up, drawn["level"]
 
 
-def _random_crop(key: jax.Array, images: tuple[jax.Array, ...], side: int, grid: int) -> tuple[jax.Array, ...]:
-    """Cuts the same random square out of every image of a sample, its corner on the low-resolution pixel grid."""
-    batch, full = images[0].shape[:2]
-    corners = jax.random.randint(key, (batch, 2), 0, (full - side) // grid + 1) * grid
+def _crop(images: tuple[jax.Array, ...], corners: jax.Array, side: int) -> tuple[jax.Array, ...]:
+    """Cuts the same square out of every image of a sample: images (B, H, W, C) each, corners (B, 2) in pixels."""
 
     def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (side, side, image.shape[-1]))

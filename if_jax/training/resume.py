@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from if_jax.checkpoints import run
 from if_jax.config import Recipe, differences, recipe_to_dict, resumable, to_recipe
+from if_jax.parallel import hosts
 
 
-def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tuple[int, list[dict[str, Any]]]:
     """Finds where a run goes on. Damaged checkpoints are set aside for a sound one before them.
 
     Args:
       workdir: folder of the run, which belongs to one recipe: only `resumable` keys may change.
       metadata: "recipe" (plain values) and "text_encoder_sha256" of the session that begins.
+      seconds: without a sign of life of process 0, which looks at the checkpoints, after which the others leave.
 
     Returns:
       The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
@@ -29,7 +30,7 @@ def resume(workdir: str, metadata: dict[str, Any]) -> tuple[int, list[dict[str, 
     if jax.process_index() == 0:
         run.set_aside_damaged(workdir)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints checked")
+        hosts.exchange("checkpoints checked", {}, seconds, while_alive=True)  # reading them through takes its time
     step, before = run.read_latest(workdir)
     if not before:
         return 0, []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from if_jax.checkpoints.weights import Params
@@ -23,6 +24,7 @@ from if_jax.inference.stage_inputs import StageInputs
 from if_jax.text.captions import prepare_captions
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
+from if_jax.training.randomness import stream
 from if_jax.training.stage import make_stage, stage_defaults
 
 Sheet = tuple[Image.Image, dict[str, Image.Image]]  # all pictures in a grid, and each by its prompt
@@ -49,10 +51,14 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
         stage = make_stage(recipe, params["unet"], size=recipe.data.size)
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
         states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
-        keys = jax.random.split(jax.random.key(recipe.seed), len(captions))
-        empty = jnp.broadcast_to(states[-1:], states[:-1].shape)
-        inputs = StageInputs(states[:-1], empty, low_res)
-        return np.asarray(finish_stage(*begin_stage(stage, settings, keys, inputs)))
+        all_keys = jax.random.split(stream(jax.random.key(recipe.seed), "sample sheets"), len(captions))
+
+        def part(rows: np.ndarray) -> np.ndarray:
+            empty = jnp.broadcast_to(states[-1:], (len(rows), *states.shape[1:]))
+            inputs = StageInputs(states[rows], empty, None if low_res is None else low_res[rows])
+            return np.asarray(finish_stage(*begin_stage(stage, settings, all_keys[rows], inputs)))
+
+        return _in_parts_that_fit(part, len(captions))
 
     prompts = list(recipe.sample.prompts)
 
@@ -83,3 +89,22 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     if recipe.sample.every:
         held_out()  # a source that cannot be read fails now, not at the first sheet
     return enlarged
+
+
+def _in_parts_that_fit(draw: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    """Pictures of the rows 0 … count − 1: all at once, or half as many at a time where memory runs out, and so on.
+
+    Args:
+      draw: rows (R,) -> pictures (R, H, W, 3); R stays the same, so that one program draws all.
+      count: of pictures.
+    """
+    size = count
+    while True:
+        try:
+            parts = [draw(np.minimum(np.arange(first, first + size), count - 1)) for first in range(0, count, size)]
+            return np.concatenate(parts)[:count]  # the last one may be filled up
+        except jax.errors.JaxRuntimeError as error:
+            if size == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            size = -(-size // 2)
+            logging.warning("the sample sheet does not fit into memory: drawing %d pictures at a time", size)

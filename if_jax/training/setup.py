@@ -26,7 +26,7 @@ from if_jax.models import presets
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.text import tokens
-from if_jax.training import host_facts, objective, optimizer
+from if_jax.training import host_facts, objective, optimizer, randomness
 from if_jax.training.step import TrainState, init_state, make_step
 from if_jax.training.warm_start import start_from_release
 
@@ -96,9 +96,10 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
         objective.make_loss(setup.networks, recipe),
         setup.optimizer,
         recipe.ema_decays,
-        recipe.seed + 1,
+        recipe.seed,
         recipe.guard,
         recipe.accumulate,
+        partial(randomness.draw, recipe, recipe.batch_size),
         lambda part: jax.lax.with_sharding_constraint(part, split),
     )
     batch = {
@@ -160,7 +161,7 @@ def place_text(setup: TrainingSetup, text: TextEncoder | None) -> Params:
 
 
 def open_batches(
-    recipe: Recipe, tokenizer: tokens.Tokenizer, encoder: str, start: int
+    recipe: Recipe, tokenizer: tokens.Tokenizer, encoder: str, start: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of every batch from step `start` on, as host arrays named as in `batch_rows`.
 
@@ -169,6 +170,7 @@ def open_batches(
       tokenizer: turns captions into ids and mask.
       encoder: SHA-256 of the frozen text encoder, which kept text states must have come from; "" for none.
       start: batches that are left out, because an earlier session has trained on them.
+      part: (i, n) for the i-th of n equal parts of every batch, see `rules.batch_part`.
     """
     return pipeline.batches(
         recipe.data.source,
@@ -178,8 +180,8 @@ def open_batches(
         start_step=start,
         tokenize=tokenizer,
         caption_dropout=recipe.data.caption_dropout,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        shard_index=part[0],
+        shard_count=part[1],
         threads=recipe.data.threads,
         workers=recipe.data.workers,
         preparation=recipe.data.preparation,

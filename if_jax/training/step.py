@@ -12,9 +12,11 @@ import optax
 
 from if_jax.checkpoints.weights import Params
 from if_jax.config import GuardConfig
+from if_jax.training import randomness
 
 Batch = Mapping[str, jax.Array]
-LossFn = Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, dict]]
+LossFn = Callable[[Params, Params, Batch, Batch], tuple[jax.Array, dict]]
+DrawFn = Callable[[jax.Array], Batch]
 
 
 @jax.tree_util.register_dataclass
@@ -66,20 +68,23 @@ def make_step(
     seed: int,
     guard: GuardConfig | None = None,
     accumulate: int = 1,
+    draw: DrawFn = lambda key: {},
     shard: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict]]:
     """Makes the function that advances the training state by one batch.
 
-    All randomness comes from (seed, state.step), so a resumed run repeats the one that was cut off. An EMA decay rises
+    All randomness comes from (seed, state.step), so a resumed run repeats the one that was cut off. It is drawn for the
+    whole batch before that is computed in parts, so their number changes nothing but rounding. An EMA decay rises
     as (1 + n) / (10 + n) to its value, so that early averages are not dominated by the initial weights.
 
     Args:
-      loss_fn: (params, frozen, batch, key) -> (loss, metrics), all scalars or small vectors.
+      loss_fn: (params, frozen, batch, drawn) -> (loss, metrics), all scalars or small vectors.
       optimizer: turns gradients into updates.
       decays: of the averages that are kept.
       seed: of timesteps and noise.
       guard: which updates are left out; what it rejects changes nothing but the counters.
       accumulate: equal parts a batch is computed in, one after another; their gradients are averaged.
+      draw: key -> what the loss needs at random, arrays of one row for each row of the batch.
       shard: constrains a part of a batch to its place on the mesh.
 
     Returns:
@@ -88,24 +93,25 @@ def make_step(
     guard = guard or GuardConfig()
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
-    def gradients(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[Params, dict]:
+    def gradients(params: Params, frozen: Params, batch: Batch, drawn: Batch) -> tuple[Params, dict]:
         if accumulate == 1:
-            return grad_fn(params, frozen, batch, key)
+            return grad_fn(params, frozen, batch, drawn)
         # Part i takes every accumulate-th row: the parts are then spread over the devices as the batch is.
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (dict(batch), dict(drawn))
+        )
 
-        def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad_fn(params, frozen, shard(part[0]), part[1])), None
+        def body(total: Any, part: tuple[Batch, Batch]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad_fn(params, frozen, *map(shard, part))), None
 
-        keys = jax.random.split(key, accumulate)
-        first = jax.eval_shape(grad_fn, params, frozen, jax.tree.map(lambda x: x[0], parts), keys[0])
+        first = jax.eval_shape(grad_fn, params, frozen, *jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
-        total, _ = jax.lax.scan(body, zeros, (parts, keys))
+        total, _ = jax.lax.scan(body, zeros, parts)
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = gradients(state.params, frozen, batch, key)
+        drawn = shard(draw(randomness.step_key(seed, state.step)))
+        grads, metrics = gradients(state.params, frozen, batch, drawn)
         norm = optax.tree.norm(grads)
         good = _is_usual(state.guard, guard, norm, metrics["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -7,8 +7,8 @@
 #
 # Runs on your machine (tmux); ending it changes nothing on the slice, and calling it again goes on. A slice that was
 # preempted, or of which a worker no longer answers, is replaced and gets the same commit, and the run resumes from its
-# newest checkpoint. A process that was lost, got stuck or never came (exit codes 75, 76, 77, 143, a signal) makes all
-# start again. A mistake (exit code 1 or 2) ends the watch, and so do a request that fails three times and a run that
+# newest checkpoint. A process that was lost, got stuck or never came, or met what may pass (exit codes 75, 76, 77, 78,
+# 143, a signal) makes all start again. A mistake (exit code 1 or 2) ends the watch, and so do a request that fails three times and a run that
 # ends five times within ten minutes of its start.
 
 # shellcheck source=common.sh

@@ -127,7 +127,7 @@ def jax_step(config: UNetConfig, params: Any, batch: dict[str, np.ndarray]) -> t
     """(one call = one step, returning the loss; seconds of compiling)."""
     schedule, net = cosine_schedule(), UNet(config)
 
-    def loss(params: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: Any, frozen: Any, batch: dict, drawn: dict) -> tuple[jax.Array, dict]:
         x_t = process.add_noise(schedule, batch["x0"], batch["t"], batch["eps"])
         output = net.apply({"params": params}, *shown(batch, x_t))
         parts = losses.hybrid_loss(schedule, output, batch["x0"], x_t, batch["eps"], batch["t"])

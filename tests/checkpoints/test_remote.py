@@ -35,13 +35,17 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(far):
             saved.save(step, state)
     assert not any(name.startswith("run/checkpoints/1/") for name in far.objects)  # two are kept
     assert run.set_aside_damaged(RUN) == [] and run.read_latest(RUN) == (3, RECIPE)
+    _, written = far.objects.pop("run/checkpoints/3/commit_success.txt"), set(far.objects)  # killed just before it
+    assert run.set_aside_damaged(RUN) == [] and run.read_latest(RUN) == (2, RECIPE) and run.read_ema(RUN)[0] == 2
+    assert set(far.objects) == written
+    far.put("run/checkpoints/3/commit_success.txt", b"")
     of_newest = [name for name in far.objects if name.startswith("run/checkpoints/3/")]
     bucket.flip_a_byte(far, max(of_newest, key=lambda name: len(far.objects[name][0])))
     assert run.set_aside_damaged(RUN) == [3] and run.read_latest(RUN) == (2, RECIPE)
     assert sum(name.startswith("run/checkpoints/3.damaged/") for name in far.objects) == len(of_newest)
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     with run.open_checkpoints(RUN, RECIPE, keep=2) as saved:
-        jax.tree.map(np.testing.assert_array_equal, saved.restore(abstract), state)
+        jax.tree.map(np.testing.assert_array_equal, saved.restore(abstract, 2), state)
     step, metadata, ema = run.read_ema(RUN)
     assert (step, metadata) == (2, RECIPE) and ema["w"].shape == (3, 3)
 

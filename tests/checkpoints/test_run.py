@@ -106,5 +106,20 @@ def test_an_unsealed_checkpoint_is_used(workdir):
     jax.tree.map(np.testing.assert_array_equal, ema, _state(50)["ema"]["0.9"])
 
 
+def test_an_average_is_read_while_the_run_goes_on(workdir, monkeypatch):
+    """The run saves a newer checkpoint, and removes the one that is being read."""
+    folder, problem = workdir / "checkpoints", run._problem
+    (folder / "50").rename(workdir / "not yet")
+
+    def meanwhile(*words):
+        if not (folder / "50").exists():
+            (workdir / "not yet").rename(folder / "50")
+            shutil.rmtree(folder / "40")
+        return problem(*words)
+
+    monkeypatch.setattr(run, "_problem", meanwhile)
+    assert run.read_ema(str(workdir))[0] == 50
+
+
 def test_a_fresh_run_has_nothing_to_check(tmp_path):
     assert run.set_aside_damaged(str(tmp_path / "nothing")) == []

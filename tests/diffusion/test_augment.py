@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from if_jax.diffusion.augment import blur, downsample, noise_augment, random_blur, random_level, upsample
+from if_jax.diffusion.augment import blur, downsample, noise_augment, random_level, random_sigma, upsample
 from if_jax.diffusion.schedule import cosine_schedule
 
 
@@ -105,7 +105,8 @@ def test_blur_is_a_mirrored_gaussian_at_each_picture_its_own():
 
 def test_half_of_the_pictures_are_blurred():
     image = np.broadcast_to(picture((1, 8, 8, 1)), (1000, 8, 8, 1))
-    got = np.asarray(jax.jit(random_blur, static_argnums=2)(jax.random.key(0), image, 0.8))
+    sigma = jax.jit(random_sigma, static_argnums=(1, 2))(jax.random.key(0), len(image), 0.8)
+    got = np.asarray(jax.jit(blur, static_argnums=2)(image, sigma, 0.8))
     change = np.abs(got - image).max(axis=(1, 2, 3))
     assert 0.44 < np.mean(change == 0) < 0.62  # about a half, and the weakest blurs that round to nothing
     assert len(np.unique(change)) > 300  # each with a strength of its own

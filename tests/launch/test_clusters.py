@@ -64,7 +64,11 @@ def test_gke_runs_one_jobset_that_restarts_on_losses_but_not_on_mistakes(home):
     assert done.returncode == 0 and "cost money until you delete the cluster" in done.stderr, done.stderr
     called = words(home)
     assert called[:2] == ["workload", "create"]
-    for flag, value in (("--restart-on-exit-codes", "75,76,77"), ("--tpu-type", "v6e-16"), ("--script-dir", str(ROOT))):
+    for flag, value in (
+        ("--restart-on-exit-codes", "75,76,77,78"),
+        ("--tpu-type", "v6e-16"),
+        ("--script-dir", str(ROOT)),
+    ):
         assert called[called.index(flag) + 1] == value
     command = called[called.index("--command") + 1]
     assert command.endswith(f"&& exec if-jax train --config {RECIPE} '--workdir=gs://bucket/run 1'")

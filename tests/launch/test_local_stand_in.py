@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,11 @@ def launch(home: Path, *arguments: str, **variables: str):
     )
 
 
-def _local(home, plan, *arguments):
+def _local(home, plan, *arguments, pause="0"):
     (home / "python").write_text(FAKE_TRAINING)
     (home / "python").chmod(0o755)
     (home / "plan").write_text("\n".join(plan) + "\n")
-    done = launch(home, "2", "--", *arguments, PYTHON=str(home / "python"))
+    done = launch(home, "2", "--", *arguments, PYTHON=str(home / "python"), IF_JAX_PAUSE=pause)
     starts = [(home / f"starts-{i}").read_text().splitlines() for i in range(2)]
     return done, starts
 
@@ -57,6 +58,12 @@ def test_local_starts_all_processes_again_when_one_is_lost(home):
 def test_local_does_not_repeat_mistakes(home):
     done, starts = _local(home, ["mistake"], "--config", "a.py", "--workdir", f"{home}/run")
     assert done.returncode == 1 and len(starts[0]) == len(starts[1]) == 1
+
+
+def test_local_waits_before_it_tries_again(home):
+    began = time.monotonic()
+    done, _ = _local(home, ["lost", "well"], "--config", "a.py", f"--workdir={home}/run", pause="1")
+    assert done.returncode == 0 and time.monotonic() - began >= 1
 
 
 def test_local_gives_up_on_a_run_that_never_gets_going(home):

@@ -79,6 +79,17 @@ def test_processes_that_differ_do_not_start(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_on_one_process_ends_both_at_once(tmp_path):
+    """Pairs that fail while they train: test_pairs.py."""
+    codes, outputs = _pair(tmp_path / "run", "--config.text_encoder_from=/nowhere")
+    assert codes == [1, 1], outputs
+    for output, prefix in zip(outputs, (f"Error: process 1 on {socket.gethostname()}: ", "Error: "), strict=True):
+        errors = [line for line in output.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1 and errors[0].startswith(prefix) and "/nowhere" in errors[0], output
+        assert "Traceback" not in output and "Aborted" not in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_processes_that_wait_in_vain_name_the_missing_one(tmp_path):
     """Real processes, each the only one to come: which is not there in one line, and an exit code of its own."""
     waits = ["--config.hosts.start_seconds=1", "--processes", "2"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,61 @@ def test_batch_that_does_not_divide_is_refused(mesh):
     rules.check_batch_size(8, mesh, rules.PRESETS["dp"])
     with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 8 devices: use a multiple of 8"):
         rules.check_batch_size(6, mesh, rules.PRESETS["dp"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What tells a device's place, of machines that are not here."""
+
+    id: int
+    platform: str = "gpu"
+
+    @property
+    def slice_index(self) -> int:
+        return self.id // 4
+
+
+def test_axes_may_reach_over_nodes_of_gpus_but_not_over_slices_of_a_tpu():
+    laid = meshes.arrange([Device(i) for i in (4, 0, 5, 1, 6, 2, 7, 3)], (1, 8, 1))
+    assert [device.id for device in laid.flat] == list(range(8)) and laid.shape == (1, 8, 1)
+    laid = meshes.arrange([Device(i) for i in range(8)], (1, 2, 4))
+    assert [[device.id for device in row] for row in laid[0]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    with pytest.raises(ValueError, match="mesh data=1 does not divide over 2 slices"):
+        meshes.arrange([Device(i, "tpu") for i in range(8)], (1, 8, 1))
+
+
+class OfProcess:
+    """The sharding of a batch as one of several processes sees it: which rows its devices hold."""
+
+    def __init__(self, *rows):
+        self._rows = rows
+
+    def addressable_devices_indices_map(self, shape):
+        return {device: (slice(*rows),) for device, rows in enumerate(self._rows)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "part"),
+    [
+        ([(0, 4), (4, 8)], (0, 1)),
+        ([(4, 6), (6, 8)], (1, 2)),
+        ([(4, 8), (4, 8)], (1, 2)),  # `tensor` over the devices of this process
+        ([(2, 4)], (1, 4)),
+        ([(0, 2), (4, 6)], (0, 1)),  # rows that do not lie together
+        ([(None, None)], (0, 1)),
+    ],
+)
+def test_a_process_reads_the_part_that_holds_its_devices_rows(rows, part):
+    assert rules.batch_part(OfProcess(*rows), 8) == part
+
+
+def test_devices_take_the_rows_that_the_sharding_says(mesh):
+    rows = np.arange(8 * 3).reshape(8, 3)
+    for preset in ("dp", "fsdp_tp"):
+        sharding = rules.batch_sharding(mesh, rules.PRESETS[preset])
+        got = rules.place_part(sharding, rows, rules.batch_part(sharding, 8))
+        assert got.sharding == sharding
+        np.testing.assert_array_equal(got, rows)
 
 
 def test_a_masked_moment_stays_masked(mesh):

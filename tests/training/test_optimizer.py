@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import get_args
 
@@ -19,7 +20,7 @@ from if_jax.config.keys import Dtype, OptimizerName
 from if_jax.models import presets
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
-from if_jax.training import objective, optimizer
+from if_jax.training import objective, optimizer, randomness
 from if_jax.training.step import init_state, make_step
 
 # Less optimisation of machine code, for programs that run a few times.
@@ -208,7 +209,8 @@ def test_a_step_in_bfloat16_keeps_a_float32_state(accumulate, tiny_recipe):
     before = nn.meta.unbox(jax.eval_shape(lambda params: init_state(params, tx, (0.99,)), params))
     words = jax.ShapeDtypeStruct((8, 9), np.int32)
     batch = {"image": jax.ShapeDtypeStruct((8, 8, 8, 3), np.uint8), "ids": words, "mask": words}
-    step = make_step(objective.make_loss(networks, recipe), tx, (0.99,), 0, accumulate=accumulate)
+    draw = functools.partial(randomness.draw, recipe, 8)
+    step = make_step(objective.make_loss(networks, recipe), tx, (0.99,), 0, accumulate=accumulate, draw=draw)
     after, metrics = jax.eval_shape(step, before, {}, batch)
     _assert_state_is_float32(after, "adamw", "float32")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(metrics)} == {"float32", "int32"}

@@ -25,7 +25,7 @@ from if_jax.models.unet import UNet
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
 from if_jax.text import tokens
-from if_jax.training import objective, optimizer, setup
+from if_jax.training import objective, optimizer, randomness, setup
 from if_jax.training.step import TrainState, init_state, make_step
 
 TEXT_LENGTH = 9
@@ -36,7 +36,12 @@ BASE = Recipe(
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
 )
 SUPER_RESOLUTION = dataclasses.replace(
-    BASE, stage="super-resolution", text_encoder_from="x", data=DataConfig(size=32, low_size=8, crop=16)
+    BASE,
+    stage="super-resolution",
+    text_encoder_from="x",
+    batch_size=16,
+    pooled_dropout=0.4,
+    data=DataConfig(size=32, low_size=8, low_blur=0.6, crop=16),
 )
 RECIPES = {"base": BASE, "super-resolution": SUPER_RESOLUTION}
 NETS = {"base": tiny.one_level(tiny.BASE), "super-resolution": tiny.one_level(tiny.SUPER_RESOLUTION)}
@@ -92,10 +97,11 @@ def _sgd_or_adamw(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 @functools.cache
-def _program(stage: str, mesh_name: str) -> tuple[Any, TrainState]:
+def _program(stage: str, mesh_name: str, accumulate: int = 1) -> tuple[Any, TrainState]:
     """The compiled step and its abstract state, which holds the places."""
     networks, (mesh, sharding_rules) = _networks(stage), _mesh(mesh_name)
     recipe = dataclasses.replace(RECIPES[stage], mesh=MeshConfig(rules="dp" if mesh_name == "one" else mesh_name))
+    recipe = dataclasses.replace(recipe, accumulate=accumulate)
     parts = setup.TrainingSetup(recipe, networks, _sgd_or_adamw(recipe.optimizer), mesh, sharding_rules)
     with jax.set_mesh(mesh):
         abstract = setup.abstract_state(parts)
@@ -126,10 +132,12 @@ def _fresh_params(stage: str) -> dict:
 
 
 @functools.cache
-def _trained(stage: str, mesh_name: str, optimizer_name: str) -> tuple[list[float], dict, TrainState]:
+def _trained(
+    stage: str, mesh_name: str, optimizer_name: str, accumulate: int = 1
+) -> tuple[list[float], dict, TrainState]:
     """Losses of ten steps, the first gradient and the last state: "sgd" from random, "adamw" from fresh weights."""
     recipe, (mesh, sharding_rules) = RECIPES[stage], _mesh(mesh_name)
-    step, abstract = _program(stage, mesh_name)
+    step, abstract = _program(stage, mesh_name, accumulate)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     params = _random_params(stage) if optimizer_name == "sgd" else _fresh_params(stage)
     state = init_state(jax.tree.map(jnp.asarray, params), _sgd_or_adamw(recipe.optimizer), recipe.ema_decays)
@@ -154,7 +162,23 @@ def _named(tree: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("stage", "mesh_name"), CASES)
 def test_eight_devices_give_the_loss_and_gradient_of_one(stage, mesh_name):
-    losses, gradient, _ = _trained(stage, mesh_name, "sgd")
+    _check_first_step(stage, mesh_name, 1)
+
+
+@pytest.mark.parametrize(
+    ("mesh_name", "parts"),
+    [
+        ("fsdp_tp", 4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("one", 2), ("one", 4), ("fsdp_tp", 2)]),
+    ],
+)
+def test_a_batch_in_parts_gives_the_loss_and_gradient_of_the_whole(mesh_name, parts):
+    """All that is drawn at random is drawn in this stage: timesteps, noise, crops, levels, blur, pooled dropout."""
+    _check_first_step("super-resolution", mesh_name, parts)
+
+
+def _check_first_step(stage, mesh_name, parts):
+    losses, gradient, _ = _trained(stage, mesh_name, "sgd", parts)
     want_losses, want, _ = _trained(stage, "one", "sgd")
     assert abs(losses[0] / want_losses[0] - 1) <= 1e-6
     gradient, want = _named(gradient), _named(want)
@@ -229,7 +253,8 @@ def test_errors_by_timestep_add_up():
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_without_pooled_text_only_attention_reads_the_caption(share):
     """In a net whose attention hands nothing on, no gradient then reaches the text encoder."""
-    loss_fn = objective.make_loss(_networks("base"), dataclasses.replace(BASE, pooled_dropout=share))
+    recipe = dataclasses.replace(BASE, pooled_dropout=share)
+    loss_fn, drawn = objective.make_loss(_networks("base"), recipe), randomness.draw(recipe, 8, jax.random.key(0))
     grad_fn = jax.jit(jax.grad(loss_fn, has_aux=True), compiler_options=QUICK)
     params = _random_params("base")
     deaf = jax.tree_util.tree_map_with_path(
@@ -237,7 +262,7 @@ def test_without_pooled_text_only_attention_reads_the_caption(share):
     )
 
     def reached(params: Any) -> bool:
-        grads, _ = grad_fn(params, {}, _batch(BASE), jax.random.key(0))
+        grads, _ = grad_fn(params, {}, _batch(BASE), drawn)
         return any(leaf.any() for leaf in jax.tree.leaves(grads["text_encoder"]))
 
     assert reached(params)
@@ -246,14 +271,15 @@ def test_without_pooled_text_only_attention_reads_the_caption(share):
 
 def test_crops_of_both_pictures_come_from_one_place():
     full = jnp.arange(32 * 32, dtype=jnp.float32).reshape(1, 32, 32, 1).repeat(5, 0)
-    high, low = objective._random_crop(jax.random.key(3), (full, full + 0.5), 16, 4)
+    corners = randomness.draw(SUPER_RESOLUTION, 5, jax.random.key(3))["corner"]
+    high, low = objective._crop((full, full + 0.5), corners * 4, 16)
     np.testing.assert_array_equal(low - high, 0.5)
-    corners = np.asarray(high[:, 0, 0, 0]).astype(int)
-    assert len(set(corners)) > 1
-    assert all(corner // 32 % 4 == 0 and corner % 32 % 4 == 0 for corner in corners)
+    first = np.asarray(high[:, 0, 0, 0]).astype(int)
+    assert len(set(first)) > 1
+    assert all(pixel // 32 % 4 == 0 and pixel % 32 % 4 == 0 for pixel in first)
 
 
-def _quadratic(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
+def _quadratic(params: Any, frozen: Any, batch: Any, drawn: Any) -> tuple[jax.Array, dict]:
     error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
     loss = jnp.mean(error**2)
     return loss, {"loss": loss, "largest_row": batch["x"][:, 0].mean()}
@@ -276,7 +302,7 @@ def test_a_batch_in_four_parts_makes_the_same_update(on_mesh):
     seen = []
 
     def shard(part: Any) -> Any:
-        seen.append(part["x"].shape)
+        seen.extend(rows.shape for rows in part.values())
         return jax.lax.with_sharding_constraint(part, split)
 
     results = []
@@ -294,13 +320,14 @@ def test_a_batch_in_four_parts_makes_the_same_update(on_mesh):
         np.testing.assert_allclose(parted_metrics[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_every_part_draws_its_own_noise():
-    def noisy(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
-        drawn = jax.random.normal(key)
-        return params["w"] * drawn, {"loss": params["w"] * drawn, "squared": drawn**2}
+def test_every_part_and_step_has_its_own_noise():
+    def noisy(params: Any, frozen: Any, batch: Any, drawn: Any) -> tuple[jax.Array, dict]:
+        mean = drawn["eps"].mean()
+        return params["w"] * mean, {"loss": params["w"] * mean, "squared": mean**2}
 
     state = init_state({"w": jnp.ones(())}, optax.sgd(1.0), ())
-    step = jax.jit(make_step(noisy, optax.sgd(1.0), (), 0, accumulate=4))
+    draw = lambda key: {"eps": jax.random.normal(key, (8,))}  # noqa: E731
+    step = jax.jit(make_step(noisy, optax.sgd(1.0), (), 0, accumulate=4, draw=draw))
     after, metrics = step(state, {}, {"x": np.zeros(8)})
     assert float(metrics["squared"]) - float(metrics["loss"]) ** 2 > 1e-3  # they are not one number four times
     _, again = step(state, {}, {"x": np.zeros(8)})
