@@ -29,7 +29,7 @@ from if_jax.text.captions import prepare_captions
 FORMS = ("exact", "compact")
 NOTE = "if_jax.json"
 ROWS = "rows.npz"
-VERSION = 1
+VERSION = 2  # 2: the source is known by its content
 
 Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> states (B, L, D) bfloat16, tokens (B,)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -119,6 +119,10 @@ class Embeddings:
         if self._hashes[row] != _hash(caption):
             raise ValueError(f"{str(self.folder)!r}: record {number} has another caption now; run `if-jax embed` again")
         return unpack(self._records[row], self.spec)
+
+    def fingerprint(self) -> str:
+        """A hash of the shards' checksums, wherever the cache lies."""
+        return hashlib.sha256(json.dumps(self.note["sha256"], sort_keys=True).encode()).hexdigest()[:32]
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum; ValueError names the first that differs."""
