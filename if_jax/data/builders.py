@@ -21,6 +21,7 @@ from PIL import Image
 from if_jax.data import emoji
 from if_jax.data.index import FACTS, Filter, Index, hash_content, save_index
 from if_jax.data.index import VERSION as INDEX_VERSION
+from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import fit, read_caption, read_picture
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import cores, in_processes, open_stored, summarise_skipped
@@ -126,7 +127,7 @@ def build(
       FileExistsError, FileNotFoundError, ValueError: one line; nothing is left half-written.
       OSError: the disk is full, say; complete shards are kept for the next call.
     """
-    out = Path(out)
+    out = Path(expand_home(str(out)))
     _check(name, out, source, count, size, seed, overwrite)
     _check_renderer(name, renderer)
     spec, skipped = _make_spec(name, source, count, size, seed, renderer)

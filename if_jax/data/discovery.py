@@ -135,8 +135,9 @@ def _tables_with_pictures(path: Path, names: set[str]) -> list[Path]:
     if any(name.endswith(".tar") for name in names):
         return []
     tables = [path / name for name in sorted(names) if name.endswith(".parquet") and name not in METADATA]
-    folders = [path / "data"] if (path / "data").is_dir() and not tables else []
-    tables += [file for folder in folders for file in sorted(folder.rglob("*.parquet"))]
+    if not tables and "data" in names and (path / "data").is_dir():
+        below = (listing.path / name for listing in walk_folders(path / "data") for name in listing.files)
+        tables = sorted(file for file in below if file.suffix == ".parquet" and file.name not in METADATA)
     if not tables:
         return []
     beside = any(is_picture(name) for listing in walk_folders(path) for name in listing.files)

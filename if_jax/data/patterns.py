@@ -1,11 +1,15 @@
-"""The names a source stands for: `~`, `{00000..00041}`, `{a,b}`, `*`, `?`, `[01]`, `a::b`, and `@split` behind them."""
+"""What a source's name stands for: `~`, `{00000..00041}`, `{a,b}`, `*`, `**`, `?`, `[01]`, `a::b`, `@split` behind it."""
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from if_jax.data.reading import file_status, list_folder
 
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -48,8 +52,8 @@ def expand_home(path: str) -> str:
 def exists(path: str) -> bool:
     """Whether something has this very name."""
     try:
-        return Path(expand_home(path)).exists()
-    except (OSError, ValueError):  # longer than any name, a NUL in it
+        return file_status(Path(expand_home(path))) is not None
+    except ValueError:  # a NUL in it
         return False
 
 
@@ -89,4 +93,28 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    return sorted(name for name in glob.glob(pattern, recursive=True) if not name.endswith(".index.npz"))
+    """What a pattern matches, sorted; Python's own would take a folder that cannot be listed for an empty one."""
+    path = Path(pattern)
+    start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
+    return sorted({str(match) for match in _matches(start, parts) if not match.name.endswith(".index.npz")})
+
+
+def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    if not parts:
+        yield folder
+        return
+    first, *rest = parts
+    if not glob.has_magic(first):
+        if exists(str(folder / first)):
+            yield from _matches(folder / first, tuple(rest))
+        return
+    if first == "**":
+        yield from _matches(folder, tuple(rest))
+    for entry in list_folder(folder) if folder.is_dir() else ():
+        if entry.name.startswith(".") and not first.startswith("."):
+            continue
+        if first == "**":
+            if entry.is_dir(follow_symlinks=False):
+                yield from _matches(folder / entry.name, parts)
+        elif fnmatch.fnmatchcase(entry.name, first):
+            yield from _matches(folder / entry.name, tuple(rest))

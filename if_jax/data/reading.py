@@ -27,9 +27,12 @@ _LASTING = frozenset(
 )
 
 
-def is_transient(error: OSError) -> bool:
+_NAMED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOMEM)
+
+
+def is_transient(error: Exception) -> bool:
     """Whether a read that failed so may succeed later: an input/output error, a stale handle, a lost connection."""
-    return error.errno is not None and error.errno not in _LASTING
+    return _transient_number(error) is not None
 
 
 def retried(read: Callable[[], Result], name: str | Path) -> Result:
@@ -40,20 +43,29 @@ def retried(read: Callable[[], Result], name: str | Path) -> Result:
       name: what is read, for messages.
 
     Raises:
-      OSError: the data's own kind of error at once; one that may pass after the last try, with its number and the name.
+      OSError: after the last try, with the number of the error and the name.
+      Exception: whatever `read` raises besides, at once.
     """
     for pause in (*PAUSES, None):
         try:
             return read()
-        except OSError as error:
-            if not is_transient(error):
+        except Exception as error:
+            number = _transient_number(error)
+            if number is None:
                 raise
             if pause is None:
-                message = f"{error.strerror}, also at try {len(PAUSES) + 1}: check the disk, then start again"
-                raise OSError(error.errno, message, str(name)) from None
-            logging.warning("%s: %s; tried again in %g s", name, error.strerror, pause)
+                message = f"{os.strerror(number)}, also at try {len(PAUSES) + 1}: check the disk, then start again"
+                raise OSError(number, message, str(name)) from None
+            logging.warning("%s: %s; tried again in %g s", name, os.strerror(number), pause)
             time.sleep(pause)
     raise AssertionError  # the last try returns or raises
+
+
+def _transient_number(error: Exception) -> int | None:
+    """The number of an error that may pass; of errors of libraries in C++ it is known by its words alone."""
+    if isinstance(error, OSError):
+        return None if error.errno in _LASTING else error.errno
+    return next((number for number in _NAMED if os.strerror(number) in str(error)), None)
 
 
 def file_status(path: Path) -> os.stat_result | None:
