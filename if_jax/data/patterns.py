@@ -1,4 +1,4 @@
-"""What a source's name stands for: `~`, `{00000..00041}`, `{a,b}`, `*`, `**`, `?`, `[01]`, `a::b`, `@split` behind it."""
+"""What a source's name stands for: `~`, `{00000..00041}`, `{a,b}`, `*`, `**`, `?`, `[01]`, `a::b`, `NAME@split`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import record_stores
+from click.testing import CliRunner
 
+from if_jax.cli_data import data
 from if_jax.data import sources
 from if_jax.data.pipeline import parse_mixture
 
@@ -200,3 +202,14 @@ def test_what_lies_beside_tars_is_named(tmp_path: Path) -> None:
     os.unlink(tmp_path / "loose.jpg")
     with pytest.raises(ValueError, match=r"holds no tar file that is read: 1\.tar\.gz is a compressed tar"):
         sources.open_stored(str(tmp_path))
+
+
+def test_a_sheet_is_written_into_a_device_and_not_over_it(tmp_path: Path) -> None:
+    _files(tmp_path / "pictures", "1.jpg", "1.txt")
+    os.mkfifo(tmp_path / "pipe")  # stands for /dev/null
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    arguments = ["inspect", str(tmp_path / "pictures"), "--sheet", str(tmp_path / "pipe"), "--overwrite"]
+    done = CliRunner().invoke(data, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and (tmp_path / "pipe").is_fifo()
+    assert os.read(reader, 4) == b"\x89PNG"
+    os.close(reader)
