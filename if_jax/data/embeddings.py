@@ -214,7 +214,7 @@ def write_embeddings(
     Raises:
       FileExistsError: `out` exists and is not to be replaced, or is no cache.
     """
-    out = Path(out)
+    out = Path(expand_home(str(out)))
     if out.exists() and not overwrite:
         raise FileExistsError(f"{str(out)!r} exists: choose another --out, or replace it with --overwrite")
     if out.exists() and not (out / ROWS).is_file():

@@ -55,7 +55,7 @@ _DASHES = (
     "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
 
-# In this order, before tags are dropped: the placeholder of anonymised captions, links, and domains whose scheme is gone.
+# Before tags are dropped, in this order: the placeholder of anonymised captions, and links by either scheme or none.
 _PERSON: Rule = (r"<person>", "person")
 _SCHEMES = (r"https?:(?:/{1,3}|[a-z0-9%])", r"www:(?:/{1,3}|[a-z0-9%])")  # "www:" (sic)
 
