@@ -67,13 +67,19 @@ def data_inspect(
     from if_jax.checkpoints.files import atomic_file
     from if_jax.data.index import Filter
     from if_jax.data.inspect import inspect
+    from if_jax.data.patterns import expand_home
 
     if samples < 1:
         raise ValueError(f"--samples {samples}: give at least 1")
     inspection = inspect(path, Filter(min_side=size), samples=samples, reindex=reindex, workers=workers)
     click.echo(inspection)
-    target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in Path(path).name) + "-sheet.png")
-    if target.exists() and not overwrite:
+    name = Path(path).resolve().name if Path(path).exists() else Path(path).name
+    target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in name) + "-sheet.png")
+    target = Path(expand_home(str(target)))
+    if target.exists() and not target.is_file():  # a device or pipe: a rename would replace it with a file
+        with target.open("wb") as device:
+            inspection.sheet.save(device, "PNG")
+    elif target.exists() and not overwrite:
         click.echo(f"{target} exists and is kept (--overwrite replaces it)")
     else:
         with atomic_file(target) as beside:

@@ -169,6 +169,19 @@ def test_two_things_never_share_a_name():
     assert not shared
 
 
+def test_pictures_are_opened_by_a_list_of_formats():
+    """Left to itself Pillow starts Ghostscript on what only looks like a JPEG."""
+    bare = [
+        f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "Image.open"
+        and "formats" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert not bare
+
+
 def test_import_is_light():
     code = "import sys, if_jax; print(sorted({'jax', 'torch', 'transformers', 'tensorflow'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

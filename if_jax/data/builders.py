@@ -19,8 +19,10 @@ from etils import epath
 from PIL import Image
 
 from if_jax.data import emoji
-from if_jax.data.index import FACTS, Filter, Index, save_index
-from if_jax.data.preprocessing import fit, read_picture
+from if_jax.data.index import FACTS, Filter, Index, hash_content, save_index
+from if_jax.data.index import VERSION as INDEX_VERSION
+from if_jax.data.patterns import expand_home
+from if_jax.data.preprocessing import fit, read_caption, read_picture
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import cores, in_processes, open_stored, summarise_skipped
 from if_jax.data.tfds_folder import BUILD_FILE, INFO, TfdsFolder
@@ -67,6 +69,7 @@ class _BuildSpec:
     renderer: str | None = None  # of "scenes" and "tasks"
     per_shard: int = dataclasses.field(default_factory=lambda: PER_SHARD)
     version: str = _VERSION
+    index_version: int = INDEX_VERSION  # what is noted beside each shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,7 @@ def build(
       FileExistsError, FileNotFoundError, ValueError: one line; nothing is left half-written.
       OSError: the disk is full, say; complete shards are kept for the next call.
     """
-    out = Path(out)
+    out = Path(expand_home(str(out)))
     _check(name, out, source, count, size, seed, overwrite)
     _check_renderer(name, renderer)
     spec, skipped = _make_spec(name, source, count, size, seed, renderer)
@@ -168,7 +171,7 @@ def _processes(spec: _BuildSpec, workers: int | None) -> int:
 
 
 def _write_shards(spec: _BuildSpec, partial: Path, workers: int) -> dict[str, list[dict[str, Any]]]:
-    """What was written, shard by shard: {"bytes": …, "captions": [length, …]}."""
+    """What was written, shard by shard: {"bytes": …, "captions": [length, …], "content": [hash, …]}."""
     shards = []
     for split, count in spec.counts.items():
         of = -(-count // spec.per_shard)
@@ -180,20 +183,22 @@ def _write_shards(spec: _BuildSpec, partial: Path, workers: int) -> dict[str, li
 
 
 def _write_shard(shard: _Shard) -> dict[str, Any]:
-    captions: list[int] = []  # length of each record's shortest, for the index
+    facts: dict[str, list[int]] = {"captions": [], "content": []}  # for the index: length of the shortest caption, hash
 
     def records() -> Iterator[bytes]:
         from tensorflow_datasets.proto import tf_example_pb2
 
         features = _features(shard.spec)
         for example in _examples(shard):
-            captions.append(min(map(len, example.get("captions") or [example["caption"]])))
+            captions = [read_caption(text.encode()) for text in example.get("captions") or [example["caption"]]]
+            facts["captions"].append(min(map(len, captions)))
+            facts["content"].append(hash_content(example["image"], captions))
             # Written out once more with its fields in order, which are otherwise in another one in every process.
             encoded = features.serialize_example(example)
             record = tf_example_pb2.Example.FromString(encoded)  # pyright: ignore[reportAttributeAccessIssue]
             yield record.SerializeToString(deterministic=True)
 
-    return write_shard(shard.path, records, lambda: {"captions": captions})
+    return write_shard(shard.path, records, lambda: facts)
 
 
 def _examples(shard: _Shard) -> Iterator[Row]:
@@ -201,8 +206,8 @@ def _examples(shard: _Shard) -> Iterator[Row]:
     if spec.kind == "folder":
         stored = open_stored(spec.source, Filter(min_side=spec.size))
         for number in shard.span:
-            record = stored[number]
-            picture = fit(read_picture(record.picture), spec.size)
+            record, picture = stored.decode(number)
+            picture = fit(picture, spec.size)
             known = json.dumps(record.metadata, default=str) if record.metadata else "{}"
             key = stored.key(number)
             yield {"image": png(picture), "captions": list(record.captions), "key": key, "metadata": known}
@@ -269,11 +274,11 @@ def _set_format(info: Path, name: str) -> None:
 
 def _save_facts(out: Path, split: str, shards: list[dict[str, Any]], size: int) -> None:
     """The index of what was just written: every picture is known to be sound."""
-    lengths = [length for shard in shards for length in shard["captions"]]
+    known = [row for shard in shards for row in zip(shard["captions"], shard["content"], strict=True)]
     store, nan = TfdsFolder(out, split), float("nan")
-    keys = np.array([f"{split}/{row}".encode() for row in range(len(lengths))], bytes)
-    facts = np.array([(size, size, length, nan, nan, nan, 0) for length in lengths], FACTS)
-    places = np.arange(len(lengths), dtype=np.int64)[:, None]
+    keys = np.array([f"{split}/{row}".encode() for row in range(len(known))], bytes)
+    facts = np.array([(size, size, length, nan, nan, nan, 0, content) for length, content in known], FACTS)
+    places = np.arange(len(known), dtype=np.int64)[:, None]
     save_index(store, Index(store.fingerprint(), keys, places, facts, ("",)))
 
 

@@ -21,7 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from if_jax.checkpoints.files import sha256_of
+from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import Preparation
+from if_jax.data.reading import retried
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import Stored
 from if_jax.text.captions import prepare_captions
@@ -29,7 +31,7 @@ from if_jax.text.captions import prepare_captions
 FORMS = ("exact", "compact")
 NOTE = "if_jax.json"
 ROWS = "rows.npz"
-VERSION = 1
+VERSION = 2  # 2: the source is known by its content
 
 Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> states (B, L, D) bfloat16, tokens (B,)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -63,7 +65,7 @@ class Embeddings:
     """An opened cache: text states by record number and which of its captions."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(expand_home(str(folder)))
         self.note = _read_note(self.folder)
         self.spec = EmbeddingSpec(**self.note["plan"])
         with np.load(self.folder / ROWS) as rows:
@@ -118,7 +120,11 @@ class Embeddings:
         row = int(self._first[number]) + choice if caption else 0
         if self._hashes[row] != _hash(caption):
             raise ValueError(f"{str(self.folder)!r}: record {number} has another caption now; run `if-jax embed` again")
-        return unpack(self._records[row], self.spec)
+        return unpack(retried(lambda: self._records[row], self.folder), self.spec)
+
+    def fingerprint(self) -> str:
+        """A hash of the shards' checksums, wherever the cache lies."""
+        return hashlib.sha256(json.dumps(self.note["sha256"], sort_keys=True).encode()).hexdigest()[:32]
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum; ValueError names the first that differs."""
@@ -208,7 +214,7 @@ def write_embeddings(
     Raises:
       FileExistsError: `out` exists and is not to be replaced, or is no cache.
     """
-    out = Path(out)
+    out = Path(expand_home(str(out)))
     if out.exists() and not overwrite:
         raise FileExistsError(f"{str(out)!r} exists: choose another --out, or replace it with --overwrite")
     if out.exists() and not (out / ROWS).is_file():

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import read_picture
 
 PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
@@ -57,7 +58,7 @@ def open_emoji(source: str | Path | None = None) -> EmojiSet:
     Raises:
       FileNotFoundError: a package is not there, or npm is not.
     """
-    folder = _fetch() if source is None else Path(source)
+    folder = _fetch() if source is None else Path(expand_home(str(source)))
     pictures = _package(folder, "@lobehub/fluent-emoji-3d") / "assets"
     names = _names(json.loads((_package(folder, "emojibase-data") / "en" / "data.json").read_text(encoding="utf-8")))
     splits: dict[str, list[Emoji]] = {"train": [], HELD_OUT: []}

@@ -3,7 +3,8 @@
 A store (a tar file, a folder of pictures, a prepared data set) is gone through once; every picture is decoded and every
 caption read. What cannot be used stays in the index with its reason. The index is kept in a file beside the store (or
 in the user's cache folder where that cannot be written) and belongs to exactly those bytes: a store that has changed
-since is refused, because a run that continued on it would see other pictures in another order.
+since is refused, because a run that continued on it would see other pictures in another order. Where only the times of
+its files differ, as in a copy, it is gone through again and compared record by record.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +23,7 @@ import numpy as np
 from if_jax.checkpoints.files import atomic_file
 from if_jax.data.preprocessing import UnusableRecord, read_picture
 
-VERSION = 1
+VERSION = 2
 # Columns of img2dataset's and LAION's metadata, under the names they are found with.
 SCORES = {
     "clip": ("similarity", "clip_score", "clip_similarity", "SIMILARITY"),
@@ -29,8 +31,14 @@ SCORES = {
     "watermark": ("pwatermark", "watermark", "WATERMARK"),
 }
 FACTS = np.dtype(
-    [("width", "i4"), ("height", "i4"), ("caption", "i4"), *((name, "f4") for name in SCORES), ("flaw", "u1")]
+    [
+        *(("width", "i4"), ("height", "i4"), ("caption", "i4"), *((name, "f4") for name in SCORES)),
+        *(("flaw", "u2"), ("content", "u8")),  # content: a hash of the stored picture and its captions
+    ]
 )
+
+
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 class Record(NamedTuple):
@@ -100,6 +108,10 @@ class Index:
         """A record's name."""
         return self.keys[row].decode()
 
+    def same_records(self, other: Index) -> bool:
+        """Whether another index is of the same usable records in the same rows."""
+        return np.array_equal(self.facts["content"], other.facts["content"])
+
     def select(self, keep: Filter) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Rows (N,) to train on, and those left out by reason; together every row once."""
         reason = np.array(self.flaws, object)[self.facts["flaw"]]
@@ -136,26 +148,26 @@ def build_index(store: RecordStore) -> Index:
     fingerprint, rows, seen = store.fingerprint(), [], set()
     for key, place, record in store.scan():
         try:
-            facts = _facts(record)
+            facts, content = _facts(record)
             if key in seen:
                 raise UnusableRecord("duplicate key")
             seen.add(key)
-            rows.append((key, place, facts, ""))
+            rows.append((key, place, facts, "", content))
         except UnusableRecord as flaw:
-            rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw)))
-    flaws = ("", *sorted({flaw for *_, flaw in rows} - {""}))
+            rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw), 0))
+    flaws = ("", *sorted({flaw for *_, flaw, _ in rows} - {""}))
     number = {flaw: i for i, flaw in enumerate(flaws)}
     return Index(
         fingerprint,
         np.array([key.encode("utf-8", "replace") for key, *_ in rows], bytes),
         np.array([place for _, place, *_ in rows] or np.zeros((0, 1)), np.int64),
-        np.array([(*facts, number[flaw]) for *_, facts, flaw in rows], FACTS),
+        np.array([(*facts, number[flaw], content) for *_, facts, flaw, content in rows], FACTS),
         flaws,
     )
 
 
 def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
-    """The index kept for a store; None where there is none yet.
+    """The index kept for a store; None where there is none yet, or the times of the store's files are others.
 
     Args:
       store: whose index it is.
@@ -164,55 +176,106 @@ def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
     Raises:
       ValueError: the store has changed since it was indexed, and `reindex` is false.
     """
-    place = next((path for path in _places(store) if path.is_file()), None)
-    if place is None:
+    kept = _read(store)
+    if kept is None:
         return None
-    try:
-        with np.load(place, allow_pickle=False) as stored:
-            head = json.loads(str(stored["head"]))
-            index = Index(head["fingerprint"], stored["keys"], stored["places"], stored["facts"], tuple(head["flaws"]))
-    except Exception:  # half a file, or not ours: going through the store again is always right
-        return None
-    if head.get("version") != VERSION:
-        return None
-    if index.fingerprint != store.fingerprint():
-        if reindex:
-            return None
-        raise ValueError(
-            f"{store.name} has changed since it was indexed, and would give other pictures in another order: "
-            f"`if-jax data inspect {store.name} --reindex` indexes it again, for new runs"
-        )
+    index, files = kept
+    if index.fingerprint == store.fingerprint():
+        return index
+    if files != _hash_files(store) and not reindex:
+        raise ValueError(_changed(store))
+    return None
+
+
+def index_store(store: RecordStore, reindex: bool = False) -> Index:
+    """Index a store and keep the index.
+
+    Args:
+      store: what to index.
+      reindex: take it as it is, whatever an earlier index says.
+
+    Raises:
+      ValueError: an earlier index is of other records, and `reindex` is false; that index is kept.
+    """
+    kept, index = None if reindex else _read(store), build_index(store)
+    if kept and not kept[0].same_records(index):
+        raise ValueError(_changed(store))
+    save_index(store, index)
     return index
 
 
 def save_index(store: RecordStore, index: Index) -> Path | None:
     """Keep an index for the next time; returns its file, None where nothing can be written."""
-    head = json.dumps({"version": VERSION, "fingerprint": index.fingerprint, "flaws": index.flaws})
+    head = {"version": VERSION, "fingerprint": index.fingerprint, "files": _hash_files(store), "flaws": index.flaws}
     for path in _places(store):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as beside, open(beside, "wb") as file:  # hosts may write at the same time
-                np.savez(file, head=np.asarray(head), keys=index.keys, places=index.places, facts=index.facts)
+                np.savez(
+                    file, head=np.asarray(json.dumps(head)), keys=index.keys, places=index.places, facts=index.facts
+                )
             return path
         except OSError:
             continue
     return None
 
 
-def _facts(record: Record | UnusableRecord) -> tuple[float, ...]:
-    """The columns of `FACTS` but for the flaw."""
+def hash_content(picture: bytes, captions: Iterable[str]) -> int:
+    """64 bits that stand for a stored picture and its captions, wherever they are stored."""
+    digest = hashlib.blake2b(len(picture).to_bytes(8, "little"), digest_size=8)
+    digest.update(picture)
+    for caption in captions:
+        digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _read(store: RecordStore) -> tuple[Index, str] | None:
+    """The index that is kept for a store, whether it still fits or not, and the hash of the files it was made of."""
+    place = next((path for path in _places(store) if path.is_file()), None)
+    if place is None:
+        return None
+    try:
+        with np.load(place, allow_pickle=False) as stored:
+            head = json.loads(str(stored["head"]))
+            if head["version"] != VERSION:
+                return None
+            flaws = tuple(head["flaws"])
+            return Index(head["fingerprint"], stored["keys"], stored["places"], stored["facts"], flaws), head["files"]
+    except Exception:  # half a file, or not ours: going through the store again is always right
+        return None
+
+
+def _hash_files(store: RecordStore) -> str:
+    return hashlib.sha256(repr(store.files()).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _changed(store: RecordStore) -> str:
+    return (
+        f"{store.name} has changed since it was indexed, and would give other pictures in another order: "
+        f"`if-jax data inspect {shlex.quote(store.name)} --reindex` indexes it again, for new runs"
+    )
+
+
+def _facts(record: Record | UnusableRecord) -> tuple[tuple[float, ...], int]:
+    """The columns of `FACTS` but for the flaw and the content, and the content."""
     if isinstance(record, UnusableRecord):
         raise record
     picture = read_picture(record.picture)
     length = min(len(caption) for caption in record.captions)
-    return (*picture.size, length, *(_score(record.metadata, names) for names in SCORES.values()))
+    scores = (_score(record.metadata, names) for names in SCORES.values())
+    return (*picture.size, length, *scores), hash_content(record.picture, record.captions)
 
 
 def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
+    """The first of these columns that holds a number a float32 can; numbers in words are those of a CSV file."""
     for name in names:
         value = metadata.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                if abs(score := float(value)) < _LARGEST_SCORE:  # not where it is nan
+                    return score
+            except (ValueError, OverflowError):  # no number, or one of 400 digits
+                continue
     return float("nan")
 
 

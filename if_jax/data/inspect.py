@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from if_jax.data.index import SCORES, Filter
-from if_jax.data.preprocessing import fit, read_picture
+from if_jax.data.preprocessing import fit
 from if_jax.data.sources import Stored, open_stored, summarise_skipped
 from if_jax.data.tfds_folder import TfdsFolder, read_note
 from if_jax.scenes import sources
@@ -53,9 +53,8 @@ def inspect(
         return Inspection((first, *_examples([text for _, text in shown])), contact_sheet(shown))
     stored = open_stored(source, keep, reindex=reindex, workers=workers)
     chosen = np.unique(np.linspace(0, len(stored) - 1, min(samples, len(stored))).astype(int))
-    records = [stored[int(number)] for number in chosen]
-    sheet = contact_sheet((read_picture(record.picture), record.captions[0]) for record in records)
-    return Inspection((*_describe(stored), *_examples([record.captions[0] for record in records])), sheet)
+    shown = [(picture, record.captions[0]) for record, picture in (stored.decode(int(number)) for number in chosen)]
+    return Inspection((*_describe(stored), *_examples([text for _, text in shown])), contact_sheet(shown))
 
 
 def contact_sheet(pictures: Iterable[tuple[Image.Image, str]]) -> Image.Image:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import grain
 import numpy as np
 
+from if_jax.data import patterns
+from if_jax.data.discovery import find_record_stores
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import Filter
-from if_jax.data.preprocessing import Preparation, fit, read_picture
-from if_jax.data.sources import Stored, find_record_stores, open_stored
+from if_jax.data.preprocessing import Preparation, fit
+from if_jax.data.sources import Stored, open_stored
 from if_jax.scenes import sources
 from if_jax.text.captions import prepare_captions
 
@@ -47,9 +49,13 @@ class Source(Protocol):
         """Return the samples at these positions."""
         ...
 
+    def fingerprint(self) -> str:
+        """What decides the samples besides seed and preparation, in words that show what differs."""
+        ...
+
 
 def batches(
-    source: str,
+    source: str | Source,
     *,
     size: int,
     batch_size: int,
@@ -70,7 +76,7 @@ def batches(
 
     Args:
       source: "scenes" or "tasks" (drawn on the fly), what `sources.open_stored` opens, or a weighted mixture of such:
-        `0.7*scenes + 0.3*data/mine`.
+        `0.7*scenes + 0.3*data/mine`. Or what `open_source` has opened.
       size: side of the pictures in pixels; stored pictures are scaled down to it, never up.
       batch_size: rows of a whole batch, over all shards.
       seed: decides scenes or shuffling, cuts, wording and dropped captions.
@@ -94,9 +100,10 @@ def batches(
       FileNotFoundError, ValueError: one line naming what is wrong with the source or an argument.
     """
     _check(size, batch_size, seed, start_step, caption_dropout, shard_index, shard_count, threads, workers)
-    opened = open_source(source, size, seed, preparation, keep)
-    check_workers(source, workers)
-    rows = batch_size // shard_count
+    if isinstance(source, str):
+        check_workers(source, workers)
+        source = open_source(source, size, seed, preparation, keep)
+    opened, rows = source, batch_size // shard_count
 
     text = _text_states(opened, embeddings, preparation, encoder) if embeddings else _text_tokens(tokenize)
 
@@ -145,16 +152,24 @@ def open_source(source: str, size: int, seed: int, preparation: Preparation, kee
 def parse_mixture(source: str) -> list[tuple[float, str]]:
     """ "0.7*scenes + 0.3*data/mine" as weights and names; a single name has weight 1.
 
+    What exists is no mixture, whatever its name, and neither is a pattern (`2*.tar`).
+
     Raises:
       ValueError: a term has no weight, or one that is not above 0.
     """
-    matches = [_WEIGHTED.fullmatch(term) for term in str(source).split(" + ")]
-    if matches == [None]:
+    terms = [source] if patterns.exists(str(source)) else str(source).split(" + ")
+    matches = [_WEIGHTED.fullmatch(term) for term in terms]
+    if len(matches) == 1 and (not matches[0] or _is_pattern(*matches[0].group(0, 2))):
         return [(1.0, str(source))]
     parts = [(float(match[1]), match[2]) for match in matches if match]
     if len(parts) < len(matches) or not all(weight > 0 for weight, _ in parts):
         raise ValueError(f"mixture {source!r}: write it as WEIGHT*SOURCE + WEIGHT*SOURCE, weights above 0")
     return parts
+
+
+def _is_pattern(term: str, name: str) -> bool:
+    """Whether "2*.tar" means files whose names begin with a 2, rather than a source with a weight."""
+    return patterns.matches_files(term) or (name.startswith(".") and name.split("/")[0] not in (".", ".."))
 
 
 def stored_parts(source: str) -> list[str]:
@@ -191,18 +206,21 @@ class StoredPictures:
         self._size, self._seed, self._preparation = size, seed, preparation
         self._order = _shuffled(len(self.stored), seed)
 
+    def fingerprint(self) -> str:
+        """Number and content of the records that are used, in order."""
+        return f"{len(self.stored)} records, {self.stored.fingerprint()[:32]}"
+
     def read(self, positions: Sequence[int]) -> list[Sample]:
         """The samples at these positions, decoded."""
         return [self._read(int(position)) for position in positions]
 
     def _read(self, position: int) -> Sample:
         number, preparation = self._order(position), self._preparation
-        record = self.stored[number]
+        record, picture = self.stored.decode(number)
         shift = preparation.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
         choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
         (caption,) = prepare_captions([record.captions[choice]], preparation.clean, preparation.preserve_case)
-        picture = np.asarray(fit(read_picture(record.picture), self._size, shift))
-        return Sample(picture, caption, number, choice)
+        return Sample(np.asarray(fit(picture, self._size, shift)), caption, number, choice)
 
 
 class _Drawn:
@@ -210,6 +228,9 @@ class _Drawn:
 
     def __init__(self, name: str, size: int, seed: int) -> None:
         self._name, self._size, self._seed = name, size, seed
+
+    def fingerprint(self) -> str:
+        return f"{self._name}, drawn"
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         scenes = sources.draw(self._name, positions, self._seed, self._size)
@@ -221,9 +242,13 @@ class _Mixture:
     """Parts in fixed proportion, each walked through in its own order."""
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float]) -> None:
-        self._parts = parts
+        self._parts, self._weights = parts, [weight / sum(weights) for weight in weights]
         ways = [grain.MapDataset.range(_LAST_STEP).map(lambda place, i=i: (i, place)) for i in range(len(parts))]
-        self._order: Any = grain.MapDataset.mix(ways, [weight / sum(weights) for weight in weights])
+        self._order: Any = grain.MapDataset.mix(ways, self._weights)
+
+    def fingerprint(self) -> str:
+        parts = zip(self._weights, self._parts, strict=True)
+        return " + ".join(f"{weight:.6g}*({part.fingerprint()})" for weight, part in parts)
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         places: list[tuple[int, int]] = [self._order[int(position)] for position in positions]  # part, position in it

@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = frozenset(
-    (*(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"), ".ppm", ".pgm")
+    (
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+        *(".avif", ".jp2", ".j2k"),
+    )
 )
 # Formats decoded by a library of Pillow's own; others (EPS) would start programs on a stranger's file.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 
 
 class UnusableRecord(ValueError):
@@ -33,25 +36,40 @@ class Preparation:
     preserve_case: bool = False  # do not lower-case captions; IF does
 
 
+def open_picture(encoded: bytes) -> Image.Image:
+    """A picture file's bytes as a picture, not yet decoded: the one door for every file that we did not write.
+
+    From memory, since Pillow maps an uncompressed TIFF from its file, and then loses its EXIF rotation.
+
+    Args:
+      encoded: of a format in `FORMATS`, whatever the file was called.
+
+    Raises:
+      PIL.UnidentifiedImageError: it is of none of them, EPS for example, on which Pillow would start Ghostscript.
+      Exception: Pillow's own, for what is damaged or enormous.
+    """
+    Image.init()  # where formats are named, Pillow looks only among those it has loaded
+    return Image.open(io.BytesIO(encoded), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def read_picture(encoded: bytes) -> Image.Image:
     """Decode a picture file's bytes to an upright RGB picture.
 
     Grey, palette, alpha (over white), CMYK, 16 bit and the first frame of animated files are converted.
 
     Args:
-      encoded: of a format in `_FORMATS`, whatever the file was called.
+      encoded: of a format in `FORMATS`, whatever the file was called.
 
     Raises:
       UnusableRecord: "empty file", "too many pixels" or "unreadable image".
     """
     if not encoded:
         raise UnusableRecord("empty file")
-    Image.init()  # where formats are named, Pillow looks only among those it has loaded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is no reason to refuse a readable picture, but
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # a bomb is
-            with Image.open(io.BytesIO(encoded), formats=_FORMATS) as stored:
+            with open_picture(encoded) as stored:
                 return to_rgb(stored)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnusableRecord("too many pixels") from None

@@ -1,12 +1,14 @@
 """Stored records of any kind behind one interface: number → picture, caption, metadata, the same for every reader.
 
 What a source may be: a data set built here or prepared by TensorFlow Datasets (its folder or name, `@split` behind it),
-tar files of img2dataset or webdataset (a folder, a file, or a pattern), a folder of pictures with captions.
+tar files of img2dataset or webdataset (a folder, files, or a pattern), tables with pictures inside (Parquet, Arrow), a
+folder of pictures with captions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -17,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from if_jax.data.folder import Folder
-from if_jax.data.index import Filter, Index, Record, RecordStore, build_index, load_index, save_index
-from if_jax.data.preprocessing import UnusableRecord
-from if_jax.data.tars import find_tars
-from if_jax.data.tfds_folder import TfdsFolder, find_tfds_folder
+from if_jax.data.discovery import discover
+from if_jax.data.index import Filter, Index, Record, RecordStore, index_store, load_index
+from if_jax.data.preprocessing import UnusableRecord, read_picture
 
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
 
@@ -51,22 +52,32 @@ class Stored:
         except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
 
+    def decode(self, number: int) -> tuple[Record, Image.Image]:
+        """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more."""
+        record = self[number]
+        try:
+            return record, read_picture(record.picture)
+        except UnusableRecord as flaw:
+            raise ValueError(
+                f"{self.name}: record {self.key(number)} could be decoded when it was indexed and no longer can "
+                f"({flaw}): put it back, or index again for a new run"
+            ) from None
+
     def key(self, number: int) -> str:
         """The record's name, unique within the source."""
         store, row = self.rows[number]
         own = self.indexes[store].key(row)
-        return f"{Path(self.stores[store].name).stem}/{own}" if len(self.stores) > 1 else own
+        return f"{_labels(self.stores)[store]}/{own}" if len(self.stores) > 1 else own
 
     def facts(self, field: str) -> np.ndarray:
-        """(N,) of an index column: width, height, caption (characters), clip, aesthetic, watermark."""
+        """(N,) of an index column: width, height, caption (characters), clip, aesthetic, watermark, content."""
         parts = [index.facts[field][self.rows[self.rows[:, 0] == i, 1]] for i, index in enumerate(self.indexes)]
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """A hash of which records there are, in order, and of the bytes behind them."""
-        known = hashlib.sha256(repr([index.fingerprint for index in self.indexes]).encode())
-        known.update(self.rows.tobytes())
-        return known.hexdigest()
+        """A hash of the records' pictures and captions in order, wherever they are stored."""
+        content = np.concatenate([np.zeros(0, np.uint64), self.facts("content")])
+        return hashlib.sha256(content.astype("<u8").tobytes()).hexdigest()
 
 
 def open_stored(
@@ -83,40 +94,13 @@ def open_stored(
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the source; no record passes the filter.
     """
-    stores = find_record_stores(source)
-    stored = _select(source, stores, _indexes(stores, workers, reindex), keep or Filter())
+    stores, unread = discover(source)
+    stored = _select(source, stores, _indexes(stores, workers, reindex), keep or Filter(), unread)
     if not len(stored):
         raise ValueError(
             f"no usable picture in {source!r}: {'; '.join(summarise_skipped(stored.left_out)) or 'it is empty'}"
         )
     return stored
-
-
-def find_record_stores(source: str) -> tuple[RecordStore, ...]:
-    """The files or folders a source is made of, not yet indexed.
-
-    Raises:
-      FileNotFoundError, ValueError: one line that says what is wrong with the source.
-    """
-    source = str(source)
-    base, at, split = source.rpartition("@")
-    if not at or Path(source).exists():
-        base, split = source, "train"
-    path = Path(base)
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")) and not any(path.glob("*.tar"))):
-        raise ValueError(f"{source!r} holds addresses, not pictures: img2dataset fetches them into tar files")
-    if folder := find_tfds_folder(base):
-        return (TfdsFolder(folder, split),)
-    if at and split != "train":
-        raise ValueError(f"{source!r}: only prepared data sets have splits (@{split})")
-    if ".tar" in path.name or (path.is_dir() and any(path.glob("*.tar*"))):
-        return tuple(find_tars(base))
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"data source {source!r} does not exist: give a folder, tar files, a prepared data set, or build one with "
-            "`if-jax data build`"
-        )
-    return (Folder(path),)
 
 
 def summarise_skipped(left_out: dict[str, list[str]]) -> list[str]:
@@ -163,25 +147,36 @@ def _indexes(stores: tuple[RecordStore, ...], workers: int | None, reindex: bool
     loaded = [load_index(store, reindex=reindex) for store in stores]
     missing = [store for store, index in zip(stores, loaded, strict=True) if index is None]
     began = time.monotonic()
-    first = [_index(store) for store in missing[:1]]
+    index = functools.partial(index_store, reindex=reindex)
+    first = [index(store) for store in missing[:1]]
     left = (time.monotonic() - began) * (len(missing) - 1)
     workers = 1 if left < _WORTH_PROCESSES else cores() if workers is None else workers
-    made = iter([*first, *in_processes(_index, missing[1:], workers, "indexing")])
-    return tuple(index if index is not None else next(made) for index in loaded)
+    made = iter([*first, *in_processes(index, missing[1:], workers, "indexing")])
+    return tuple(kept if kept is not None else next(made) for kept in loaded)
 
 
-def _index(store: RecordStore) -> Index:
-    index = build_index(store)
-    save_index(store, index)
-    return index
-
-
-def _select(source: str, stores: tuple[RecordStore, ...], indexes: tuple[Index, ...], keep: Filter) -> Stored:
-    rows, left_out = [], {}
-    for number, (store, index) in enumerate(zip(stores, indexes, strict=True)):
+def _select(
+    source: str,
+    stores: tuple[RecordStore, ...],
+    indexes: tuple[Index, ...],
+    keep: Filter,
+    unread: dict[str, list[str]],
+) -> Stored:
+    rows, left_out = [np.zeros((0, 2), np.int64)], {reason: list(names) for reason, names in unread.items()}
+    labels = _labels(stores)
+    for number, index in enumerate(indexes):
         used, dropped = index.select(keep)
         rows.append(np.stack([np.full(len(used), number, np.int64), used], axis=1))
-        before = f"{Path(store.name).name}: " if len(stores) > 1 else ""
+        before = f"{labels[number]}: " if len(stores) > 1 else ""
         for reason, which in dropped.items():
             left_out.setdefault(reason, []).extend(before + index.key(row) for row in which)
     return Stored(source, stores, indexes, np.concatenate(rows), left_out)
+
+
+@functools.lru_cache(maxsize=4)
+def _labels(stores: tuple[RecordStore, ...]) -> list[str]:
+    """A short name of each store, unlike the others': its path below what all share, without suffix."""
+    paths = [Path(store.name).absolute() for store in stores]
+    shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    short = [path.relative_to(shared).with_suffix("").as_posix() for path in paths]
+    return short if len(set(short)) == len(short) else [path.relative_to(shared).as_posix() for path in paths]

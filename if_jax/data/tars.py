@@ -1,9 +1,12 @@
-"""Tar files of img2dataset and webdataset, read in place: files of one name (up to the first dot) are one sample."""
+"""Tar files of img2dataset and webdataset, read in place: files of one name are one sample, wherever they stand.
+
+The name ends at the first dot, as in webdataset; at the last one where that finds no picture (`22.05.jpg`).
+"""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +15,9 @@ from typing import Any
 
 from if_jax.data.index import Record
 from if_jax.data.preprocessing import SUFFIXES, UnusableRecord, read_caption
+from if_jax.data.reading import RetryingFile, is_transient, read_ranges, retried
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CAPTIONS = ("txt", "text", "caption")
 _METADATA = "json"
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # key and extension, split at the first dot as webdataset does
@@ -21,6 +26,7 @@ _ENDED = "tar is damaged or ends too early: samples after this are lost"
 _LARGEST_TEXT = 2**20  # bytes of a caption or its metadata
 
 Place = Sequence[int]  # offset and length of the picture, the caption and the metadata
+Files = dict[str, tuple[int, int]]  # extension -> offset and length
 
 
 class Tar:
@@ -33,25 +39,25 @@ class Tar:
 
     def fingerprint(self) -> str:
         """Size and time of the file: what says that it was written again."""
-        status = self.path.stat()
+        status = retried(self.path.stat, self.path)
         return f"{status.st_size} bytes of {status.st_mtime_ns}"
 
     def files(self) -> list[tuple[str, int]]:
         """Name and size of the file."""
-        return [(self.path.name, self.path.stat().st_size)]
+        return [(self.path.name, retried(self.path.stat, self.path).st_size)]
 
     def index_file(self) -> Path:
         """Beside the tar."""
         return self.path.with_name(f"{self.path.name}.index.npz")
 
     def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
-        """Samples in the order they are stored; last, where the file ends too early, what was lost by that."""
-        ended: list[UnusableRecord] = []
-        for key, files in _samples(self.path, ended):
+        """Samples in the order of their first files; last, where the file ends too early, what was lost by that."""
+        samples, ended = _samples(self.path)
+        for key, files in samples:
             place = _place(files)
             yield key, place, self._try(key, place) if files else UnusableRecord("name without an extension")
-        for flaw in ended:
-            yield "(end of file)", _place({}), flaw
+        if ended:
+            yield "(end of file)", _place({}), UnusableRecord(_ENDED)
 
     def read(self, key: str, place: Place) -> Record:
         """The sample at `place`; ValueError where it cannot be read any more."""
@@ -64,86 +70,79 @@ class Tar:
         if place[1] < 0:
             return UnusableRecord("no picture")
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                picture, text, metadata = (
-                    os.pread(file.fileno(), max(0, int(place[i + 1])), int(place[i])) for i in (0, 2, 4)
-                )
+            ranges = [(int(place[i]), max(0, int(place[i + 1]))) for i in (0, 2, 4)]
+            picture, text, metadata = read_ranges(self.path, ranges)
             known = _parse(metadata)
             return Record(key, picture, (_caption(text if place[3] >= 0 else None, known),), known)
         except UnusableRecord as flaw:
             return flaw
 
 
-def find_tars(source: str) -> list[Tar]:
-    """The tars of a source: a file, a folder of them, or a pattern as webdataset writes it ({00000..00041}.tar, *.tar).
+def _samples(path: Path) -> tuple[list[tuple[str, Files]], bool]:
+    """Key and files of every sample, and whether the tar ends too early."""
+    newest: dict[str, Files] = {}
+    samples: list[tuple[str, Files]] = []
+    members, ended = _members(path)
+    for name, place in members:
+        split = _NAME.fullmatch(name)
+        if not split:
+            samples.append((name, {}))
+            continue
+        key, extension = split[1], split[2].lower()
+        if key not in newest or extension in newest[key]:  # the same file again: another sample of the same key
+            newest[key] = {}
+            samples.append((key, newest[key]))
+        newest[key][extension] = place
+    return [part for key, files in samples for part in _split_at_last_dot(key, files)], ended
 
-    Raises:
-      FileNotFoundError, ValueError: none is there, or they are compressed.
+
+def _split_at_last_dot(key: str, files: Files) -> list[tuple[str, Files]]:
+    """The samples of names that share what stands before their first dot.
+
+    Where that is no picture's name they are told apart at the last dot, and else where a picture has a caption of its
+    own: `1.seg.png` beside `1.jpg` and `1.txt` belongs to them, as webdataset has it.
     """
-    path = Path(source)
-    if path.is_dir():
-        paths = sorted(path.glob("*.tar"))
-    else:
-        paths = [path for part in _braces(source) for path in (_glob(part) if "*" in part else [Path(part)])]
-    missing = [path for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise FileNotFoundError(f"tar {str(missing[0] if missing else source)!r} does not exist: check the name")
-    for tar in paths:
-        if tar.name.endswith(("gz", "bz2", "xz", "zst")):
-            raise ValueError(f"{tar} is compressed and has no random access: unpack it to a plain .tar")
-    return [Tar(path) for path in paths]
+    parts: dict[str, Files] = {"": {}}
+    for extension, place in files.items():
+        more, _, last = extension.rpartition(".")
+        parts.setdefault(more, {})[last] = place
+    whole = parts.pop("")
+    split = {more: part for more, part in parts.items() if any(map(_is_picture, part))}
+    if any(map(_is_picture, whole)):
+        split = {more: part for more, part in split.items() if {*_CAPTIONS, _METADATA} & set(part)}
+    named = [(f"{key}.{more}", part) for more, part in split.items()]
+    return [(key, whole), *named] if whole or not named else named
 
 
-def _braces(source: str) -> list[str]:
-    span = re.search(r"\{(\d+)\.\.(\d+)\}", source)
-    if not span:
-        return [source]
-    first, last, width = int(span[1]), int(span[2]), len(span[1])
-    numbers = (source[: span.start()] + str(i).zfill(width) + source[span.end() :] for i in range(first, last + 1))
-    return [name for partly in numbers for name in _braces(partly)]
+def _is_picture(extension: str) -> bool:
+    return f".{extension}" in SUFFIXES
 
 
-def _glob(pattern: str) -> list[Path]:
-    return sorted(Path(pattern).parent.glob(Path(pattern).name))
-
-
-def _samples(path: Path, ended: list[UnusableRecord]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Key and files (extension -> offset, length) of sample after sample; `ended` gets the reason of an early end."""
-    size, key, files = path.stat().st_size, "", {}
+def _members(path: Path) -> tuple[list[tuple[str, tuple[int, int]]], bool]:
+    """Names, offsets and lengths of a tar's files, and whether it ends too early."""
+    members: list[tuple[str, tuple[int, int]]] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        size = retried(path.stat, path).st_size
+        stream = io.BufferedReader(RetryingFile(path))
+        with stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
-                if not member.isfile():
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError("unexpected end of data")
-                split = _NAME.fullmatch(member.name)
-                if not split:
-                    yield member.name, {}
-                    continue
-                extension = split[2].lower()
-                if split[1] != key or extension in files:  # the same file again: the next sample, of the same key
-                    if files:
-                        yield key, files
-                    key, files = split[1], {}
-                files[extension] = (member.offset_data, member.size)
-            if not _ends_properly(path, tar.offset):
-                ended.append(UnusableRecord(_ENDED))
-    except (tarfile.TarError, OSError, ValueError):
-        ended.append(UnusableRecord(_ENDED))
-    if files:
-        yield key, files
-
-
-def _ends_properly(path: Path, offset: int) -> bool:
-    """Whether a block of zeros, which ends a tar, follows its last member."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+                if member.isfile():
+                    if member.offset_data + member.size > size:
+                        return members, True
+                    members.append((member.name, (member.offset_data, member.size)))
+            end = tar.offset
+        (block,) = read_ranges(path, [(end, tarfile.BLOCKSIZE)])
+        return members, block != bytes(tarfile.BLOCKSIZE)  # a block of zeros ends a tar
+    except OSError as error:
+        if is_transient(error):
+            raise
+        return members, True
+    except (tarfile.TarError, ValueError):
+        return members, True
 
 
 def _place(files: Mapping[str, tuple[int, int]]) -> tuple[int, ...]:
-    picture = next((files[name] for name in files if f".{name}" in SUFFIXES), _NONE)
+    picture = next((files[name] for name in files if _is_picture(name)), _NONE)
     caption = next((files[name] for name in _CAPTIONS if name in files), _NONE)
     return (*picture, *caption, *files.get(_METADATA, _NONE))
 

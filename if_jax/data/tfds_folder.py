@@ -11,6 +11,7 @@ from typing import Any, cast
 from if_jax.data import clevr
 from if_jax.data.index import Record
 from if_jax.data.preprocessing import UnusableRecord, read_caption
+from if_jax.data.reading import is_transient, list_folder, retried
 
 INFO = "dataset_info.json"
 BUILD_FILE = "if_jax.json"  # what our builders note beside the records
@@ -83,8 +84,10 @@ class TfdsFolder:
           UnusableRecord: its bytes are damaged, or it has no caption.
         """
         try:
-            example = self._records[int(place[0])]
-        except Exception:  # whatever the reader stumbles over in damaged bytes
+            example = retried(lambda: self._records[int(place[0])], self.name)
+        except Exception as error:  # whatever the reader stumbles over in damaged bytes
+            if is_transient(error):
+                raise
             raise UnusableRecord("unreadable record") from None
         texts = [text.encode() if isinstance(text, str) else text for text in self._captions(example)]
         if not texts:
@@ -103,8 +106,10 @@ def find_tfds_folder(source: str) -> Path | None:
     """
     path = Path(source)
     if path.is_dir():
-        versions = [path] if (path / INFO).is_file() else sorted(file.parent for file in path.glob(f"*/{INFO}"))
-        return versions[-1] if versions else None
+        if (path / INFO).is_file():
+            return path
+        folders = (path / entry.name for entry in list_folder(path) if not entry.is_file(follow_symlinks=False))
+        return max((folder for folder in folders if (folder / INFO).is_file()), default=None)
     return _by_name(source) if source.replace("_", "").replace("/", "").replace(":", "").isalnum() else None
 
 

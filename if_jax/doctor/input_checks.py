@@ -11,10 +11,11 @@ import jax
 from if_jax.checkpoints import release
 from if_jax.config import Recipe
 from if_jax.data import pipeline
+from if_jax.data.discovery import find_record_stores
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import load_index
 from if_jax.data.preprocessing import UnusableRecord
-from if_jax.data.sources import find_record_stores, open_stored
+from if_jax.data.sources import open_stored
 from if_jax.doctor.findings import Finding, attempt
 from if_jax.models.t5 import T5Config
 from if_jax.training import host_facts

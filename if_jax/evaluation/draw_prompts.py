@@ -128,4 +128,4 @@ def _in_tiles(
             with atomic_file(path) as beside:
                 picture.save(beside, format="PNG")
     progress(f"stage {name}", len(paths), len(paths))
-    return [Image.open(path).convert("RGB") for path in paths]
+    return [Image.open(path, formats=("PNG",)).convert("RGB") for path in paths]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from if_jax.data.preprocessing import to_rgb
+from if_jax.data.preprocessing import open_picture, to_rgb
 from if_jax.diffusion import augment
 
 ReadPicture = Image.Image | np.ndarray  # arrays: (H, W, 3) in [-1, 1]
@@ -36,7 +35,7 @@ def read_picture(picture: Picture, word: str = "image") -> ReadPicture:
       FileNotFoundError: where there is no such file.
     """
     if isinstance(picture, str | Path):
-        picture = _open(picture)
+        picture = open_file(picture)
     if isinstance(picture, Image.Image):
         _check_size(word, picture.size)
         return to_rgb(picture)
@@ -68,7 +67,7 @@ def read_mask(mask: Picture, size: tuple[int, int], word: str = "mask") -> Image
       FileNotFoundError: where there is no such file.
     """
     if isinstance(mask, str | Path):
-        mask = _open(mask)
+        mask = open_file(mask)
     if isinstance(mask, Image.Image):
         grey = to_rgb(mask, "black").convert("L")
     else:
@@ -149,30 +148,37 @@ def batch_of(pictures: np.ndarray, count: int, word: str) -> np.ndarray:
     return np.broadcast_to(pictures, (count, *pictures.shape[1:]))
 
 
-def _open(path: str | Path) -> Image.Image:
+def open_file(path: str | Path, widest: float = _WIDEST) -> Image.Image:
+    """A picture file, decoded as it is stored.
+
+    Args:
+        path: of the file.
+        widest: the longer side over the shorter one, at most.
+
+    Raises:
+        ValueError: for what is no picture, is damaged, empty, enormous or longer than that.
+        FileNotFoundError: where there is no such file.
+    """
     try:
-        # From memory: Pillow maps an uncompressed TIFF from its file, and then loses its EXIF rotation.
-        with Image.open(io.BytesIO(Path(path).read_bytes())) as picture:
-            _check_size(str(path), picture.size)
+        with open_picture(Path(path).read_bytes()) as picture:
+            _check_size(str(path), picture.size, widest)
             picture.load()
             return picture
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give a picture") from None
     except (UnidentifiedImageError, IsADirectoryError):
-        raise ValueError(f"{path}: no picture that Pillow can read; give a PNG, JPEG or WebP") from None
+        raise ValueError(f"{path}: no picture that Pillow can read by itself; give a PNG, JPEG or WebP") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"{path}: the picture is enormous: make it smaller than {_LARGEST:,} pixels") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: the picture is damaged ({error})") from None
 
 
-def _check_size(word: str, size: tuple[int, int]) -> None:
+def _check_size(word: str, size: tuple[int, int], widest: float = _WIDEST) -> None:
     width, height = size
     if min(size) < 1:
         raise ValueError(f"{word} is {width}x{height}: it has no pixels")
     if width * height > _LARGEST:
         raise ValueError(f"{word} is {width}x{height}: make it smaller than {_LARGEST:,} pixels")
-    if max(size) > _WIDEST * min(size):
-        raise ValueError(
-            f"{word} is {width}x{height}: crop it to an aspect ratio within 1:{_WIDEST:g} and {_WIDEST:g}:1"
-        )
+    if max(size) > widest * min(size):
+        raise ValueError(f"{word} is {width}x{height}: crop it to an aspect ratio within 1:{widest:g} and {widest:g}:1")

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from if_jax.checkpoints.files import atomic_file
+from if_jax.inference.inputs import open_file
 
 Notes = Callable[[str, int], Mapping[str, object]]  # stage, row → what the PNG says of itself
 _KEY = "if_jax"  # of the PNG's text chunk
@@ -91,7 +92,7 @@ def save_pictures(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if watermark:
-        mark = own_mark() if watermark is True else Image.open(watermark).convert("RGBA")
+        mark = own_mark() if watermark is True else open_file(watermark, widest=math.inf).convert("RGBA")
         drawn = {stage: [with_watermark(picture, mark) for picture in rows] for stage, rows in drawn.items()}
     written: list[Path] = []
     kept: list[Path] = []
@@ -119,7 +120,7 @@ def read_notes(path: str | Path) -> dict[str, Any]:
       ValueError: where it holds no notes.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             return json.loads(picture.info[_KEY])
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give a picture that if-jax has drawn") from None

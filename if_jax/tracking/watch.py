@@ -65,7 +65,7 @@ def draw_run(workdir: str | Path) -> Image.Image:
         sheet.set_title(f"step {int(newest.stem.rpartition('-')[2])}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer)
+    return Image.open(buffer, formats=("PNG",))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def _newest(workdir: str | Path) -> tuple[int, Path | None]:
 def _opened(path: Path) -> Image.Image | None:
     """The picture, or None where it is still being written."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             return picture.convert("RGB")
     except OSError:
         return None

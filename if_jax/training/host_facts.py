@@ -13,7 +13,8 @@ import jax
 from if_jax.checkpoints.files import sha256_of
 from if_jax.config import Recipe
 from if_jax.data import pipeline
-from if_jax.data.embeddings import NOTE
+from if_jax.data.embeddings import NOTE, Embeddings
+from if_jax.data.index import Filter
 from if_jax.models import presets
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import hosts
@@ -39,6 +40,31 @@ def facts(recipe: Recipe, workdir: str, metadata: Mapping[str, Any]) -> dict[str
     if recipe.validation.every:
         shared["validation data"] = pipeline.describe_files(recipe.validation.source)
     return shared
+
+
+def data_facts(recipe: Recipe, source: pipeline.Source) -> dict[str, str]:
+    """Content of what a run reads, wherever it is stored: what its checkpoints keep, and processes have in common.
+
+    Args:
+      recipe: what is trained.
+      source: its pictures and captions, opened.
+
+    Returns:
+      "data" and, where text states are kept, "embeddings": JSON values.
+    """
+    known = {"data": source.fingerprint()}
+    if recipe.data.embeddings:
+        known["embeddings"] = Embeddings(recipe.data.embeddings).fingerprint()
+    return known
+
+
+def validation_facts(recipe: Recipe) -> dict[str, str]:
+    """Content of the pictures a run is validated on: every process reads all of them."""
+    if not recipe.validation.every:
+        return {}
+    validation, data = recipe.validation, recipe.data
+    opened = pipeline.open_source(validation.source, data.size, validation.seed, data.preparation, Filter())
+    return {"validation data": opened.fingerprint()}
 
 
 def check_text_width(recipe: Recipe, config: T5Config) -> None:

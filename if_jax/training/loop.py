@@ -26,7 +26,7 @@ from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
 from if_jax.training import executable_cache, host_facts, optimizer, run_lock, sampling, setup, validation
 from if_jax.training.metrics import Window, step_flops
-from if_jax.training.resume import resume
+from if_jax.training.resume import check_same_data, resume
 from if_jax.training.step import Batch, TrainState, ema_name
 
 
@@ -79,9 +79,16 @@ def _train_alone(
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
+    source = setup.open_source(recipe)
+    content = host_facts.data_facts(recipe, source)
+    if jax.process_count() > 1:  # each host has indexed its own copy
+        everything = content | host_facts.validation_facts(recipe)
+        hosts.require_same_facts(everything, recipe.hosts.start_seconds, topic="data")
+    metadata |= content
+    check_same_data(workdir, metadata)
     sharding = rules.batch_sharding(mesh, parts.sharding_rules)
     part = rules.batch_part(sharding, recipe.batch_size)
-    batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start, part)
+    batches = setup.open_batches(recipe, source, tokenizer, metadata["text_encoder_sha256"], start, part)
     with (
         recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),

@@ -11,6 +11,13 @@ from if_jax.checkpoints import run
 from if_jax.config import Recipe, differences, recipe_to_dict, resumable, to_recipe
 from if_jax.parallel import hosts
 
+# Recipe keys that name a place; what counts is the content there, which checkpoints keep under these names.
+_KNOWN_BY_CONTENT = {
+    "data.source": "data",
+    "data.embeddings": "embeddings",
+    "text_encoder_from": "text_encoder_sha256",
+}
+
 
 def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tuple[int, list[dict[str, Any]]]:
     """Finds where a run goes on. Damaged checkpoints are set aside for a sound one before them.
@@ -52,15 +59,40 @@ def check_same_recipe(workdir: str, before: Mapping[str, Any], now: Mapping[str,
       now: the recipe to go on with, as plain values.
 
     Raises:
-      ValueError: they differ in more than resumable keys.
+      ValueError: they differ in more than resumable keys, and the places of data whose content the checkpoint knows.
     """
     stored = recipe_to_dict(stored_recipe(workdir, before))  # keys that are newer than the run at their defaults
-    changed = {key: pair for key, pair in differences(stored, now).items() if not resumable(key)}
+    moved = {key for key, content in _KNOWN_BY_CONTENT.items() if before.get(content)}
+    changed = {
+        key: (old, new)
+        for key, (old, new) in differences(stored, now).items()
+        if not (resumable(key) or (key in moved and new))
+    }
     if changed:
         changes = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
         raise ValueError(
             f"{workdir} holds a run of another recipe ({changes}): use another --workdir or the old values"
         )
+
+
+def check_same_data(workdir: str, metadata: Mapping[str, Any]) -> None:
+    """Checks that a run goes on with the pictures, captions and text states it was begun with, wherever they are now.
+
+    Args:
+      workdir: folder of the run. What a checkpoint of an earlier version does not know is not compared.
+      metadata: "recipe", and "data" and "embeddings" of `host_facts.data_facts`.
+
+    Raises:
+      ValueError: their content is another.
+    """
+    _, before = run.read_latest(workdir)
+    for key, name in (("source", "data"), ("embeddings", "embeddings")):
+        if before.get(name, metadata.get(name)) != metadata.get(name):
+            raise ValueError(
+                f"{workdir} was trained on other data: data.{key} was {before['recipe']['data'][key]!r} "
+                f"({before[name]}), is {metadata['recipe']['data'][key]!r} ({metadata.get(name)}); give the old data "
+                "again, or use another --workdir"
+            )
 
 
 def stored_recipe(workdir: str, metadata: Mapping[str, Any]) -> Recipe:

@@ -160,20 +160,37 @@ def place_text(setup: TrainingSetup, text: TextEncoder | None) -> Params:
     return {"text_encoder": load_params(text.params, setup.recipe.compute_dtype, shardings)}
 
 
+def open_source(recipe: Recipe) -> pipeline.Source:
+    """The pictures and captions of `data.source`, indexed where they were not.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that says what is wrong with them.
+    """
+    data = recipe.data
+    pipeline.check_workers(data.source, data.workers)
+    return pipeline.open_source(data.source, data.size, data.seed, data.preparation, data.keep)
+
+
 def open_batches(
-    recipe: Recipe, tokenizer: tokens.Tokenizer, encoder: str, start: int, part: tuple[int, int] = (0, 1)
+    recipe: Recipe,
+    source: pipeline.Source,
+    tokenizer: tokens.Tokenizer,
+    encoder: str,
+    start: int,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of every batch from step `start` on, as host arrays named as in `batch_rows`.
 
     Args:
-      recipe: whose `data` section says what is read.
+      recipe: whose `data` section says how the source is read.
+      source: of `open_source`.
       tokenizer: turns captions into ids and mask.
       encoder: SHA-256 of the frozen text encoder, which kept text states must have come from; "" for none.
       start: batches that are left out, because an earlier session has trained on them.
       part: (i, n) for the i-th of n equal parts of every batch, see `rules.batch_part`.
     """
     return pipeline.batches(
-        recipe.data.source,
+        source,
         size=recipe.data.size,
         batch_size=recipe.batch_size,
         seed=recipe.data.seed,

@@ -144,6 +144,7 @@ def test_a_folder_with_metadata(tmp_path: Path) -> None:
         "outside the folder": ["../secret.png"],
         "missing file": ["gone.png"],
         "no caption": ["one.png (3)"],
+        "not listed in metadata.jsonl": ["unlisted.png"],
         "line is not {file_name, text}": ["metadata.jsonl line 7", "metadata.jsonl line 8"],
     }
 

@@ -13,13 +13,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import record_stores
 import tensorflow_datasets as tfds
 import webdataset
 from reading import Batch, batches, batches_by
 
-from if_jax.data import pipeline, sources
+from if_jax.data import index, pipeline, sources
 from if_jax.data.index import Filter
 
 COUNT = 23
@@ -173,14 +175,17 @@ def test_of_duplicate_keys_the_first_sound_one_stays(tmp_path: Path) -> None:
 def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tar = next(record_stores.write_tars(tmp_path / "tars", 4, 4).glob("*.tar"))
     first = sources.open_stored(str(tar))
-    monkeypatch.setattr(sources, "build_index", None)  # a second look would fail
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "build_index", None)  # a second look would fail
+        assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
+    os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 1))  # as in a copy: looked through again, and the same
     assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
-    monkeypatch.undo()
-    os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 1))
+    tar.write_bytes(tar.read_bytes().replace(b"picture number 3", b"picture number 4"))  # as long as before
+    os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 2))
     with pytest.raises(ValueError, match=r"has changed since it was indexed.*--reindex") as caught:
         sources.open_stored(str(tar))
     assert "\n" not in str(caught.value)
-    sources.open_stored(str(tar), reindex=True)
+    assert sources.open_stored(str(tar), reindex=True).fingerprint() != first.fingerprint()
     folder = record_stores.write_folder(tmp_path / "folder", 3)
     sources.open_stored(str(folder))
     (folder / "0001.txt").write_text("another caption")
@@ -192,7 +197,7 @@ def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monke
 
 def test_sources_that_are_none_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "urls").mkdir()
-    (tmp_path / "urls" / "part-0.parquet").touch()
+    pyarrow.parquet.write_table(pyarrow.table({"url": ["http://a"]}), tmp_path / "urls" / "part-0.parquet")
     (tmp_path / "a.tar.gz").touch()
     (tmp_path / "empty").mkdir()
     features = tfds.features.FeaturesDict(

@@ -118,11 +118,13 @@ def test_no_aspect_ratio(text):
 def test_what_is_no_picture_is_one_line(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.effect_noise((40, 40), 90).save(tmp_path / "whole.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", "EPS")  # Pillow would start Ghostscript on it
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:600])
     cases = [
         (tmp_path / "none.png", "no such file"),
         (tmp_path, "no picture that Pillow can read"),
         (tmp_path / "text.png", "no picture that Pillow can read"),
+        (tmp_path / "photo.jpg", "no picture that Pillow can read"),
         (tmp_path / "cut.png", "cut.png"),
         (np.zeros((0, 4, 3), np.float32), "it has no pixels"),
         (Image.new("RGB", (0, 3)), "it has no pixels"),

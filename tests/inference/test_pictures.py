@@ -54,6 +54,15 @@ def test_a_picture_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_watermark_is_a_picture_that_starts_no_program(tmp_path):
+    Image.new("RGBA", (40, 4), (0, 0, 255, 255)).save(tmp_path / "wide.png")
+    save_pictures({"I": [Image.new("RGB", (64, 64))]}, tmp_path / "out", watermark=tmp_path / "wide.png")
+    assert np.asarray(Image.open(tmp_path / "out/0000-I.png"))[..., 2].any()
+    Image.new("RGB", (8, 8)).save(tmp_path / "mark.png", "EPS")  # Pillow would start Ghostscript on it
+    with pytest.raises(ValueError, match=r"mark\.png: no picture that Pillow can read by itself"):
+        save_pictures({"I": pictures(1)}, tmp_path / "none", watermark=tmp_path / "mark.png")
+
+
 def test_captions_stand_below_their_pictures():
     rows = [Image.new("RGB", (64, 40), "white") for _ in range(3)]
     sheet = np.asarray(grid(rows, columns=3, captions=["two red spheres and a blue cube", "", "a"]))

@@ -1,0 +1,139 @@
+"""Files read so that an error which may pass by itself is tried again, and never becomes a property of the data.
+
+A network disk that stumbles once on one host would otherwise drop a record from that host's index for good. What stays
+wrong (no such file, no permission, a link to itself) is the data's own and is raised at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from absl import logging
+
+Result = TypeVar("Result")
+
+PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth try
+_LASTING = frozenset(
+    (
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM),
+        *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EFBIG),
+    )
+)
+
+
+_NAMED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOMEM)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether a read that failed so may succeed later: an input/output error, a stale handle, a lost connection."""
+    return _transient_number(error) is not None
+
+
+def retried(read: Callable[[], Result], name: str | Path) -> Result:
+    """What a read returns, tried again after errors that may pass.
+
+    Args:
+      read: reads everything anew each time it is called.
+      name: what is read, for messages.
+
+    Raises:
+      OSError: after the last try, with the number of the error and the name.
+      Exception: whatever `read` raises besides, at once.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            number = _transient_number(error)
+            if number is None:
+                raise
+            if pause is None:
+                message = f"{os.strerror(number)}, also at try {len(PAUSES) + 1}: check the disk, then start again"
+                raise OSError(number, message, str(name)) from None
+            logging.warning("%s: %s; tried again in %g s", name, os.strerror(number), pause)
+            time.sleep(pause)
+    raise AssertionError  # the last try returns or raises
+
+
+def _transient_number(error: Exception) -> int | None:
+    """The number of an error that may pass; of errors of libraries in C++ it is known by its words alone."""
+    if isinstance(error, OSError):
+        return None if error.errno in _LASTING else error.errno
+    return next((number for number in _NAMED if os.strerror(number) in str(error)), None)
+
+
+def file_status(path: Path) -> os.stat_result | None:
+    """A file's status; None where there is none, or it may not be asked for."""
+    try:
+        return retried(path.stat, path)
+    except OSError as error:
+        if is_transient(error):
+            raise
+        return None
+
+
+def read_file(path: Path) -> bytes:
+    """A whole file's bytes."""
+    return retried(path.read_bytes, path)
+
+
+def read_ranges(path: Path, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, each (offset, length); shorter only where the file ends."""
+
+    def read() -> list[bytes]:
+        with open(path, "rb", buffering=0) as file:
+            return [_read_range(file.fileno(), offset, length) for offset, length in ranges]
+
+    return retried(read, path)
+
+
+def list_folder(path: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name."""
+
+    def read() -> list[os.DirEntry[str]]:
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+
+    return retried(read, path)
+
+
+class RetryingFile(io.RawIOBase):
+    """A file for readers that want one (tarfile), opened anew for every read; wrap it in a buffer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves the place of the next read."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset}.get(whence)
+        self._offset = offset + (retried(self._path.stat, self._path).st_size if base is None else base)
+        return self._offset
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fills a buffer; returns how many bytes there were."""
+        (content,) = read_ranges(self._path, [(self._offset, len(buffer))])
+        buffer[: len(content)] = content
+        self._offset += len(content)
+        return len(content)
+
+
+def _read_range(descriptor: int, offset: int, length: int) -> bytes:
+    parts = []
+    while length > 0 and (part := os.pread(descriptor, length, offset)):
+        parts.append(part)
+        offset, length = offset + len(part), length - len(part)
+    return b"".join(parts)
