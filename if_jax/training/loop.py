@@ -60,6 +60,7 @@ def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
+    validation.check_source(recipe)
     batches = setup.open_batches(recipe, tokenizer, metadata["text_encoder_sha256"], start)
     with (
         recorder.into(workdir if jax.process_index() == 0 else None),
