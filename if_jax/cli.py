@@ -12,7 +12,7 @@ import click
 
 from if_jax.cli_data import data
 from if_jax.cli_draw import COMMANDS
-from if_jax.cli_errors import cache_compilations
+from if_jax.cli_errors import cache_compilations, check_wandb_login
 from if_jax.cli_errors import plain_errors as _plain_errors
 from if_jax.cli_evaluate import evaluate
 
@@ -61,6 +61,8 @@ def train(
     from if_jax.training.loop import train as run_training
 
     recipe = to_recipe(_read_recipe(config, context.args))
+    if not process:
+        check_wandb_login(recipe.wandb, "recipe key wandb")
     waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
     try:
         hosts.connect(coordinator, processes, process, **waits)

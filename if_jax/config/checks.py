@@ -73,12 +73,12 @@ def _check_sides(recipe: Recipe) -> None:
     data, halvings = recipe.data, len(presets.UNETS[recipe.unet].block_out_channels) - 1
     if data.crop > data.size:
         raise ValueError(f"recipe key data.crop is {data.crop}: it must be at most data.size {data.size}")
-    key, side = ("crop", data.crop) if data.crop else ("size", data.size)
-    if side % 2**halvings:
-        raise ValueError(
-            f"recipe key data.{key} is {side}: pictures of side {side} cannot be halved {halvings} times: "
-            f"use a multiple of {2**halvings}"
-        )
+    for key, side in (("crop", data.crop), ("size", data.size)):  # trained on crops, it draws whole pictures
+        if side % 2**halvings:
+            raise ValueError(
+                f"recipe key data.{key} is {side}: pictures of side {side} cannot be halved {halvings} times: "
+                f"use a multiple of {2**halvings}"
+            )
     if recipe.stage != "super-resolution":
         return
     if data.size % data.low_size:

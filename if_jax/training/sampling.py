@@ -46,7 +46,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     encode = jax.jit(networks.encode)
 
     def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
-        stage = make_stage(recipe, params["unet"], size=recipe.data.size)
+        stage = make_stage(recipe, params["unet"])
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
         states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
         keys = jax.random.split(jax.random.key(recipe.seed), len(captions))
