@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import click
 
 from if_jax.cli_data import data
 from if_jax.cli_draw import COMMANDS
-from if_jax.cli_errors import cache_compilations
+from if_jax.cli_errors import cache_compilations, check_wandb_login
 from if_jax.cli_errors import plain_errors as _plain_errors
 from if_jax.cli_evaluate import evaluate
 
@@ -60,6 +61,8 @@ def train(
     from if_jax.training.loop import train as run_training
 
     recipe = to_recipe(_read_recipe(config, context.args))
+    if not process:
+        check_wandb_login(recipe.wandb, "recipe key wandb")
     waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
     try:
         hosts.connect(coordinator, processes, process, **waits)
@@ -293,13 +296,19 @@ def _read_recipe(path: str, overrides: list[str]) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
+    from if_jax.config import check_override
+
     if not Path(path.partition(":")[0]).is_file():
         raise FileNotFoundError(f"recipe {path!r} does not exist: give a file such as configs/demo_base.py")
+    for number, argument in enumerate(overrides):
+        if match := re.fullmatch(r"--?config\.([^=\s]+)(=(.*))?", argument, re.DOTALL):
+            following = overrides[number + 1] if number + 1 < len(overrides) else None
+            check_override(match[1], match[3] if match[2] else following)
     values, arguments = flags.FlagValues(), ["if-jax", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
         left_over = values(arguments)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
         # Of an error inside the file the flags library quotes the whole traceback; its last line says what is wrong.
         message = str(error).strip().splitlines()[-1]
         raise ValueError(f"recipe {path} cannot be read ({message}): correct it, or the --config.KEY=VALUE") from None

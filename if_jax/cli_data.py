@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from if_jax.cli_errors import plain_errors
+from if_jax.cli_options import refuse_without_effect
 
 
 @click.group()
@@ -41,6 +42,11 @@ def data_build(name: str, out: str | None, **options: Any) -> None:
     """
     from if_jax.data import builders
 
+    of_scenes = ("count", "seed", "renderer")
+    ignored = of_scenes if name in ("emoji", "folder") else ("source",)
+    refuse_without_effect(ignored, f"`data build {name}` does not take it; leave it out")
+    if options["renderer"] == "mitsuba":
+        refuse_without_effect(["workers"], "Mitsuba has threads of its own; leave it out")
     click.echo(builders.build(name, out or f"data/{name}", **options))
 
 

@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, NotRequired, Unpack, cast
 
 import click
 
-from if_jax.cli_errors import cache_compilations, plain_errors
+from if_jax.checkpoints.stages import STAGE_NAMES
+from if_jax.cli_errors import cache_compilations, check_wandb_login, plain_errors
+from if_jax.cli_options import StageOptions, refuse_without_effect, stage_words, was_written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,16 +44,6 @@ _SHARED = (
 )
 
 
-class StageOptions(TypedDict):
-    """Values of the options that speak of stages, in turn; `evaluate` has them too."""
-
-    guidance: tuple[float, ...]
-    steps: tuple[str, ...]
-    sampler: tuple[str, ...]
-    noise_level: tuple[int, ...]
-    words: tuple[str, ...]
-
-
 class DrawOptions(StageOptions):
     """Values of the options that all four commands have."""
 
@@ -69,6 +61,19 @@ class DrawOptions(StageOptions):
     wandb: str | None
     overwrite: bool
     first_picture: NotRequired[int]  # of --like
+
+
+_FOR_DRAWING = (
+    *("out", "seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level"),
+    *("words", "batch_size", "watermark", "wandb", "overwrite", "aspect_ratio"),
+)
+_DECIDED_BY_LIKE = (
+    *("seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level", "words"),
+    *("batch_size", "dtype", "text_int8", "aspect_ratio"),
+)
+
+
+_NOTED = {"mode", "cascade", "options", "dtype", "text_int8", "picture", "prompt"}  # what it takes to draw it again
 
 
 def _drawing(command: Callable[..., None]) -> Callable[..., None]:
@@ -102,17 +107,23 @@ def dream(
     """
     if sum(map(bool, (prompts, like, embeds))) != 1:
         raise ValueError("give either PROMPTS, or --embeds, or --like")
+    if save_embeds and not prompts:
+        raise ValueError("--save-embeds encodes PROMPTS: give them, without --embeds or --like")
     if like:
+        refuse_without_effect(_DECIDED_BY_LIKE, "--like repeats the picture with its own settings; leave it out")
         _repeat(like, options)
         return
     request: dict[str, object] = {"aspect_ratio": aspect_ratio or "1:1"}
     names = list(prompts)
     if save_embeds:
+        refuse_without_effect(_FOR_DRAWING, "--save-embeds draws nothing; leave it out")
         _save_embeds(save_embeds, names, options)
         return
     if embeds:
         from if_jax.inference.prompts import load_embeds
 
+        if not options["negative_prompt"] and not options["style_prompt"]:
+            refuse_without_effect(["text_int8"], "with --embeds no text is encoded; leave it out")
         names, states = load_embeds(embeds)
         request |= states
     _draw("dream", names, request, options)
@@ -177,11 +188,15 @@ def _draw(mode: str, names: list[str], request: dict[str, object], options: Draw
     from if_jax.inference.options import Bars
     from if_jax.inference.pictures import save_pictures
 
+    names = [name.encode("utf-8", "replace").decode() for name in names]  # a stray byte of the command line is a "?"
+
     out, mark, first = Path(options["out"]), options["watermark"], options.get("first_picture", 0)
     _check_files(out, mark)
-    words = stage_words(options)
+    check_wandb_login(options["wandb"], "--wandb")
+    start = STAGE_NAMES.index(request["stage"]) if request.get("stage") in STAGE_NAMES else 0
+    stage_words(options, STAGE_NAMES[start : options["stages"]])  # what no cascade takes is refused before it is read
     cascade = _load(options)
-    _check_counts(options, len(cascade.stages))
+    words = stage_words(options, STAGE_NAMES[start : options["stages"] or len(cascade.stages)])
     arguments: dict[str, object] = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
     arguments |= {word: options[word] for word in ("seed", "stages", "negative_prompt", "style_prompt", "batch_size")}
     arguments |= {word: value for word, value in request.items() if word not in ("image", "mask_image")}
@@ -224,46 +239,13 @@ def _load(options: DrawOptions) -> Cascade:
     )
 
 
-def stage_words(options: StageOptions) -> dict[str, dict[str, object]]:
-    """What the options say of each stage: its name → the words of `if_I_kwargs`; ValueError for a malformed --set."""
-    words: dict[str, dict[str, object]] = {"I": {}, "II": {}, "III": {}}
-    named = {"guidance_scale": "guidance", "sample_timestep_respacing": "steps", "sample_loop": "sampler"}
-    for word, option in named.items():
-        for stage, value in zip(words, options[option], strict=False):
-            words[stage][word] = value
-    for stage, level in zip(("II", "III"), options["noise_level"], strict=False):
-        words[stage]["noise_level"] = level
-    for pair in options["words"]:
-        name, _, value = pair.partition("=")
-        stage, _, word = name.partition(".")
-        if stage not in words or not word or not value:
-            raise ValueError(f"--set {pair!r}: write STAGE.WORD=VALUE, such as I.eta=0.5")
-        words[stage][word] = _parsed(value)
-    return words
-
-
-def _check_counts(options: DrawOptions, stages: int) -> None:
-    """Repeatable options speak of the stages in turn."""
-    for option, count in (("guidance", stages), ("steps", stages), ("sampler", stages), ("noise_level", stages - 1)):
-        if len(options[option]) > count:
-            name = option.replace("_", "-")
-            raise ValueError(
-                f"--{name} is given {len(options[option])} times: the cascade has {count} stages that take it"
-            )
-
-
-def _parsed(value: str) -> object:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
 def _repeat(path: str, options: DrawOptions) -> None:
     """Draw what `dream` has drawn into a picture, from the settings that the file holds."""
     from if_jax.inference.pictures import read_notes
 
     notes = read_notes(path)
+    if needed := sorted(_NOTED - notes.keys()):
+        raise ValueError(f"{path}: its settings lack {', '.join(needed)}: give a PNG that `if-jax dream` has drawn")
     if notes["mode"] != "dream":
         raise ValueError(f"{path}: drawn by {notes['mode']} over another picture: give that command the picture again")
     if notes.get("embeds"):
@@ -271,11 +253,12 @@ def _repeat(path: str, options: DrawOptions) -> None:
     chosen = {word: notes["options"][word] for word in ("negative_prompt", "style_prompt", "stages", "batch_size")}
     words = tuple(
         f"{stage}.{word}={json.dumps(value)}"
-        for stage in ("I", "II", "III")
+        for stage in STAGE_NAMES[: notes["options"]["stages"]]
         for word, value in notes["options"].get(f"if_{stage}_kwargs", {}).items()
     )
     repeated = {**options, **chosen, "words": words, "guidance": (), "steps": (), "sampler": (), "noise_level": ()}
-    repeated |= {"cascade": notes["cascade"], "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
+    cascade = options["cascade"] if was_written("cascade") else notes["cascade"]  # it may have moved
+    repeated |= {"cascade": cascade, "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
     repeated |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
     _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, cast(DrawOptions, repeated))
 
@@ -312,10 +295,8 @@ def _log_table(
     project: str, out: Path, seed: int, names: list[str], drawn: dict[str, list[Image.Image]], notes: Notes
 ) -> None:
     """One row for each prompt; the run's files lie in OUT/wandb, and WANDB_MODE=offline keeps them there."""
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError("--wandb needs the wandb package: pip install 'if_jax[wandb]'") from None
+    import wandb
+
     stages = list(drawn)
     with wandb.init(project=project, job_type="draw", dir=out) as run:
         table = wandb.Table(columns=["prompt", "seed", "settings", *stages])

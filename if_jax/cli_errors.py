@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+
+from if_jax.checkpoints.files import user_cache
 
 _MISTAKES = (
     ValueError,
@@ -33,8 +37,15 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a sign that the terminal's encoding lacks is no reason to end
+                stream.reconfigure(errors="replace")
         try:
             return command(*args, **kwargs)
+        except BrokenPipeError as error:
+            if _reader_is_gone():
+                raise  # click ends without a word: `| head` has read enough
+            raise click.ClickException(f"{error.strerror}: {error.filename or 'while writing'}") from None
         except _MISTAKES as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except OSError as error:  # a full disk, a broken mount
@@ -43,14 +54,62 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def check_wandb_login(project: str | None, where: str) -> None:
+    """Asks for what Weights & Biases needs before any work is done, not after.
+
+    Args:
+      project: that will be logged to; None or "": nothing is asked.
+      where: the option or key that names it.
+
+    Raises:
+      ValueError: the package or a login is missing.
+    """
+    if not project:
+        return
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(f"{where} {project!r} needs the wandb package: pip install 'if_jax[wandb]'") from None
+    mode = os.environ.get("WANDB_MODE", "online")
+    try:
+        known = mode != "online" or bool(wandb.api.api_key)
+    except (OSError, RuntimeError, ValueError):  # no home to look into
+        known = bool(os.environ.get("WANDB_API_KEY"))
+    if not known:
+        raise ValueError(
+            f"{where} {project!r}: nobody is logged in at Weights & Biases; run `wandb login`, set WANDB_API_KEY, or "
+            "set WANDB_MODE=offline to keep the run here"
+        )
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads our standard output has closed it."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder, which may not exist yet, can be made and written to."""
+    try:
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError:  # a home that may not even be looked into
+        return False
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+
+
 def cache_compilations() -> None:
     """Compiled programs are kept in the user's cache folder: the second call starts at once."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"]:
         return
-    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
-    folder = Path(base) / "if_jax" / "compiled"
+    cache = user_cache()
+    folder = cache and cache / "compiled"
+    if folder is None or not _is_writable(folder):  # no home, or one that cannot be written: all works without
+        return
     if not folder.exists():
         click.echo(
             f"the first call compiles, which later calls find in {folder} (or JAX_COMPILATION_CACHE_DIR)", err=True

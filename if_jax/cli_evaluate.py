@@ -7,8 +7,8 @@ from typing import Unpack
 
 import click
 
-from if_jax.cli_draw import StageOptions, stage_words
 from if_jax.cli_errors import cache_compilations, plain_errors
+from if_jax.cli_options import StageOptions, stage_words
 
 
 @click.command()
@@ -43,12 +43,16 @@ def evaluate(
     Example:  if-jax evaluate --cascade demo --suite synth --prompts 60 --seed 1 --json scores.json
     """
     from if_jax.checkpoints.files import write_json
+    from if_jax.evaluation.draw_prompts import is_report
     from if_jax.evaluation.synth import suite as synth
     from if_jax.inference.options import Bars
 
     if json_path and not Path(json_path).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json {json_path}: its folder does not exist; make it first")
-    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in stage_words(stage_options).items() if kwargs}
+    if json_path and Path(json_path).exists() and not is_report(Path(json_path)):
+        raise ValueError(f"--json {json_path} exists and is no report, so it is not replaced: give another name")
+    words = stage_words(stage_options, ("I", "II"))  # the stages that are scored
+    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
     out = out or f"out/{suite}"
     cache_compilations()
     with Bars("picture") as bars:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from if_jax.config import Recipe, differences, for_compiling, recipe_to_dict, resumable, to_recipe
+from if_jax.config import Recipe, check_override, differences, for_compiling, recipe_to_dict, resumable, to_recipe
 from if_jax.recipes import default_recipe
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -42,7 +42,7 @@ def test_every_recipe_file_is_valid(path):
         ({"text_encoder": "t5-v1_1-small"}, r"of width 512, but 'demo-I' reads states of width 128"),
         ({"data": {"size": 60}}, r"side 60 cannot be halved 3 times: use a multiple of 8"),
         ({"ema_decays": [1.0]}, r"ema_decays\[0\] is 1.0"),
-        ({"pooled_dropout": 1.5}, r"pooled_dropout is 1.5: it must lie in \[0, 1\]"),
+        ({"pooled_dropout": 1.5}, r"pooled_dropout is 1.5: it must be at least 0 and at most 1"),
         ({"mesh": {"rules": "zero"}}, r"mesh.rules is 'zero': it must be one of dp"),
         ({"checkpoint_every": 75}, r"checkpoint_every is 75: it must be a multiple of log_every 50"),
         ({"data": {"embeddings": "cache"}}, r"data.embeddings is 'cache' without text_encoder_from"),
@@ -52,6 +52,29 @@ def test_every_recipe_file_is_valid(path):
         ({"optimizer": 3}, r"optimizer is 3: it must hold the keys of a section"),
         ({"optimizer": {"name": "adam"}}, r"optimizer.name is 'adam': it must be one of adamw, adafactor, muon"),
         ({"prediction": ["v"]}, r"prediction is \['v'\]: it must be one of eps, v, x0"),
+        ({"optimizer": {"learning_rate": float("nan")}}, r"optimizer.learning_rate is nan: it must be above 0"),
+        ({"optimizer": {"learning_rate": -1.0}}, r"optimizer.learning_rate is -1.0: it must be above 0"),
+        ({"optimizer": {"clip_norm": 0}}, r"optimizer.clip_norm is 0.0: it must be above 0"),
+        ({"optimizer": {"b2": 1.0}}, r"optimizer.b2 is 1.0: it must be at least 0 and below 1"),
+        ({"optimizer": {"lr": 1e-4}}, r"no key optimizer.lr .*did you mean optimizer.learning_rate"),
+        ({"sample": {"guidance_scale": float("inf")}}, r"sample.guidance_scale is inf: it must be a finite number"),
+        ({"data": {"keep": {"min_clip": float("nan")}}}, r"data.keep.min_clip is nan: it must be a finite number"),
+        ({"guard": {"grace_steps": 0}}, r"guard.grace_steps is 0: it must be at least 1"),
+        ({"guard": {"spike_factor": 0.5}}, r"guard.spike_factor is 0.5: .*above 1, or 0"),
+        ({"sample_max_value": 0.5}, r"sample_max_value is 0.5: it must be at least 1"),
+        ({"data": {"low_size": 0}}, r"data.low_size is 0: it must be at least 1"),
+        ({"data": {"size": -8}}, r"data.size is -8: it must be at least 8"),
+        ({"data": {"source": " "}}, r"data.source is empty: name a source"),
+        ({"sample": {"steps": "smart60"}}, r"sample.steps is 'smart60': .*use one of .*smart50"),
+        ({"sample": {"aug_level": 5000}}, r"sample.aug_level is 5000: it must be at least 0 and at most 999"),
+        ({"sample": {"prompts": []}}, r"sample.prompts is empty: give at least one prompt, or set sample.every=0"),
+        ({"validation": {"timesteps": [5, 1000]}}, r"validation.timesteps\[1\] is 1000: .*at most 999"),
+        ({"validation": {"every": 5, "timesteps": []}}, r"validation.timesteps is empty"),
+        ({"seed": -1}, r"seed is -1: it must be at least 0"),
+        ({"hosts": {"start_seconds": 0}}, r"hosts.start_seconds is 0: it must be at least 1"),
+        ({"wandb": "None"}, r"wandb is 'None', .*leave it empty"),
+        ({"text_encoder_from": "null"}, r"text_encoder_from is 'null', .*leave it empty"),
+        ({"steps": 1e5}, r"steps is 100000.0 \(float\): it must be a int, write 100000"),
         ({"text_encoder": "t6"}, r"text_encoder is 't6': it must be one of .*demo"),
     ],
 )
@@ -59,6 +82,24 @@ def test_a_mistake_is_named(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         to_recipe(change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("steps", "1e5", "recipe key steps is '1e5': it must be a int, write 100000"),
+        ("steps", "many", "recipe key steps is 'many': it must be a int"),
+        ("optimizer.lr", "1e-4", "no key optimizer.lr .*did you mean optimizer.learning_rate"),
+        ("optimizer", "adam", "optimizer is 'adam': it must hold the keys of a section; .*optimizer.name"),
+        ("data.preparation", "x", "data.preparation is 'x': it must hold the keys"),
+        ("batch_size.x", "3", "no key batch_size.x .*: batch_size is a key"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(key, text, message):
+    with pytest.raises(ValueError, match=message):
+        check_override(key, text)
+    check_override("optimizer.learning_rate", "2e-4")
+    check_override("ema_decays[0]", "0.99")
 
 
 def test_super_resolution_needs_its_text_encoder():

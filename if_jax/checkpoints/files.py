@@ -20,8 +20,13 @@ from etils import epath
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
 Config = TypeVar("Config")
 
-# A folder that holds one of these is a release or a converted model: it may be overwritten when asked.
-_RELEASE_MARKS = ("cascade.json", "model_index.json", "config.yml", "if_jax.json", "tokenizer_config.json")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# All that stands in a folder we write: a release, a converted model or a text encoder. Nothing else is ever replaced.
+_OWN_NAMES = re.compile(
+    r"cascade\.json|model_index\.json|if_jax\.json|README\.md|stage_[IVX]+|unet|text_encoder|tokenizer|t5"
+    r"|(image_noising_)?scheduler|feature_extractor|safety_checker|watermarker|config\.yml|config\.json"
+    r"|tokenizer(_config)?\.json|spiece\.model|(pytorch_)?model[\w.-]*\.(bin|safetensors|json)|\.gitattributes|\.DS_Store"
+)
 # How our configurations annotate their fields, and the values of JSON and YAML that fit.
 _KINDS = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
@@ -35,7 +40,7 @@ def read_json(path: Path) -> dict:
     """
     require_file(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error}); copy or export the release again") from None
     if not isinstance(content, dict):
@@ -72,7 +77,7 @@ def parse_config(path: Path, content: Any, parse: Callable[[Any], Config]) -> Co
 
 def write_json(path: Path, content: Mapping) -> None:
     """Write a JSON object with sorted keys, the way model folders usually hold it."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def parse_bytes(text: str) -> int:
@@ -88,14 +93,31 @@ def parse_bytes(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
 
 
+def user_cache() -> Path | None:
+    """The folder for what may be made again, not made yet; None for a user without a home (a container's, say)."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(base) / "if_jax"
+
+
 def require_file(path: Path) -> None:
-    """Refuse a file that is not there.
+    """Refuse a file that is not there, or of which a clone without Git LFS holds only the address.
 
     Raises:
       FileNotFoundError: names the file.
+      ValueError: it is a Git LFS pointer.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the release lacks this file; copy the folder again or export it anew")
+    with open(path, "rb") as file:
+        pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    if pointer:
+        raise ValueError(
+            f"{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone (git lfs install "
+            "comes first), or download the file"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -129,13 +151,13 @@ def atomic_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
       destination: where the folder will stand; its parents are made.
-      overwrite: replace what stands there, if it is a release or an empty folder.
+      overwrite: replace what stands there, if it is an empty folder or one of ours, with nothing beside.
 
     Yields:
       A new folder. It is renamed onto `destination` on success and removed, with the new parents, on failure.
 
     Raises:
-      ValueError: the destination exists and `overwrite` is false, or it is no release and would be lost.
+      ValueError: the destination exists and `overwrite` is false, or it holds what is not ours and would be lost.
       OSError: the disk is full, in one clear line.
     """
     destination = Path(os.path.abspath(destination))
@@ -166,15 +188,39 @@ def _fits(value: Any, annotation: str) -> bool:
     return isinstance(value, _KINDS[annotation])
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder bears the mark of a release, a converted model or a text encoder."""
+
+    def says(name: str, key: str, start: str = "") -> bool:
+        try:
+            value = json.loads((folder / name).read_text(encoding="utf-8"))[key]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return str(value).startswith(start)
+
+    return (
+        says("cascade.json", "stages")
+        or says("model_index.json", "_class_name", "IF")
+        or says("if_jax.json", "format")
+        or (says("tokenizer_config.json", "tokenizer_class") and says("config.json", "model_type", "t5"))
+    )
+
+
 def _check_destination(destination: Path, overwrite: bool) -> None:
+    if destination.is_symlink():
+        raise ValueError(f"{destination} is a link: give the folder it leads to, or remove the link")
     if not destination.exists():
         return
     if not overwrite:
         raise ValueError(f"{destination} exists already: choose another folder or ask to overwrite it")
-    is_release = destination.is_dir() and any((destination / mark).exists() for mark in _RELEASE_MARKS)
-    is_empty = destination.is_dir() and not any(destination.iterdir())
-    if not (is_release or is_empty):
+    names = sorted(path.name for path in destination.iterdir()) if destination.is_dir() else [destination.name]
+    if names and not (destination.is_dir() and _is_ours(destination)):
         raise ValueError(f"{destination} is not a release, so it is not overwritten: choose another folder")
+    if foreign := [name for name in names if not _OWN_NAMES.fullmatch(name)]:
+        raise ValueError(
+            f"{destination} holds {', '.join(foreign[:3])} beside a release, which would be lost: "
+            "choose another folder, or move that away"
+        )
 
 
 def _rename_over(beside: Path, destination: Path) -> None:

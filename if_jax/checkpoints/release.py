@@ -16,16 +16,17 @@ from if_jax.checkpoints import names
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, sha256_of, write_json
 from if_jax.checkpoints.names import Params
 from if_jax.checkpoints.scheduler import (
+    check_noising_scheduler,
     noising_scheduler_to_diffusers,
     scheduler_from_diffusers,
     scheduler_to_diffusers,
 )
 from if_jax.checkpoints.stages import (
     IF_DEFAULTS,
+    PIPELINE_KINDS,
     PIPELINES,
     STAGE_NAMES,
     StageDefaults,
-    StageKind,
     StageRelease,
     TextEncoder,
     check_stages,
@@ -91,16 +92,22 @@ def read_stage(folder: str | Path, dtype: str | None = "float32") -> StageReleas
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
-    kinds: dict[str, StageKind] = {pipeline: kind for kind, pipeline in PIPELINES.items()}
-    if str(index.get("_class_name")) not in kinds:
-        raise ValueError(f"{folder}: holds a {index.get('_class_name')}, expected one of {', '.join(kinds)}")
+    kind = PIPELINE_KINDS.get(str(index.get("_class_name")))
+    if kind is None:
+        raise ValueError(f"{folder}: holds a {index.get('_class_name')}, expected one of {', '.join(PIPELINE_KINDS)}")
     path = folder / "unet/config.json"
     config = parse_config(path, read_json(path), names.unet_config_from_diffusers)
     path = folder / "scheduler/scheduler_config.json"
     scheduler = parse_config(path, read_json(path), scheduler_from_diffusers)
+    noising = folder / "image_noising_scheduler/scheduler_config.json"
+    if kind == "super-resolution" and noising.is_file():
+        try:
+            check_noising_scheduler(read_json(noising))
+        except ValueError as error:
+            raise ValueError(f"{noising}: {error}") from None
     params, metadata = read_params(folder / "unet", "unet", config)
     params = params if dtype is None else load_params(params, dtype)
-    kind, sha256 = kinds[index["_class_name"]], metadata.get(HASH_KEY)
+    sha256 = metadata.get(HASH_KEY)
     text = read_text_encoder(folder, dtype) if has_component(folder, index, "text_encoder") else None
     try:
         stage = StageRelease(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes_of(metadata))

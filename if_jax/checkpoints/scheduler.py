@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from if_jax.diffusion.process import Prediction
 from if_jax.diffusion.schedule import Schedule, cosine_schedule, schedule_from_betas
 
@@ -15,6 +17,12 @@ PREDICTIONS: dict[Prediction, str] = {
     "v": "v_prediction",
     "x0": "sample",
 }  # our words → those of diffusers
+_SPACINGS = ("leading", "linspace", "trailing")
+_FIXED_VARIANCE = (
+    "; a net fine-tuned by DreamBooth still predicts its variance, untrained since IF: write learned_range into "
+    "scheduler_config.json to draw with that"
+)
+_LATER = ("timestep_spacing", "steps_offset")  # keys that IF's own files lack: written only where they say something
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class SchedulerConfig:
     prediction_type: str = "epsilon"
     variance_type: str = "learned_range"
     trained_betas: tuple[float, ...] | None = None  # a schedule of its own, in place of beta_schedule
+    timestep_spacing: str = "leading"  # how `num_inference_steps` is spread over the chain
+    steps_offset: int = 0  # added to each of those steps where the spacing is "leading"
 
     def __post_init__(self) -> None:
         allowed = {
@@ -39,11 +49,14 @@ class SchedulerConfig:
             "beta_schedule": ("squaredcos_cap_v2",),
             "prediction_type": tuple(PREDICTIONS.values()),
             "variance_type": ("learned_range",),
+            "timestep_spacing": _SPACINGS,
+            "steps_offset": range(self.num_train_timesteps),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                choices = " or ".join(map(repr, values))
-                raise ValueError(f"scheduler {name} is {getattr(self, name)!r}: if_jax samples {choices}")
+                choices = "0…999" if name == "steps_offset" else " or ".join(map(repr, values))
+                remedy = _FIXED_VARIANCE if name == "variance_type" else ""
+                raise ValueError(f"scheduler {name} is {getattr(self, name)!r}: if_jax samples {choices}{remedy}")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             count = len(self.trained_betas)
             raise ValueError(f"scheduler trained_betas holds {count} numbers, one for each of 1000 steps is needed")
@@ -59,6 +72,15 @@ class SchedulerConfig:
             return schedule_from_betas(self.trained_betas)
         return cosine_schedule(self.num_train_timesteps)
 
+    def spread(self, count: int) -> list[int]:
+        """`num_inference_steps` as timesteps, in no order, the way DDPMScheduler.set_timesteps spreads them."""
+        total = self.num_train_timesteps
+        if self.timestep_spacing == "linspace":
+            return np.linspace(0, total - 1, count).round().astype(int).tolist()
+        if self.timestep_spacing == "trailing":
+            return (np.round(np.arange(total, 0, -total / count)).astype(int) - 1).tolist()
+        return [step * (total // count) + self.steps_offset for step in range(count)]
+
     @property
     def prediction(self) -> Prediction:
         """What the UNet's first three channels mean: "eps", "v" or "x0"."""
@@ -67,9 +89,11 @@ class SchedulerConfig:
 
 def scheduler_to_diffusers(config: SchedulerConfig) -> dict[str, Any]:
     """The DDPMScheduler configuration that draws as we do, with the keys IF publishes."""
+    own = dataclasses.asdict(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {
         "_class_name": "DDPMScheduler",
-        **dataclasses.asdict(config),
+        **{name: value for name, value in own.items() if name not in _LATER or value != defaults[name]},
         "thresholding": True,
         "clip_sample": True,  # ignored by diffusers while thresholding is on
         "clip_sample_range": 1.0,
@@ -82,8 +106,33 @@ def noising_scheduler_to_diffusers() -> dict[str, Any]:
     return {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
 
 
+def check_noising_scheduler(content: Mapping[str, Any]) -> None:
+    """Refuses an image_noising_scheduler that adds other noise than we do.
+
+    Args:
+      content: of its scheduler_config.json.
+
+    Raises:
+      ValueError: names what differs.
+    """
+    _check_class("image_noising_scheduler", content)
+    for name, ours in (*noising_scheduler_to_diffusers().items(), ("trained_betas", None)):
+        value = content.get(name, {"beta_schedule": "linear"}.get(name, ours))
+        if value != ours:
+            raise ValueError(f"image_noising_scheduler {name} is {value!r:.80}: if_jax noises by {ours!r}")
+
+
+def _check_class(part: str, content: Mapping[str, Any]) -> None:
+    name = content.get("_class_name", "DDPMScheduler")
+    if name != "DDPMScheduler":
+        raise ValueError(
+            f"{part} is a {name}, which draws other pictures: if_jax reads DDPMScheduler; save the pipeline with "
+            "DDPMScheduler.from_config(pipeline.scheduler.config), and choose a sampler when drawing"
+        )
+
+
 def scheduler_from_diffusers(content: Mapping[str, Any]) -> SchedulerConfig:
-    """Reads a scheduler_config.json of any class.
+    """Reads the scheduler_config.json of a DDPMScheduler, the one that IF publishes.
 
     Args:
       content: of the file; where a key is absent, what DDPMScheduler assumes.
@@ -92,10 +141,13 @@ def scheduler_from_diffusers(content: Mapping[str, Any]) -> SchedulerConfig:
       How the stage samples.
 
     Raises:
-      ValueError: a setting would change the pictures.
+      ValueError: its class or a setting would draw other pictures than we do.
     """
+    _check_class("scheduler", content)
     if content.get("rescale_betas_zero_snr"):
         raise ValueError("scheduler rescale_betas_zero_snr is true: if_jax samples the schedule as it was trained")
+    if content.get("timestep_spacing", "leading") != "leading":
+        content = {**content, "steps_offset": 0}  # which then says nothing
     known = {field.name for field in dataclasses.fields(SchedulerConfig)}
     values: dict[str, Any] = {"beta_schedule": "linear", "variance_type": "fixed_small", "sample_max_value": 1.0}
     values |= {"dynamic_thresholding_ratio": 0.995, **{key: content[key] for key in content if key in known}}

@@ -17,6 +17,11 @@ from if_jax.text.tokens import Tokenizer
 
 StageKind = Literal["base", "super-resolution"]
 PIPELINES: dict[StageKind, str] = {"base": "IFPipeline", "super-resolution": "IFSuperResolutionPipeline"}
+# diffusers' pipelines of other modes have the same parts and weights
+PIPELINE_KINDS: dict[str, StageKind] = {
+    **{f"IF{mode}Pipeline": "base" for mode in ("", "Img2Img", "Inpainting")},
+    **{f"IF{mode}SuperResolutionPipeline": "super-resolution" for mode in ("", "Img2Img", "Inpainting")},
+}
 STAGE_NAMES = ("I", "II", "III", "IV", "V", "VI")
 
 
@@ -119,9 +124,13 @@ def check_stages(stages: Sequence[StageRelease], defaults: Sequence[StageDefault
         size, width = stage.unet_config.sample_size, stage.unet_config.encoder_hid_dim
         if stage.kind != "super-resolution":
             raise ValueError(f"stage {name} is a {stage.kind} stage: only the first may be")
-        if size <= previous.unet_config.sample_size:
+        smaller = previous.unet_config.sample_size
+        if size <= smaller:
+            raise ValueError(f"stage {name} draws {size} px, no more than the {smaller} before")
+        if size % smaller:
             raise ValueError(
-                f"stage {name} draws {size} px, no more than the {previous.unet_config.sample_size} before"
+                f"stage {name} draws {size} px from {smaller}, {size / smaller:g} times as much: a stage enlarges by "
+                f"a whole number, train it for {size // smaller * smaller} px"
             )
         if stage.text_encoder_sha256 not in (None, base.text_encoder_sha256) or width != base.text_config.d_model:
             raise ValueError(

@@ -111,6 +111,7 @@ def read_bin(path: Path) -> dict[str, Lazy]:
     Raises:
       ValueError: the file is damaged or holds anything but tensors, or PyTorch is not installed.
     """
+    require_file(path)
     torch = import_torch(f"{path}: reading .bin files")
     from pickle import UnpicklingError
 
@@ -210,6 +211,7 @@ def _index_file(folder: Path, stem: str, files: list[Path]) -> Path | None:
 def _open_safetensors(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
+    require_file(path)
     try:
         with safe_open(path, framework="numpy") as file:  # checks the header against the file's length
             metadata = dict(file.metadata() or {})

@@ -17,4 +17,4 @@ from if_jax.config.keys import (
     for_compiling,
     resumable,
 )
-from if_jax.config.parse import differences, recipe_to_dict, to_recipe
+from if_jax.config.parse import check_override, differences, recipe_to_dict, to_recipe

@@ -33,14 +33,16 @@ def _check_training(recipe: Recipe) -> None:
         raise ValueError(f"recipe key accumulate is {recipe.accumulate}: it must divide batch_size {recipe.batch_size}")
     if not recipe.ema_decays:
         raise ValueError("recipe key ema_decays is empty: give at least one decay, such as 0.9999")
-    decays = [(f"ema_decays[{i}]", decay) for i, decay in enumerate(recipe.ema_decays)]
-    for key, value in (*decays, ("data.caption_dropout", recipe.data.caption_dropout)):
-        if not 0 <= value < 1:
-            raise ValueError(f"recipe key {key} is {value}: it must lie in [0, 1)")
-    if not 0 <= recipe.pooled_dropout <= 1:
-        raise ValueError(f"recipe key pooled_dropout is {recipe.pooled_dropout}: it must lie in [0, 1]")
-    if recipe.guard.max_in_a_row < 1 or recipe.guard.spike_factor < 0:
-        raise ValueError(f"recipe section guard: {recipe.guard}: max_in_a_row is at least 1, spike_factor at least 0")
+    factor = recipe.guard.spike_factor
+    if 0 < factor <= 1:
+        raise ValueError(
+            f"recipe key guard.spike_factor is {factor}: usual gradients would count as spikes; "
+            "it must be above 1, or 0 to leave out only what is not finite"
+        )
+    if recipe.sample.every and not recipe.sample.prompts:
+        raise ValueError(
+            "recipe key sample.prompts is empty: give at least one prompt, or set sample.every=0 to draw none"
+        )
 
 
 def _check_start(recipe: Recipe) -> None:
@@ -69,13 +71,26 @@ def _check_networks(recipe: Recipe) -> None:
 
 def _check_sides(recipe: Recipe) -> None:
     data, halvings = recipe.data, len(presets.UNETS[recipe.unet].block_out_channels) - 1
-    side = data.crop or data.size
-    if side % 2**halvings:
-        raise ValueError(f"pictures of side {side} cannot be halved {halvings} times: use a multiple of {2**halvings}")
-    if recipe.stage == "super-resolution" and data.size % data.low_size:
-        raise ValueError(f"recipe key data.size is {data.size}: it must be a multiple of data.low_size")
     if data.crop > data.size:
         raise ValueError(f"recipe key data.crop is {data.crop}: it must be at most data.size {data.size}")
+    for key, side in (("crop", data.crop), ("size", data.size)):  # trained on crops, it draws whole pictures
+        if side % 2**halvings:
+            raise ValueError(
+                f"recipe key data.{key} is {side}: pictures of side {side} cannot be halved {halvings} times: "
+                f"use a multiple of {2**halvings}"
+            )
+    if recipe.stage != "super-resolution":
+        return
+    if data.size % data.low_size:
+        raise ValueError(
+            f"recipe key data.size is {data.size}: it must be a multiple of data.low_size {data.low_size}, "
+            f"such as {data.low_size * max(1, round(data.size / data.low_size))}"
+        )
+    if data.crop % (data.size // data.low_size):
+        raise ValueError(
+            f"recipe key data.crop is {data.crop}: it must be a multiple of {data.size // data.low_size}, which is "
+            "data.size over data.low_size"
+        )
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -87,12 +102,15 @@ def _check_data(recipe: Recipe) -> None:
         )
     if not 0.0 <= data.preparation.shift <= 1.0:
         raise ValueError(f"recipe key data.preparation.shift is {data.preparation.shift}: it must be from 0 to 1")
-    if outside := [key for key, value in dataclasses.asdict(data.keep).items() if value < 0]:
-        raise ValueError(f"recipe key data.keep.{outside[0]} is negative: 0 lets all pass")
+    if outside := [(key, value) for key, value in dataclasses.asdict(data.keep).items() if value < 0]:
+        key, value = outside[0]
+        raise ValueError(f"recipe key data.keep.{key} is negative, {value}: 0 lets all pass")
+    if not data.source.strip():
+        raise ValueError("recipe key data.source is empty: name a source, such as scenes or a folder of pictures")
 
 
 def _check_validation(validation: ValidationConfig) -> None:
-    if outside := [t for t in (*validation.timesteps, validation.aug_level) if not 0 <= t < 1000]:
-        raise ValueError(f"recipe keys validation.timesteps and aug_level: {outside[0]} is not in 0…999")
-    if validation.every and (not validation.timesteps or validation.samples < 1 or validation.batch_size < 1):
-        raise ValueError("recipe section validation needs timesteps, and at least one of samples and batch_size")
+    if validation.every and not validation.timesteps:
+        raise ValueError(
+            "recipe key validation.timesteps is empty: give some of 0 to 999, or set validation.every=0 to measure none"
+        )

@@ -1,13 +1,13 @@
 """Every key of a recipe with its type, its default and what else is known of it, once.
 
-A key says by itself which values it takes (its type, or the table that `choices` names), whether it may change when a
-run is resumed, and whether the compiled training step depends on it.
+A key says by itself which values it takes (its type, its limits, the table that `choices` names, what `parser` reads),
+whether it may change when a run is resumed, and whether the compiled training step depends on it. Numbers are finite.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from if_jax.checkpoints.stages import StageKind
@@ -15,6 +15,7 @@ from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 from if_jax.diffusion.losses import Weight
 from if_jax.diffusion.process import Prediction
+from if_jax.diffusion.schedule import parse_steps
 from if_jax.models import presets
 from if_jax.models.blocks import Remat
 from if_jax.parallel.rules import PRESETS as RULE_SETS
@@ -34,8 +35,12 @@ def key(
     *,
     resumable: bool = False,
     compiled: bool = True,
-    minimum: int | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     choices: Collection[str] | None = None,
+    parser: Callable[[Any], object] | None = None,
 ) -> Default:
     """A recipe key, or a whole section of keys, with what is known of it besides its type.
 
@@ -43,14 +48,23 @@ def key(
       default: its value unless set; of a section, the section with its defaults.
       resumable: a run may go on with another value.
       compiled: the compiled training step depends on it.
-      minimum: the least value it takes.
+      minimum: the least value it takes; of a list, the least each entry takes, as with the other limits.
+      maximum: the greatest value it takes.
+      above: all its values are greater than this.
+      below: all its values are less than this.
       choices: the table whose names it takes; looked up whenever a recipe is read.
+      parser: reads the value where it is used, and raises ValueError for one that it cannot read.
 
     Returns:
       The dataclass field, typed as the default it has.
     """
-    known = {"resumable": resumable, "compiled": compiled, "minimum": minimum, "choices": choices}
-    return dataclasses.field(default=default, metadata=known)
+    known = {"resumable": resumable, "compiled": compiled, "choices": choices, "parser": parser}
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata=known | limits)
+
+
+def _seed(default: int, compiled: bool = True) -> int:
+    return key(default, minimum=0, maximum=2**31 - 2, compiled=compiled)  # the noise is that of the seed after it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +74,19 @@ class DataConfig:
     # "scenes" or "tasks" (drawn on the fly), a folder of pictures, tar files, a data set built here or prepared by
     # TensorFlow Datasets, or a mixture: "0.7*data/photos + 0.3*scenes"
     source: str = key("scenes", compiled=False)
-    size: int = 64  # side of the pictures, pixels
-    crop: int = 0  # super-resolution: train on random crops of this side; 0 = the full frame
-    low_size: int = 64  # super-resolution: side of the low-resolution picture the stage starts from
-    low_blur: float = 0.0  # super-resolution: half of the low-res pictures are blurred, σ in [0, this] of their pixels
+    size: int = key(64, minimum=8)  # side of the pictures, pixels
+    crop: int = key(0, minimum=0)  # super-resolution: train on random crops of this side; 0 = the full frame
+    low_size: int = key(64, minimum=1)  # super-resolution: side of the low-resolution picture the stage starts from
+    # super-resolution: half of the low-res pictures are blurred, σ in [0, this] of their pixels
+    low_blur: float = key(0.0, minimum=0)
     # share of captions replaced by "" (what guidance calls unconditional)
-    caption_dropout: float = key(0.1, compiled=False)
+    caption_dropout: float = key(0.1, minimum=0, below=1, compiled=False)
     embeddings: str = ""  # folder of text states that `if-jax embed` wrote for this source and text encoder
-    seed: int = key(0, compiled=False)
+    seed: int = _seed(0, compiled=False)
     # batches made ahead at the same time (in each worker)
-    threads: int = key(2, resumable=True, compiled=False)
+    threads: int = key(2, minimum=0, resumable=True, compiled=False)
     # processes that read and decode stored pictures; 0: this one does
-    workers: int = key(0, resumable=True, compiled=False)
+    workers: int = key(0, minimum=0, resumable=True, compiled=False)
     preparation: Preparation = key(Preparation(), compiled=False)
     keep: Filter = key(Filter(), compiled=False)
 
@@ -83,15 +98,15 @@ class OptimizerConfig:
     name: OptimizerName = "adamw"  # adafactor: T5X's, no first moment; muon: kernels orthogonalised, the rest Adam
     # linear warm-up then cosine; one-cycle: cosine up as well (IF); constant after warm-up
     schedule: LearningRateSchedule = "cosine"
-    learning_rate: float = 1e-4  # at the peak
-    initial_learning_rate: float = 0.0
-    final_learning_rate: float = 0.0
-    warmup_steps: int = 1000
+    learning_rate: float = key(1e-4, above=0)  # at the peak
+    initial_learning_rate: float = key(0.0, minimum=0)
+    final_learning_rate: float = key(0.0, minimum=0)
+    warmup_steps: int = key(1000, minimum=0)
     moment_dtype: Dtype = "float32"  # of AdamW's and Muon's first moment; the second stays float32
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    b1: float = key(0.9, minimum=0, below=1)
+    b2: float = key(0.99, minimum=0, below=1)
+    weight_decay: float = key(0.0, minimum=0)
+    clip_norm: float = key(1.0, above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,48 +123,50 @@ class MeshConfig:
 class SampleConfig:
     """The fixed prompts drawn during training, with the EMA weights."""
 
-    every: int = 1000  # steps; 0 = never
+    every: int = key(1000, minimum=0)  # steps; 0 = never
     prompts: tuple[str, ...] = (
         "two red spheres and a blue cube",
         "a green cylinder",
         "three yellow cubes",
         "a purple sphere left of a red cube",
     )
-    steps: str = "smart27"
+    steps: str = key("smart27", parser=parse_steps)
     guidance_scale: float = 4.0
-    aug_level: int = 100  # super-resolution: noise level of the low-resolution picture, 0…999
+    aug_level: int = key(100, minimum=0, maximum=999)  # super-resolution: noise level of the low-resolution picture
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
     """The fixed-timestep loss on held-out pictures: one number per timestep, the same on any number of devices."""
 
-    every: int = 0  # steps; 0 = never
+    every: int = key(0, minimum=0)  # steps; 0 = never
     source: str = "scenes"  # another seed of the scenes, or a data set kept out of training; samples of
     # super-resolution enlarge pictures of it
-    samples: int = 64
-    batch_size: int = 16
-    timesteps: tuple[int, ...] = (50, 250, 500, 750, 950)
-    aug_level: int = 250  # super-resolution: noise level of the low-resolution picture
-    seed: int = 1_000_003  # of scenes, and of the noise
+    samples: int = key(64, minimum=1)
+    batch_size: int = key(16, minimum=1)
+    timesteps: tuple[int, ...] = key((50, 250, 500, 750, 950), minimum=0, maximum=999)
+    aug_level: int = key(250, minimum=0, maximum=999)  # super-resolution: noise level of the low-resolution picture
+    seed: int = _seed(1_000_003)  # of scenes, and of the noise
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When an update is left out, and when a run stops: a gradient that is not finite, or far above its average."""
 
-    spike_factor: float = 20.0  # times the running average of the gradient norm; 0 = only what is not finite
-    grace_steps: int = 100  # before the average is trusted
-    max_in_a_row: int = 10  # so many updates left out one after another stop the run
+    spike_factor: float = key(
+        20.0, minimum=0
+    )  # times the running average of the gradient norm; 0 = only what is not finite
+    grace_steps: int = key(100, minimum=1)  # updates before the average is trusted
+    max_in_a_row: int = key(10, minimum=1)  # so many updates left out one after another stop the run
 
 
 @dataclasses.dataclass(frozen=True)
 class HostsConfig:
     """How long the processes of one run wait for each other, seconds."""
 
-    start_seconds: int = 300  # for all to come, and to tell what they run
-    heartbeat_seconds: int = 100  # silence after which a process counts as dead and the others leave
-    step_seconds: int = 1800  # without a step, a validation or a sheet of samples: the process leaves; 0 = never
+    start_seconds: int = key(300, minimum=1)  # for all to come, and to tell what they run
+    heartbeat_seconds: int = key(100, minimum=1)  # silence after which a process counts as dead; the others leave
+    step_seconds: int = key(1800, minimum=0)  # without a step or a sheet of samples: the process leaves; 0 = never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,23 +184,26 @@ class Recipe:
     init_only: str = key("", resumable=True, compiled=False)
     prediction: Prediction = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
     loss_weight: Weight = "none"  # of the squared error by timestep: "none" is IF's
-    pooled_dropout: float = 0.0  # share of pictures whose step embedding is not told the text: attention must read it
+    # share of pictures whose step embedding is not told the text: attention must read it
+    pooled_dropout: float = key(0.0, minimum=0, maximum=1)
     # the cosine schedule, shifted to be as noisy for pictures of this side as 64 px are (IF: 64)
     noise_size: int = key(64, minimum=1)
-    sample_max_value: float = 1.5  # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
+    # ceiling of dynamic thresholding when sampling; IF: 1.5 base, 1.0 later
+    sample_max_value: float = key(1.5, minimum=1)
     batch_size: int = key(64, minimum=1)  # pictures per update
     # parts a batch is computed in, one after another, for less memory
     accumulate: int = key(1, minimum=1, resumable=True)
     steps: int = key(100_000, minimum=1, resumable=True)
     compute_dtype: Dtype = "float32"  # of matrix products and convolutions; the state is float32
     remat: Remat = "none"  # what the backward pass computes again: nothing, whole blocks, all but matrix products
-    ema_decays: tuple[float, ...] = (0.9999,)  # the first one is drawn with and released
-    seed: int = 0
+    # the first one is drawn with and released
+    ema_decays: tuple[float, ...] = key((0.9999,), minimum=0, below=1)
+    seed: int = _seed(0)
     log_every: int = key(50, minimum=1, resumable=True, compiled=False)
     checkpoint_every: int = key(1000, minimum=1, resumable=True, compiled=False)
     keep_checkpoints: int = key(2, minimum=1, resumable=True, compiled=False)  # the newest ones
     # steps; checkpoints at multiples of it are kept for good, 0 = none
-    keep_every: int = key(0, resumable=True, compiled=False)
+    keep_every: int = key(0, minimum=0, resumable=True, compiled=False)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = key(MeshConfig(), resumable=True)

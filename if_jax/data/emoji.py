@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from if_jax.checkpoints.files import user_cache
 from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import read_picture
 
@@ -112,7 +112,10 @@ def _exchange_tones(code: str) -> str:
 
 
 def _fetch() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "if_jax" / "emoji"
+    cache = user_cache()
+    if cache is None:
+        raise FileNotFoundError("there is no home to fetch the emoji to: set XDG_CACHE_HOME, or give --source")
+    base = cache / "emoji"
     if all((base / "node_modules" / name.rpartition("@")[0]).is_dir() for name in PACKAGES):
         return base
     npm = shutil.which("npm")

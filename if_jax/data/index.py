@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from if_jax.checkpoints.files import atomic_file
+from if_jax.checkpoints.files import atomic_file, user_cache
 from if_jax.data.preprocessing import UnusableRecord, read_picture
 
 VERSION = 2
@@ -279,8 +278,9 @@ def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
     return float("nan")
 
 
-def _places(store: RecordStore) -> tuple[Path, Path]:
-    beside = store.index_file()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _places(store: RecordStore) -> tuple[Path, ...]:
+    beside, cache = store.index_file(), user_cache()
+    if cache is None:
+        return (beside,)
     known = hashlib.sha256(str(beside.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return beside, base / "if_jax" / "indexes" / f"{known}.npz"
+    return beside, cache / "indexes" / f"{known}.npz"

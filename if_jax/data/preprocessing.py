@@ -7,7 +7,9 @@ most a tenth of its short side, DeepFloyd IF's model card) and scaled down by Pi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import math
 import warnings
 
 import numpy as np
@@ -65,16 +67,28 @@ def read_picture(encoded: bytes) -> Image.Image:
     """
     if not encoded:
         raise UnusableRecord("empty file")
+    _allow_damaged_metadata()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata is no reason to refuse a readable picture, but
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a bomb is
-            with open_picture(encoded) as stored:
-                return to_rgb(stored)
+        with open_picture(encoded) as stored:
+            if stored.width * stored.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise UnusableRecord("too many pixels")
+            return to_rgb(stored)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnusableRecord("too many pixels") from None
+    except UnusableRecord:
+        raise
     except Exception:  # decoders raise whatever they stumble over in a damaged file; one file must not end a run
         raise UnusableRecord("unreadable image") from None
+
+
+@functools.cache
+def _allow_damaged_metadata() -> None:
+    """Damaged metadata is no reason to speak of a readable picture.
+
+    The filter stays, for Pillow's warnings alone: `catch_warnings` is the whole process's, and threads that leave it
+    in another order than they entered silence everything for good.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from if_jax.inference.cascade import Cascade
 
 TILE = 8  # pictures of stage I in one program
 _LARGE_TILE = 4  # … of stage II
+REPORT_FILES = ("report.json", "report.html", "sheet.png")  # beside the folder of the pictures
+_KEYS = {"cascade_sha256", "prompts_sha256"}  # of an identity: what marks a folder as ours
+_PICTURE = re.compile(r"\d{4,}-(I|II|true-[\w-]+)\.png")
 PictureProgress = Callable[[str, int, int], None]  # what, pictures done, of how many
 
 
@@ -27,20 +31,34 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool = Fa
       overwrite: drop the pictures of another evaluation.
 
     Raises:
-      ValueError: the folder is of another evaluation and `overwrite` is false.
+      ValueError: the folder is of another evaluation and `overwrite` is false, or holds pictures of somebody else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
+    ours = path.is_file() and read_json(path).keys() >= _KEYS
+    beside = [] if is_report(folder.parent / REPORT_FILES[0]) else [folder.parent / name for name in REPORT_FILES]
+    foreign = [file for file in (path, *folder.glob("*.png"), *beside) if not ours and file.exists()]
+    if foreign:
+        raise ValueError(f"{foreign[0]} exists and is not of an evaluation, so it is not replaced: give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
     if path.exists() and read_json(path) != json.loads(text):
         if not overwrite:
             raise ValueError(
                 f"{folder} holds pictures of another cascade, seed or setting: give another --out, or --overwrite"
             )
+        for old in folder.glob("*.png"):
+            if _PICTURE.fullmatch(old.name):
+                old.unlink()
         path.unlink()
     if not path.exists():
-        for old in folder.glob("[0-9]*-*.png"):
-            old.unlink()
-        path.write_text(text + "\n")
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is the report of an evaluation."""
+    try:
+        return path.is_file() and read_json(path).keys() >= _KEYS
+    except ValueError:
+        return False
 
 
 def cascade_sha256(folder: Path) -> str:
@@ -59,12 +77,14 @@ def stage_one(
       cascade: what draws.
       captions: one for each picture.
       folder: of a `claim_folder`; pictures it holds are not drawn again.
-      options: what `Cascade.dream` takes besides.
+      options: what `Cascade.dream` takes besides; stage II's are passed over.
       progress: called before every tile and at the end.
 
     Returns:
       The pictures in the order of the captions.
     """
+
+    options = {word: value for word, value in options.items() if word != "if_II_kwargs"}
 
     def draw(rows: Sequence[int]) -> list[Image.Image]:
         texts = [captions[row] for row in rows]

@@ -114,6 +114,11 @@ def stage_settings_of(
     for name, kwargs in words.items():
         if kwargs and name not in STAGE_NAMES[: len(stages)]:
             raise ValueError(f"if_{name}_kwargs is given, but this cascade has {len(stages)} stage(s)")
+        drawn = STAGE_NAMES[plan.first : plan.first + len(plan.sizes)]
+        if kwargs and name not in drawn:
+            raise ValueError(f"if_{name}_kwargs is given, but stage {name} is not drawn, only {', '.join(drawn)}")
+        if "positive_mixer" in kwargs and not options.get("style_prompt"):
+            raise ValueError(f"if_{name}_kwargs: positive_mixer is the share of the style: give style_prompt too")
         if plan.supports is None and (word := next((w for w in SUPPORT_WORDS if w in kwargs), None)):
             raise ValueError(f"if_{name}_kwargs: {word} is for pictures that are drawn over; leave it out")
     settings = []
@@ -122,6 +127,9 @@ def stage_settings_of(
         if plan.noise_level is not None and default.noise_level is not None:
             default = replace(default, noise_level=plan.noise_level)
         settings.append(stage_settings(name, stages[index], default, words[name], plan.strengths[index > 0]))
+    negative = options.get("negative_prompt") or options.get("negative_prompt_embeds") is not None
+    if negative and not any(each.guided for each in (settings if plan.negative_everywhere else settings[:1])):
+        raise ValueError("negative_prompt does nothing at guidance_scale 1: leave it out, or give another scale")
     return settings
 
 

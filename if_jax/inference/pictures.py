@@ -120,12 +120,15 @@ def read_notes(path: str | Path) -> dict[str, Any]:
       ValueError: where it holds no notes.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            return json.loads(picture.info[_KEY])
+        with Image.open(path, formats=["PNG"]) as picture:
+            notes = json.loads(picture.info[_KEY])
+        if isinstance(notes, dict):
+            return notes
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give a picture that if-jax has drawn") from None
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"{path}: holds no settings of if-jax; give a PNG as it was written, not a copy") from None
+    except (KeyError, ValueError, TypeError, OSError, Image.DecompressionBombError):
+        pass
+    raise ValueError(f"{path}: holds no settings of if-jax; give a PNG as it was written, not a copy")
 
 
 def with_watermark(picture: Image.Image, mark: Image.Image) -> Image.Image:

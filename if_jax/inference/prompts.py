@@ -126,13 +126,14 @@ def _captions(word: str, texts: str | Sequence[str] | None) -> list[str]:
     captions = list(texts) if isinstance(texts, list | tuple) else [cast(str, texts)]
     if not captions:
         raise ValueError(f"{word} is empty: give at least one text")
-    for caption in captions:
+    for number, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise ValueError(f"{word} holds {caption!r} ({type(caption).__name__}): give texts")
         if len(caption) > LONGEST:
             raise ValueError(
                 f"{word} has a text of {len(caption)} characters: 77 tokens are read, give {LONGEST} or fewer"
             )
+        captions[number] = caption.encode("utf-8", "replace").decode()  # a stray byte, which UTF-8 lacks, is a "?"
     return captions
 
 

@@ -98,7 +98,7 @@ def stage_settings(
         sample_max_value=number("dynamic_thresholding_c", stage.scheduler.sample_max_value),
     )
     settings = StageSettings(
-        timesteps=_timesteps(where, kwargs, defaults, scheduler.num_train_timesteps),
+        timesteps=_timesteps(where, kwargs, defaults, scheduler),
         guidance_scale=number("guidance_scale", defaults.guidance_scale),
         noise_level=_noise_level(where, kwargs, defaults, scheduler.num_train_timesteps),
         scheduler=scheduler,
@@ -112,6 +112,7 @@ def stage_settings(
         less_qsample_steps=int(number(next((w for w in _LESS_WORDS if w in kwargs), _LESS_WORDS[0]), 0, 0)),
     )
     _check_start(where, settings)
+    _check_effect(where, settings, kwargs)
     return settings
 
 
@@ -155,6 +156,22 @@ def _check_start(where: str, settings: StageSettings) -> None:
         )
 
 
+def _check_effect(where: str, settings: StageSettings, kwargs: StageKwargs) -> None:
+    """Refuses words that change nothing beside the others."""
+    of_ddim = [word for word in ("eta", "clipped_eps") if kwargs.get(word)]
+    if of_ddim and settings.sampler != "ddim":
+        raise ValueError(
+            f"{where}: {of_ddim[0]} {kwargs[of_ddim[0]]!r} does nothing with sample_loop {settings.sampler!r}: "
+            "leave it out, or draw with ddim"
+        )
+    of_guidance = [word for word in ("guidance_interval", "apg") if kwargs.get(word)]
+    if of_guidance and not settings.guided:
+        raise ValueError(
+            f"{where}: {of_guidance[0]} {kwargs[of_guidance[0]]!r} does nothing at guidance_scale 1: "
+            "leave it out, or give another scale"
+        )
+
+
 def _sampler(where: str, kwargs: StageKwargs) -> SamplerName:
     value = kwargs.get("sample_loop", SAMPLERS[0])
     if value not in SAMPLERS:
@@ -190,7 +207,8 @@ def _apg(where: str, kwargs: StageKwargs) -> tuple[float, float] | None:
     return parallel, norm
 
 
-def _timesteps(where: str, kwargs: StageKwargs, defaults: StageDefaults, total: int) -> tuple[int, ...]:
+def _timesteps(where: str, kwargs: StageKwargs, defaults: StageDefaults, scheduler: SchedulerConfig) -> tuple[int, ...]:
+    total = scheduler.num_train_timesteps
     word = next((word for word in _STEP_WORDS if word in kwargs), None)
     spec = defaults.sample_timestep_respacing if word is None else kwargs[word]
     try:
@@ -199,7 +217,7 @@ def _timesteps(where: str, kwargs: StageKwargs, defaults: StageDefaults, total: 
             count = int(cast(str, spec))
             if not 1 <= count <= total:
                 raise ValueError(f"{spec!r} is not in 1…{total}")
-            steps = [step * (total // count) for step in range(count)]
+            steps = scheduler.spread(count)
         return tuple(int(step) for step in parse_steps(steps, total))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {word or 'default steps'} {spec!r}: {error}") from None

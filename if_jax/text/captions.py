@@ -8,6 +8,7 @@ DeepFloyd IF and of diffusers' IF pipelines, their quirks included (a rule's com
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 import warnings
@@ -149,9 +150,20 @@ def _text_of_html(text: str) -> str:
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "looks like a file name": captions may
-        try:
-            return BeautifulSoup(text, features="html.parser").text
-        except ParserRejectedMarkup:
-            return text
+    _allow_file_names()
+    try:
+        return BeautifulSoup(text, features="html.parser").text
+    except ParserRejectedMarkup:
+        return text
+
+
+@functools.cache
+def _allow_file_names() -> None:
+    """Captions may look like a file name or an address.
+
+    The filter stays: `catch_warnings` is the whole process's, and threads that leave it in another order than they
+    entered silence everything for good.
+    """
+    from bs4 import MarkupResemblesLocatorWarning
+
+    warnings.filterwarnings("ignore", category=MarkupResemblesLocatorWarning)

@@ -8,10 +8,9 @@ gives stock diffusers the same conditioning.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-TEXT_LENGTH = 77
-PAD, EOS, UNKNOWN = 0, 1, 2
+from if_jax.text.tokenizer_files import (
+    EOS,
+    PAD,
+    TEXT_LENGTH,
+    UNKNOWN,
+    added_tokens,
+    class_name_of,
+    open_json,
+    open_sentencepiece,
+    save_config,
+)
 
 _LOG = logging.getLogger(__name__)
 _T5_FILES = ("spiece.model", "tokenizer.json")
@@ -44,6 +52,10 @@ class Tokenizer(Protocol):
         self, captions: Sequence[str], length: int = TEXT_LENGTH, *, always_warn: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and mask, both int32 (B, length); the mask is 1 up to and including the end-of-text token."""
+        ...
+
+    def pieces(self) -> list[str]:
+        """Texts that together use the whole vocabulary: two tokenizers that cut them alike are the same."""
         ...
 
     def save(self, folder: str | Path) -> None:
@@ -70,14 +82,19 @@ def load_tokenizer(source: str | Path) -> ByteTokenizer | T5Tokenizer:
         raise FileNotFoundError(
             f'tokenizer "{source}" does not exist: give "bytes", a tokenizer folder or spiece.model'
         )
-    name = _class_name(path / "tokenizer_config.json")
+    name, added = class_name_of(path / "tokenizer_config.json"), added_tokens(path)
     if name == "ByT5Tokenizer":
+        if added:
+            raise ValueError(_cannot_add(path, added, "bytes"))
         return ByteTokenizer()
     if name not in (None, "T5Tokenizer", "T5TokenizerFast"):
         raise ValueError(f'tokenizer "{source}" is a {name}: if_jax reads ByT5Tokenizer and T5Tokenizer folders')
-    for file_name in _T5_FILES:
+    for file_name in reversed(_T5_FILES) if added else _T5_FILES:  # SentencePiece knows nothing of added tokens
         if (path / file_name).is_file():
-            return _open_t5(path / file_name)
+            tokenizer = _open_t5(path / file_name)
+            if lost := [token for token in added if tokenizer.token_id(token) != added[token]]:
+                raise ValueError(_cannot_add(path / file_name, lost, "pieces"))
+            return tokenizer
     raise FileNotFoundError(f'tokenizer folder "{source}" is incomplete: it needs {" or ".join(_T5_FILES)}')
 
 
@@ -128,9 +145,13 @@ class ByteTokenizer:
         _report_cut(captions, sizes > room, length, self._reported, always_warn)
         return ids, mask
 
+    def pieces(self) -> list[str]:
+        """See `Tokenizer.pieces`: bytes have no vocabulary of their own."""
+        return [chr(code) for code in range(128)]
+
     def save(self, folder: str | Path) -> None:
         """Write tokenizer_config.json: ByT5 has no vocabulary to store."""
-        _save_config(Path(folder), self.class_name, _BYTE_SENTINELS)
+        save_config(Path(folder), self.class_name, _BYTE_SENTINELS)
 
 
 @dataclass(frozen=True)
@@ -150,7 +171,7 @@ class T5Tokenizer:
     def vocab_size(self) -> int:
         """Pieces and sentinels: 32,100 for the published T5 (whose embedding table is padded to 32,128 rows)."""
         if self.file_name == "tokenizer.json":
-            return self._backend.get_vocab_size()
+            return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         return self._backend.get_piece_size() + _T5_SENTINELS
 
     def __call__(
@@ -168,14 +189,26 @@ class T5Tokenizer:
         _report_cut(captions, np.array([len(row) >= length for row in rows], bool), length, self._reported, always_warn)
         return ids, mask
 
+    def pieces(self) -> list[str]:
+        """See `Tokenizer.pieces`."""
+        if self.file_name == "tokenizer.json":
+            words = self._backend.get_vocab(with_added_tokens=True)
+        else:
+            words = [self._backend.id_to_piece(i) for i in range(self._backend.get_piece_size())]
+        return sorted(word.replace("\u2581", " ") for word in words)
+
     def save(self, folder: str | Path) -> None:
         """Write the model file as it was read, and tokenizer_config.json."""
-        _save_config(Path(folder), self.class_name, _T5_SENTINELS)
+        save_config(Path(folder), self.class_name, _T5_SENTINELS)
         (Path(folder) / self.file_name).write_bytes(self.model)
 
     @cached_property
     def _backend(self) -> Any:
-        return (_open_json if self.file_name == "tokenizer.json" else _open_sentencepiece)(self.model)
+        return (open_json if self.file_name == "tokenizer.json" else open_sentencepiece)(self.model)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token that a caption spells out; None where the caption's is cut to pieces instead."""
+        return self._backend.token_to_id(token) if self.file_name == "tokenizer.json" else None
 
     def _ids_of_caption(self, caption: str) -> list[int]:
         """Ids without the end-of-text token. Split at spelled-out tokens here: SentencePiece knows nothing of them."""
@@ -189,8 +222,13 @@ class T5Tokenizer:
 
     def _ids_of_text(self, text: str) -> list[int]:
         if self.file_name == "tokenizer.json":
-            return self._backend.encode(text, add_special_tokens=False).ids
-        return self._backend.encode(text)
+            return self._backend.encode(_plain(text), add_special_tokens=False).ids
+        return self._backend.encode(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """Text with "?" for what UTF-8 cannot hold, such as a stray byte of a command line."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 _SPELLED = re.compile(r"\s*(<pad>|</s>|<unk>)\s*|<extra_id_(0|[1-9][0-9]*)>")
@@ -260,13 +298,12 @@ def _report_cut(captions: Sequence[str], cut: np.ndarray, length: int, reported:
     )
 
 
-def _class_name(config_file: Path) -> str | None:
-    if not config_file.is_file():
-        return None
-    try:
-        return json.loads(config_file.read_text(encoding="utf-8")).get("tokenizer_class")
-    except (ValueError, AttributeError):
-        raise ValueError(f'tokenizer file "{config_file}" is not a JSON object: copy it again') from None
+def _cannot_add(path: Path, tokens: Iterable[str], into: str) -> str:
+    named = ", ".join(list(tokens)[:5])
+    return (
+        f'tokenizer "{path}": its added tokens {named} would be cut to {into}; open the folder with transformers, '
+        "save it as a fast tokenizer (tokenizer.json), which keeps them, or leave the tokens out"
+    )
 
 
 def _open_t5(path: Path) -> T5Tokenizer:
@@ -276,46 +313,3 @@ def _open_t5(path: Path) -> T5Tokenizer:
     except ValueError as error:
         raise ValueError(f'tokenizer file "{path}" {error}: give the file of a T5 model') from None
     return tokenizer
-
-
-def _open_sentencepiece(model: bytes) -> Any:
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-    except RuntimeError:
-        raise ValueError("is not a SentencePiece model") from None
-    _check_numbering((processor.pad_id(), processor.eos_id(), processor.unk_id()))
-    return processor
-
-
-def _open_json(model: bytes) -> Any:
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        backend = Backend.from_str(model.decode("utf-8"))
-    except Exception:  # tokenizers raises bare Exception for a file it cannot read
-        raise ValueError("is not a tokenizer.json") from None
-    _check_numbering(tuple(backend.token_to_id(token) for token in ("<pad>", "</s>", "<unk>")))
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def _check_numbering(numbering: tuple[int | None, ...]) -> None:
-    if numbering != (PAD, EOS, UNKNOWN):
-        raise ValueError(f"numbers pad, end of text and unknown {numbering} instead of {(PAD, EOS, UNKNOWN)}")
-
-
-def _save_config(folder: Path, class_name: str, sentinels: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "tokenizer_class": class_name,
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "extra_ids": sentinels,
-        "model_max_length": TEXT_LENGTH,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

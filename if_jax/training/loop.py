@@ -79,6 +79,7 @@ def _train_alone(
     if start >= recipe.steps:
         return
     recorder.note("checked", step=start)
+    validation.check_source(recipe)
     source = setup.open_source(recipe)
     content = host_facts.data_facts(recipe, source)
     if jax.process_count() > 1:  # each host has indexed its own copy

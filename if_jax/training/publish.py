@@ -53,11 +53,15 @@ def publish(
       FileNotFoundError: a run without a finished checkpoint.
       ValueError: stages that do not belong together, or a folder that exists.
     """
+    _check_counts(len(runs), {"steps": steps, "guidance": guidance}, noise_level)
     stages, defaults, recipes, trained = [], [], [], []
-    rows = zip_longest(runs, steps[: len(runs)], guidance[: len(runs)], (None, *noise_level)[: len(runs)])
+    smaller = 0
+    rows = zip_longest(runs, steps, guidance, (None, *noise_level))
     for workdir, stage_steps, stage_guidance, stage_level in rows:
         step, metadata, ema = run.read_ema(workdir, ema_decay)
         recipe = stored_recipe(workdir, metadata)
+        _check_enlarged(workdir, recipe, smaller)
+        smaller = recipe.data.size
         stage = _trained_stage(recipe, ema, metadata.get("text_encoder_sha256") or None)
         recipes.append(recipe_to_dict(recipe))
         notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
@@ -73,10 +77,35 @@ def publish(
             )
         )
     if len(stages) == 1 and stages[0].kind != "base":
+        if steps or guidance or scores:
+            raise ValueError(
+                f"{runs[0]} is a {stages[0].kind} run: alone it becomes a stage folder, which holds neither defaults "
+                "nor a card; leave out steps, guidance and scores, or give the run of stage I first"
+            )
         release.write_stage(folder, stages[0], storage, overwrite)
         return
     card = model_card(Path(folder).name, stages, defaults, recipes, trained, scores)
     release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
+
+
+def _check_enlarged(workdir: str, recipe: Recipe, smaller: int) -> None:
+    """A stage behind another enlarges pictures of the size it was trained to; `smaller` is 0 for the first run."""
+    if smaller and recipe.stage == "super-resolution" and recipe.data.low_size != smaller:
+        raise ValueError(
+            f"{workdir} was trained to enlarge pictures of {recipe.data.low_size} px (data.low_size), but the "
+            f"stage before it draws {smaller} px: train one of them again"
+        )
+
+
+def _check_counts(runs: int, by_stage: Mapping[str, Sequence], noise_level: Sequence[int]) -> None:
+    """Values for stages that are not there are refused."""
+    for name, values in by_stage.items():
+        if len(values) > runs:
+            raise ValueError(f"{name} is given {len(values)} times for {runs} run(s): give one for each stage")
+    if len(noise_level) > runs - 1:
+        raise ValueError(
+            f"noise_level is given {len(noise_level)} times: {runs - 1} of the runs come after stage I and take it"
+        )
 
 
 def _trained_stage(recipe: Recipe, ema: Params, sha256: str | None) -> StageRelease:

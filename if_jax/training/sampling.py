@@ -48,7 +48,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     encode = jax.jit(networks.encode)
 
     def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
-        stage = make_stage(recipe, params["unet"], size=recipe.data.size)
+        stage = make_stage(recipe, params["unet"])
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
         states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
         all_keys = jax.random.split(stream(jax.random.key(recipe.seed), "sample sheets"), len(captions))

@@ -12,20 +12,22 @@ from if_jax.diffusion.schedule import cosine_betas
 from if_jax.models import presets
 
 
-def make_stage(recipe: Recipe, unet_params: Params, *, size: int | None = None) -> StageRelease:
-    """The stage that a recipe trains, without its text encoder.
+def make_stage(recipe: Recipe, unet_params: Params) -> StageRelease:
+    """The stage that a recipe trains, without its text encoder; it draws pictures of the size it is trained at.
 
     Args:
       recipe: what is trained.
       unet_params: parameters of its UNet.
-      size: side of the pictures to draw; None: the stage's own.
     """
-    unet = presets.UNETS[recipe.unet]
-    unet = dataclasses.replace(unet, sample_size=size or unet.sample_size)
+    unet = dataclasses.replace(presets.UNETS[recipe.unet], sample_size=recipe.data.size)
+    return StageRelease(recipe.stage, unet, unet_params, make_scheduler(recipe))
+
+
+def make_scheduler(recipe: Recipe) -> SchedulerConfig:
+    """The schedule and the prediction that a recipe trains for, and how its pictures are bounded."""
     betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
     prediction = PREDICTIONS[recipe.prediction]
-    scheduler = SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
-    return StageRelease(recipe.stage, unet, unet_params, scheduler)
+    return SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
 
 
 def stage_defaults(recipe: Recipe) -> StageDefaults:

@@ -20,11 +20,27 @@ from jax.sharding import NamedSharding
 from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.data import pipeline
+from if_jax.data.index import Filter
 from if_jax.diffusion import augment, process
 from if_jax.diffusion.schedule import cosine_schedule
 from if_jax.parallel import rules
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks, training_schedule
+
+
+def check_source(recipe: Recipe) -> None:
+    """Opens the held-out pictures where the run will look at them, so that it is not stopped by them hours later.
+
+    Raises:
+      ValueError: they cannot be read; names the recipe key and its value.
+    """
+    v = recipe.validation
+    if not v.every and not (recipe.sample.every and recipe.stage == "super-resolution"):
+        return
+    try:
+        pipeline.open_source(v.source, recipe.data.size, v.seed, recipe.data.preparation, Filter())
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"recipe key validation.source is {v.source!r}: {error}") from None
 
 
 def make_validation(

@@ -6,12 +6,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.scheduler import SchedulerConfig
+from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.weights import Params, load_params
 from if_jax.config import Recipe
+from if_jax.diffusion.schedule import cosine_betas, schedule_from_betas
+from if_jax.text.tokens import ByteTokenizer
+from if_jax.training.stage import make_scheduler
 
 
 def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Params]) -> Params:
@@ -23,12 +29,20 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
       fresh: makes random weights, used for what `init_only` leaves out.
 
     Raises:
-      ValueError: the release is of another kind or shape, or the pattern picks nothing.
+      ValueError: the release is of another kind or shape, or the pattern picks nothing; it was trained for another
+        prediction, schedule or text encoder, and no `init_only` asks for its weights all the same.
     """
     where = f"init_from {recipe.init_from!r}"
     stage = release.read_stage(recipe.init_from, None)
     if stage.kind != recipe.stage:
         raise ValueError(f"{where} is a {stage.kind} stage, but recipe key stage is {recipe.stage!r}")
+    if differences := _differences(recipe, stage):
+        if not recipe.init_only:
+            raise ValueError(
+                f"{where} was trained otherwise: {'; '.join(differences)}; or set init_only=. to start from its "
+                "weights all the same"
+            )
+        logging.warning("%s was trained otherwise: %s", where, "; ".join(differences))
     stored = {"unet": stage.unet_params, "text_encoder": stage.text_params or {}}
     released: dict[str, Any] = dict(flatten_dict(stored, sep="/"))
     wanted: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
@@ -50,3 +64,38 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
         params[name] = load_params(released[name], "float32", wanted[name].sharding)
     logging.info("%d of %d tensors start from %s", len(chosen), len(wanted), recipe.init_from)
     return unflatten_dict({name: params[name] for name in wanted}, sep="/")
+
+
+def _differences(recipe: Recipe, stage: StageRelease) -> list[str]:
+    """What the weights of a stage mean otherwise than the recipe would have it, each with what to do."""
+    own, theirs = make_scheduler(recipe), stage.scheduler
+    differences = []
+    if own.prediction != theirs.prediction:
+        differences.append(
+            f"it predicts {theirs.prediction!r}, recipe key prediction is {recipe.prediction!r} (set "
+            f"prediction={theirs.prediction})"
+        )
+    if not np.allclose(own.schedule().alpha_bar, theirs.schedule().alpha_bar, rtol=1e-4):
+        sizes = [size for size in (32, 64, 128, 256, 512, 1024) if _noised_for(theirs, size)]
+        remedy = f"set noise_size={sizes[0]}" if sizes else "no noise_size makes its schedule"
+        differences.append(
+            f"its noise schedule is another one than that of recipe key noise_size {recipe.noise_size} ({remedy})"
+        )
+    if recipe.text_encoder_from:
+        text = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
+        if text.sha256 and stage.text_encoder_sha256 and text.sha256 != stage.text_encoder_sha256:
+            differences.append(
+                f"it reads another text encoder ({stage.text_encoder_sha256[:12]}) than that of text_encoder_from "
+                f"{recipe.text_encoder_from!r} ({text.sha256[:12]}) (name the release it came with)"
+            )
+    elif stage.tokenizer is not None and stage.tokenizer.class_name != ByteTokenizer.class_name:
+        differences.append(
+            f"its captions are cut by {stage.tokenizer.class_name}, those of this recipe to bytes (set "
+            f"text_encoder_from={recipe.init_from})"
+        )
+    return differences
+
+
+def _noised_for(scheduler: SchedulerConfig, size: int) -> bool:
+    made = schedule_from_betas(cosine_betas(size=size)).alpha_bar
+    return np.allclose(scheduler.schedule().alpha_bar, made, rtol=1e-4)

@@ -15,7 +15,7 @@ import tiny
 
 from if_jax.checkpoints import names, release, write_tensors
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
-from if_jax.checkpoints.stages import IF_DEFAULTS
+from if_jax.checkpoints.stages import IF_DEFAULTS, check_stages
 from if_jax.checkpoints.tensors import Storage
 from if_jax.models.unet import UNet
 
@@ -332,6 +332,70 @@ def test_scheduler_files():
         with pytest.raises(ValueError, match=r"scheduler .*" + next(iter(change))) as error:
             scheduler_from_diffusers(published | change)
         one_line(error)
+
+
+@pytest.mark.parametrize("carried", [{"timestep_spacing": "trailing"}, {"steps_offset": 1}])
+def test_how_steps_are_spread_is_carried(carried):
+    content = scheduler_to_diffusers(SchedulerConfig(1.5))
+    assert not carried.keys() & content.keys()  # as IF publishes it
+    assert scheduler_to_diffusers(scheduler_from_diffusers(content | carried)).items() >= carried.items()
+
+
+def test_schedulers_of_another_class_are_refused_by_name(copy):
+    content = scheduler_to_diffusers(SchedulerConfig(1.5))
+    with pytest.raises(ValueError, match=r"scheduler is a DDIMScheduler, .*choose a sampler when drawing"):
+        scheduler_from_diffusers(content | {"_class_name": "DDIMScheduler"})
+    with pytest.raises(ValueError, match=r"'fixed_small': .*write learned_range into scheduler_config.json"):
+        scheduler_from_diffusers(content | {"variance_type": "fixed_small"})
+    change_json(copy / "stage_II/image_noising_scheduler/scheduler_config.json", beta_schedule="linear")
+    with pytest.raises(ValueError, match=r"scheduler_config.json: image_noising_scheduler beta_schedule is 'linear'"):
+        release.read_stage(copy / "stage_II", None)
+
+
+@pytest.mark.parametrize("mode", ["Img2Img", "Inpainting"])
+def test_pipelines_of_other_modes_are_ordinary_stages(copy, mode):
+    change_json(copy / "stage_I/model_index.json", _class_name=f"IF{mode}Pipeline")
+    change_json(copy / "stage_II/model_index.json", _class_name=f"IF{mode}SuperResolutionPipeline")
+    read, _ = release.read_cascade(copy, None)
+    assert [stage.kind for stage in read] == ["base", "super-resolution"]
+
+
+def test_a_clone_without_git_lfs_is_named(copy):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4000000000\n"
+    next((copy / "stage_I/unet").glob("*.safetensors")).write_text(pointer)
+    with pytest.raises(ValueError, match=r"is a Git LFS pointer, .*git lfs pull"):
+        release.read_stage(copy / "stage_I", None)
+
+
+def test_an_enlargement_is_a_whole_number():
+    base, later = tiny.stages()
+    later = replace(later, unet_config=replace(later.unet_config, sample_size=12))
+    with pytest.raises(ValueError, match=r"stage II draws 12 px from 8, 1.5 times as much"):
+        check_stages([base, later], tiny.DEFAULTS)
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_only_what_is_ours_is_replaced(copy, tmp_path):
+    def write(folder):
+        release.write_stage(folder, tiny.stages()[1], overwrite=True)
+
+    mine = tmp_path / "project"
+    mine.mkdir()
+    (mine / "config.yml").write_text("title: a project")
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a release"):
+        write(mine)
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes.txt beside a release, which would be lost"):
+        write(copy)
+    link = tmp_path / "link"
+    link.symlink_to(copy / "stage_II")
+    with pytest.raises(ValueError, match="is a link: give the folder it leads to"):
+        write(link)
+    assert link.is_symlink() and (copy / "notes.txt").exists() and (mine / "thesis.tex").exists()
 
 
 def test_stage_of_the_wrong_kind_is_refused():

@@ -14,6 +14,7 @@ import tiny
 from PIL import Image
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.config import DataConfig, Recipe
 from if_jax.data.preprocessing import Preparation
 from if_jax.inference import batching, denoise_stage
@@ -304,6 +305,11 @@ def test_words_of_if_and_of_diffusers():
     for steps in (1, 7, 27, 50, 100):
         scheduler.set_timesteps(steps)
         assert settings(num_inference_steps=steps).timesteps == tuple(scheduler.timesteps.tolist()[::-1])
+    for spacing in ({"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace"}, {"steps_offset": 1}):
+        scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", **spacing)
+        scheduler.set_timesteps(7)
+        ours = SchedulerConfig(1.5, **spacing).spread(7)
+        assert sorted(ours) == sorted(scheduler.timesteps.tolist())
     assert settings().timesteps == (0, 999) and settings().noise_level == 200
     assert settings(timesteps=[900, 10, 0]).timesteps == (0, 10, 900)
     assert len(settings(sample_timestep_respacing="smart27").timesteps) == 27
@@ -331,6 +337,9 @@ def test_words_of_if_and_of_diffusers():
         ("base", {"guidance_scale": float("inf")}, "guidance_scale inf is no finite number"),
         ("base", {"sample_loop": "euler"}, "sample_loop 'euler' is unknown: use one of ddpm, ddim, dpm"),
         ("base", {"eta": 2}, "eta 2 is out of range"),
+        ("base", {"eta": 0.5}, "eta 0.5 does nothing with sample_loop 'ddpm'"),
+        ("base", {"clipped_eps": True, "sample_loop": "dpm++"}, "clipped_eps True does nothing"),
+        ("base", {"apg": True, "guidance_scale": 1.0}, "apg True does nothing at guidance_scale 1"),
         ("base", {"positive_mixer": -0.1}, "positive_mixer -0.1 is out of range"),
         ("base", {"guidance_interval": [9, 3]}, "guidance_interval"),
         ("base", {"apg": [0.1]}, "apg"),
@@ -359,6 +368,12 @@ def test_wrong_settings_are_one_line(kind, kwargs, message):
         ({"prompt": "a", "stages": 3}, "stages is 3: this cascade has 2"),
         ({"prompt": "a", "batch_size": 0}, "batch_size is 0"),
         ({"prompt": "a", "if_III_kwargs": {"aug_level": 0.1}}, "if_III_kwargs is given, but this cascade has 2"),
+        ({"prompt": "a", "stages": 1, "if_II_kwargs": {"strength": 0.1}}, "stage II is not drawn, only I"),
+        ({"prompt": "a", "if_I_kwargs": {"positive_mixer": 0.1}}, "positive_mixer is the share of the style"),
+        (
+            {"prompt": "a", "negative_prompt": "b", "if_I_kwargs": {"guidance_scale": 1.0}},
+            "negative_prompt does nothing at guidance_scale 1",
+        ),
         ({"prompt": "a" * 30_000}, "a text of 30000 characters"),
         ({"prompt": "a", "aspect_ratio": "0:3"}, "aspect_ratio is '0:3'"),
         ({"prompt": "a", "first_picture": -2}, "first_picture is -2"),

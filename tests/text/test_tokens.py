@@ -256,3 +256,29 @@ def test_unusable_sources_are_refused_in_one_line(tmp_path, spiece):
 
 def test_the_word_bytes_opens_the_byte_tokenizer():
     assert load_tokenizer("bytes") == ByteTokenizer()
+
+
+def test_added_tokens_are_read_or_refused_never_cut(spiece, tmp_path):
+    """As transformers saves a folder after `add_tokens`: SentencePiece alone knows nothing of them."""
+    from tokenizers import Tokenizer, models
+
+    token = {"content": "<sks>", "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    config = {"tokenizer_class": "T5Tokenizer", "added_tokens_decoder": {"4": token}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "spiece.model").write_bytes(spiece)
+    with pytest.raises(ValueError, match=r"its added tokens <sks> would be cut to pieces; .*tokenizer.json"):
+        load_tokenizer(tmp_path)
+    fast = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("red", -1.0)], unk_id=2))
+    fast.add_tokens(["<sks>"])
+    (tmp_path / "tokenizer.json").write_text(fast.to_str())
+    ids = load_tokenizer(tmp_path)(["red<sks>"], 4)[0]
+    assert ids.tolist() == [[3, 4, 1, 0]]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "ByT5Tokenizer"}))
+    with pytest.raises(ValueError, match="<sks> would be cut to bytes"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_stray_byte_of_a_command_line_is_a_question_mark(spiece, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(spiece)
+    tokenizer = load_tokenizer(tmp_path)
+    np.testing.assert_array_equal(tokenizer(["red \udce9 cube"])[0], tokenizer(["red ? cube"])[0])

@@ -171,3 +171,11 @@ def test_the_real_nets_take_what_it_shows_them(recipe):
     error = validation._make_error(recipe, networks)
     figures = jax.eval_shape(error, params, {}, batch, jax.ShapeDtypeStruct((4,), np.int32))
     assert figures.shape == (2, 4) and figures.dtype == np.float32
+
+
+def test_held_out_pictures_that_are_not_there_are_refused_before_the_run():
+    recipe = dataclasses.replace(Recipe(), validation=ValidationConfig(every=5, source="nowhere/at_all"))
+    with pytest.raises(ValueError, match=r"recipe key validation.source is 'nowhere/at_all': .*does not exist"):
+        validation.check_source(recipe)
+    unused = dataclasses.replace(recipe.validation, every=0)
+    validation.check_source(dataclasses.replace(recipe, validation=unused))

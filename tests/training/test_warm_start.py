@@ -12,8 +12,10 @@ from flax.traverse_util import flatten_dict
 
 from if_jax.checkpoints import release
 from if_jax.checkpoints.weights import abstract_params
-from if_jax.config import Recipe, to_recipe
+from if_jax.config import DataConfig, Recipe, to_recipe
 from if_jax.parallel.mesh import make_mesh
+from if_jax.training import publish
+from if_jax.training.stage import make_stage
 from if_jax.training.warm_start import start_from_release
 
 MESH = make_mesh(2, 4, 1)
@@ -86,6 +88,38 @@ def test_what_cannot_be_started_from(cascade, folder, stage, only, text, message
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         start_from_release(recipe(cascade / folder, only, stage), abstract(text), lambda: None)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction": "v"}, "it predicts 'eps', recipe key prediction is 'v' .set prediction=eps"),
+        ({"noise_size": 256}, "another one than that of recipe key noise_size 256 .set noise_size=64"),
+    ],
+)
+def test_a_release_that_was_trained_otherwise_is_refused_unless_asked_for(cascade, changes, message):
+    changed = dataclasses.replace(recipe(cascade / "stage_I"), **changes)
+    with pytest.raises(ValueError, match=message):
+        start_from_release(changed, abstract(), lambda: None)
+    asked = dataclasses.replace(changed, init_only="mid_block/resnets_0/conv1/bias")
+    assert start_from_release(asked, abstract(), lambda: ones(abstract()))
+
+
+def test_another_text_encoder_is_refused(cascade, tmp_path):
+    other = dataclasses.replace(tiny.stages()[0], text_params=tiny.random_params(tiny.TEXT, 1))
+    release.write_stage(tmp_path / "other", other)
+    changed = dataclasses.replace(recipe(cascade / "stage_I"), text_encoder_from=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="it reads another text encoder"):
+        start_from_release(changed, abstract(text=False), lambda: None)
+
+
+def test_a_stage_is_released_at_the_size_it_was_trained_at():
+    small = Recipe(data=DataConfig(size=32))
+    assert make_stage(small, {}).unet_config.sample_size == 32
+    later = dataclasses.replace(Recipe(), stage="super-resolution", data=DataConfig(size=128, low_size=64))
+    publish._check_enlarged("II", later, 64)
+    with pytest.raises(ValueError, match=r"II was trained to enlarge pictures of 64 px .* draws 32 px"):
+        publish._check_enlarged("II", later, 32)
 
 
 def test_a_base_release_without_text_encoder(tmp_path):

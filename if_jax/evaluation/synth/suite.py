@@ -91,6 +91,8 @@ def evaluate(
     began, out = time.monotonic(), Path(out)
     folder = DEMO if str(folder) == "demo" else Path(folder)
     cascade = Cascade.load(folder)
+    if (options or {}).get("if_II_kwargs") and len(cascade.stages) < 2:
+        raise ValueError(f"if_II_kwargs is given, but {folder} has stage I alone: leave the options of stage II out")
     prompts, true_scenes = eval_prompts.sample_prompts(count, seed)
     options = {"seed": seed, **(options or {})}
     identity: dict[str, Any] = {
