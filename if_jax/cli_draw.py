@@ -64,7 +64,7 @@ class DrawOptions(StageOptions):
 
 
 _FOR_DRAWING = (
-    *("out", "seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level"),
+    *("out", "seed", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level"),
     *("words", "batch_size", "watermark", "wandb", "overwrite", "aspect_ratio"),
 )
 _DECIDED_BY_LIKE = (
