@@ -140,7 +140,8 @@ def place_part(sharding: NamedSharding, rows: np.ndarray, part: tuple[int, int])
     """
     size, first = len(rows) * part[1], len(rows) * part[0]
 
-    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+    def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # every device of this process holds rows
         start, stop, _ = index[0].indices(size)
         return rows[start - first : stop - first]
 

@@ -27,6 +27,7 @@ def class_name_of(config_file: Path) -> str | None:
 def added_tokens(folder: Path) -> dict[str, int]:
     """Tokens that were added to the published vocabulary, with their ids, from all files that transformers keeps."""
     added: dict[str, int] = {}
+    path = folder
     try:
         if (path := folder / "added_tokens.json").is_file():
             added |= {str(token): int(number) for token, number in json.loads(path.read_text(encoding="utf-8")).items()}
