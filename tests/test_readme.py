@@ -66,7 +66,14 @@ PARSED = {
     "mkdocs": "tests/test_site.py builds the site",
 }
 # Asked for --help instead, which imports all they use: they take minutes, or need the demo as it is.
-LONG = ("tests/", "tools/draw_", "tools/sweep.py", "tools/overfit.py", "if_jax.evaluation.synth.train_reader")
+LONG = (
+    "tests/",
+    "tools/draw_",
+    "tools/refresh_demo.py",
+    "tools/sweep.py",
+    "tools/overfit.py",
+    "if_jax.evaluation.synth.train_reader",
+)
 
 
 @pytest.fixture(scope="module")

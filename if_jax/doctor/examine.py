@@ -33,7 +33,10 @@ def examine(
 
     Args:
       read_recipe: reads the recipe as `config.to_recipe` takes it, or raises; None: the machine alone is looked at.
-      workdir, coordinator, processes, process: as for training.
+      workdir: as for training.
+      coordinator: likewise.
+      processes: likewise.
+      process: likewise.
       wait: seconds for other processes, and for devices.
     """
     yield (versions := machine.versions())

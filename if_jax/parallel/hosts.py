@@ -80,7 +80,11 @@ def initialize_jax(
     """The second half of `connect`, for processes that have met: JAX connects them.
 
     Args:
-      coordinator, processes, process, start_seconds, heartbeat_seconds: as for `connect`.
+      coordinator: this and the others as for `connect`.
+      processes: likewise.
+      process: likewise.
+      start_seconds: likewise.
+      heartbeat_seconds: likewise.
 
     Raises:
       ValueError: JAX cannot connect them.

@@ -21,7 +21,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     output sharding at every call in explicit mode.
 
     Args:
-      data, fsdp, tensor: devices along each axis.
+      data: devices along the data axis.
+      fsdp: devices along the fsdp axis.
+      tensor: devices along the tensor axis.
       devices: in any order; None: all there are.
 
     Raises:

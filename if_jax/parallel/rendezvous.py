@@ -37,7 +37,9 @@ def resolve_address(
     """This process among others: by the three options, or as JAX reads it from TPU VM, GKE, Slurm or Open MPI.
 
     Args:
-      coordinator, processes, process: all three or none, see `hosts.check_address`.
+      coordinator: with the next two, all three or none, see `hosts.check_address`.
+      processes: likewise.
+      process: likewise.
       seconds: how long a scheduler may take to answer.
 
     Returns:

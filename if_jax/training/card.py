@@ -62,8 +62,10 @@ def model_card(
 
     Args:
       title: name of the release.
-      stages, defaults: what is released, and how each stage draws by default.
-      recipes, steps: by stage, the recipe (plain values) and how many steps it was trained for.
+      stages: what is released.
+      defaults: how each stage draws by default.
+      recipes: of each stage, as plain values.
+      steps: how many each was trained for.
       scores: measured figures by name, numbers or one level of groups of numbers, as `if-jax evaluate --json` writes
         them.
     """

@@ -43,7 +43,8 @@ def publish(
       runs: work folders of stage I, II, ….
       folder: the release to write.
       storage: precision and sizes of the weight files; None: float32, one file.
-      steps, guidance: by stage, replace what the recipes say.
+      steps: by stage, replace what the recipes say.
+      guidance: likewise.
       noise_level: by stage after the first, replaces what the recipes say.
       scores: measured figures for the model card, see `model_card`.
       ema_decay: which average ("0.999"); "": the recipe's first.
