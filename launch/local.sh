@@ -65,7 +65,7 @@ supervise() {
     ((quick < 5)) || { printf 'error: ended %s times in a row within a minute, last with code %s: see %s\n' \
       "$quick" "$code" "$logs/launch-*.log" >&2; exit "$code"; }
     printf '%s: one of %s processes ended with code %s; starting again\n' "$(date '+%F %T')" "$count" "$code" >&2
-    sleep $((quick ? pause << (quick - 1) : 0))
+    sleep $((quick ? pause << (quick - 1) : 0)) & wait $!  # so that a signal is heard meanwhile
   done
 }
 
