@@ -43,7 +43,7 @@ def test_without_a_home_nothing_is_cached_and_nothing_stops(monkeypatch):
 
 
 def test_a_login_is_asked_for_before_any_work(monkeypatch, tmp_path):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -53,6 +53,7 @@ def test_a_login_is_asked_for_before_any_work(monkeypatch, tmp_path):
     cli_errors.check_wandb_login("", "--wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     cli_errors.check_wandb_login("p", "--wandb")
+    wandb.teardown()  # it remembers for later tests that it was asked to be online
 
 
 def test_a_reader_that_has_read_enough_hears_nothing(monkeypatch):

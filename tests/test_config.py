@@ -130,7 +130,7 @@ def test_every_key_says_whether_it_may_change_on_resuming():
     assert sections == {"mesh", "validation", "hosts", "sample"}
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         *("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "init_from", "init_only"),
-        *("wandb", "data.threads", "data.workers"),
+        *("wandb", "accumulate", "data.threads", "data.workers"),
     }
     assert not resumable("data.preparation.shift") and not resumable("guard.grace_steps")
 

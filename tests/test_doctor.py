@@ -95,7 +95,7 @@ def test_without_a_recipe_the_machine_is_looked_at():
 
 
 FAULTS = {
-    "recipe key": (["--config.bacth_size=3"], "recipe", "bacth_size", "correct it, or the --config.KEY=VALUE"),
+    "recipe key": (["--config.bacth_size=3"], "recipe", "bacth_size", "did you mean batch_size?"),
     "recipe value": (["--config.stage=bse"], "recipe", "stage is 'bse'", "it must be one of base, super-resolution"),
     "mesh": (["--config.mesh.fsdp=3"], "mesh", "does not fit 8 device(s)", "set one axis to -1"),
     "batch": (["--config.batch_size=12"], "batch", "does not divide over 8 devices", "use a multiple of 8, e.g. 8"),

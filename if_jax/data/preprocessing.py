@@ -7,7 +7,6 @@ most a tenth of its short side, DeepFloyd IF's model card) and scaled down by Pi
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import math
 import warnings
@@ -22,6 +21,7 @@ SUFFIXES = frozenset(
     )
 )
 # Formats decoded by a library of Pillow's own; others (EPS) would start programs on a stranger's file.
+_PILLOW = r"PIL\."
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 
 
@@ -81,14 +81,14 @@ def read_picture(encoded: bytes) -> Image.Image:
         raise UnusableRecord("unreadable image") from None
 
 
-@functools.cache
 def _allow_damaged_metadata() -> None:
     """Damaged metadata is no reason to speak of a readable picture.
 
     The filter stays, for Pillow's warnings alone: `catch_warnings` is the whole process's, and threads that leave it
     in another order than they entered silence everything for good.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if not any(row[0] == "ignore" and row[3] is not None and row[3].pattern == _PILLOW for row in warnings.filters):
+        warnings.filterwarnings("ignore", module=_PILLOW)
 
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:

@@ -8,7 +8,6 @@ DeepFloyd IF and of diffusers' IF pipelines, their quirks included (a rule's com
 
 from __future__ import annotations
 
-import functools
 import html
 import re
 import warnings
@@ -157,7 +156,6 @@ def _text_of_html(text: str) -> str:
         return text
 
 
-@functools.cache
 def _allow_file_names() -> None:
     """Captions may look like a file name or an address.
 
@@ -166,4 +164,5 @@ def _allow_file_names() -> None:
     """
     from bs4 import MarkupResemblesLocatorWarning
 
-    warnings.filterwarnings("ignore", category=MarkupResemblesLocatorWarning)
+    if not any(row[0] == "ignore" and row[2] is MarkupResemblesLocatorWarning for row in warnings.filters):
+        warnings.filterwarnings("ignore", category=MarkupResemblesLocatorWarning)

@@ -139,6 +139,7 @@ def case(name, source, damage, message, *args):
 WEIGHT_FILE = r"unet/diffusion_pytorch_model\.safetensors: not a whole safetensors file \(.+\); copy or export it again"
 OF_TYPE = rf"{UNET}: {KERNEL} is of type"
 ANOTHER = r"/unet: the weights are of another architecture than config\.json says: .*"
+POINTER = r"unet/diffusion_pytorch_model\.safetensors: is a Git LFS pointer, not the file itself: run `git lfs pull` "
 NOT_WHOLE_BIN = r"\.bin: not a whole PyTorch file \(.+\); copy it again"
 CASES = [
     # Bytes of a safetensors file.
@@ -153,7 +154,7 @@ CASES = [
     case("header no JSON", "base", edit(UNET, lambda b: b[:8] + b"{nope" + b[13:]), WEIGHT_FILE),
     case("header a list", "base", header(UNET, lambda rows: [1, 2]), WEIGHT_FILE),
     case("a web page instead", "base", put(UNET, b"<!DOCTYPE html><html>Not found</html>"), WEIGHT_FILE),
-    case("a pointer instead", "base", put(UNET, b"version https://git-lfs.github.com/spec/v1\n"), WEIGHT_FILE),
+    case("a pointer instead", "base", put(UNET, b"version https://git-lfs.github.com/spec/v1\n"), POINTER),
     case("overlapping offsets", "base", header(UNET, overlapping), WEIGHT_FILE),
     case("offsets behind the end", "base", header(UNET, offsets(KERNEL, 10**9, 10**9 + 3456)), WEIGHT_FILE),
     case("negative offsets", "base", header(UNET, offsets(KERNEL, -3456, 0)), WEIGHT_FILE),

@@ -145,7 +145,8 @@ def each_step(cascade, mode, stage, sampler, scale, low, states):
     """The largest |Δ| / max |x| of our steps, each from the reference's own x_t."""
     index, noise = int(stage == "II"), NOISE[stage]
     opened, size = cascade.stages[index], 8 << index
-    words = {"timesteps": STEP_LIST, "guidance_scale": scale, "sample_loop": sampler, "eta": 0.5}
+    words = {"timesteps": STEP_LIST, "guidance_scale": scale, "sample_loop": sampler}
+    words |= {"eta": 0.5} if sampler == "ddim" else {}
     words |= {"noise_level": LEVEL} if index else {}
     words |= {"strength": STRENGTH[stage]} if mode != "text" else {}
     settings = stage_settings(stage, opened, cascade.defaults[index], words)
@@ -209,7 +210,8 @@ def draw(cascade, mode, sampler, weights):
     """Both stages through the public mode."""
     kwargs = {"noise": NOISE, "batch_size": 2, "return_tensors": True}
     for stage in ("I", "II"):
-        words = {"timesteps": STEP_LIST, "guidance_scale": weights[stage], "sample_loop": sampler, "eta": 0.5}
+        words = {"timesteps": STEP_LIST, "guidance_scale": weights[stage], "sample_loop": sampler}
+        words |= {"eta": 0.5} if sampler == "ddim" else {}
         words |= {"noise_level": LEVEL} if stage == "II" else {}
         words |= {"strength": STRENGTH[stage]} if mode != "text" else {}
         kwargs[f"if_{stage}_kwargs"] = words

@@ -239,7 +239,7 @@ def test_golden_first_losses():
         np.testing.assert_allclose(_trained(stage, "one", "adamw")[0][:3], want, rtol=2e-4)
 
 
-GOLDEN = {"base": [0.942134, 1.088762, 0.960943], "super-resolution": [0.998665, 1.032556, 0.965593]}
+GOLDEN = {"base": [1.212306, 1.077534, 0.920757], "super-resolution": [1.124324, 1.005224, 0.964930]}
 
 
 def test_errors_by_timestep_add_up():
@@ -312,7 +312,7 @@ def test_a_batch_in_four_parts_makes_the_same_update(on_mesh):
             step = jax.jit(make_step(_quadratic, tx, (0.9,), 0, accumulate=parts, shard=shard))
             results.append(jax.device_get(step(state, {}, batch)))
     (whole, whole_metrics), (parted, parted_metrics) = results
-    assert set(seen) == {(8, 6)}
+    assert set(seen) == {(8, 6), (8, 4)}  # x and y
     for left, right in zip(*(jax.tree.leaves((s.params, s.ema, s.opt_state)) for s in (whole, parted)), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-7)
     assert whole_metrics.keys() == parted_metrics.keys()
