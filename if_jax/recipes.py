@@ -18,7 +18,7 @@ from if_jax.config import Recipe
 Settings = Mapping[str, Any]  # dotted keys and their values
 
 IF_SETTINGS: Settings = {
-    "text_encoder_from": "t5-v1_1-xxl",  # the folder as published, see README "T5 alone"
+    "text_encoder_from": "t5-v1_1-xxl",  # the folder as published, see docs/convert.md
     "compute_dtype": "bfloat16",
     "ema_decays": (0.9999, 0.999),
     "optimizer.schedule": "one-cycle",

@@ -51,7 +51,9 @@ SHORT = "".join(
 )
 MARKERS = ("documents", "slow")
 LESS = {  # by what is named in the command
-    "data build": "--count 4 --size 16 --workers 1",
+    "data build": "--size 16 --workers 1",
+    "data build scenes": "--count 4",
+    "data build tasks": "--count 4",
     "configs/demo_base.py": SHORT + "--config.data.size=8",
     "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",
     "configs/if_I_M.py": SHORT + "--config.data.size=8 --config.unet=demo-I --config.mesh.fsdp=2",
