@@ -36,7 +36,7 @@ def test_the_site_is_built_strictly_and_asks_nothing_of_other_sites(tmp_path):
     assert not {name: addresses for name, addresses in outside.items() if addresses}
     assert not any('class="mermaid"' in path.read_text(encoding="utf-8") for path in files)  # its script is elsewhere
     recipe = (tmp_path / "reference/recipe.html").read_text(encoding="utf-8")
-    assert "side of the pictures, pixels" in recipe  # what stands at a key in config.py
+    assert "side of the pictures, pixels" in recipe  # what stands at a key in config/keys.py
 
 
 def test_what_is_fetched_is_seen():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from if_jax.checkpoints.release import write_cascade
+from if_jax.checkpoints.release import read_stage, write_cascade
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.stages import StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
@@ -87,7 +87,10 @@ def shrink_demo(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
     For commands, examples and notebooks as they stand: the same code, in seconds.
     """
-    small = [on_one_level(stage) for stage in stages()]
+    small = [
+        replace(on_one_level(stage), scheduler=read_stage(cascade.DEMO / name, dtype=None).scheduler)
+        for stage, name in zip(stages(), ("stage_I", "stage_II"), strict=True)
+    ]
     write_cascade(folder, small, DEFAULTS, overwrite=True)
     patch.setattr(cascade, "DEMO", folder)
     for name, stage in zip(("demo-I", "demo-II"), small, strict=True):

@@ -1,6 +1,6 @@
 """For the API reference (mkdocs.yml): a field of a dataclass is documented by its comment, as this code base writes it.
 
-The comment stands behind the field and may go on below it, or stands above it.
+The comment stands behind the field, or above it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,10 @@ class FieldComments(griffe.Extension):
 def comment(lines: Sequence[str], start: int, end: int) -> str:
     """The comment of the field that stands in lines[start:end]; "" where it has none."""
     if behind := _trailing("\n".join(lines[start:end])):
-        while end < len(lines) and _alone(lines[end]):
-            behind.append(lines[end])
-            end += 1
         return _join(behind)
     first = start
     while first and _alone(lines[first - 1]):
         first -= 1
-    if first and _trailing(lines[first - 1]):  # it goes on from the field above
-        return ""
     return _join(lines[first:start])
 
 

@@ -140,8 +140,8 @@ class ValidationConfig:
     """The fixed-timestep loss on held-out pictures: one number per timestep, the same on any number of devices."""
 
     every: int = key(0, minimum=0)  # steps; 0 = never
-    source: str = "scenes"  # another seed of the scenes, or a data set kept out of training; samples of
-    # super-resolution enlarge pictures of it
+    # another seed of the scenes, or a data set kept out of training; samples of super-resolution enlarge pictures of it
+    source: str = "scenes"
     samples: int = key(64, minimum=1)
     batch_size: int = key(16, minimum=1)
     timesteps: tuple[int, ...] = key((50, 250, 500, 750, 950), minimum=0, maximum=999)

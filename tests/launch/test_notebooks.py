@@ -176,6 +176,7 @@ def test_fine_tune_and_take_to_pytorch(work):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_with_the_demos_own_networks(name, work):
+@pytest.mark.usefixtures("work")
+def test_with_the_demos_own_networks(name, tmp_path):
     own = {"folder": "runs/real", "pictures": ""}  # the pictures of the other tests are too small
-    run(name, work, devices=1, shrunk=False, **{field: own[field] for field in own.keys() & FORMS[name].keys()})
+    run(name, tmp_path, devices=1, shrunk=False, **{field: own[field] for field in own.keys() & FORMS[name].keys()})
