@@ -12,12 +12,12 @@ import click
 
 from if_jax.cli_data import data
 from if_jax.cli_draw import COMMANDS
-from if_jax.cli_errors import cache_compilations, check_wandb_login
+from if_jax.cli_errors import Commands, cache_compilations, check_wandb_login
 from if_jax.cli_errors import plain_errors as _plain_errors
 from if_jax.cli_evaluate import evaluate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="if_jax")
 def main() -> None:
     """if_jax: text in, a cascade of pixel diffusion stages draws 64 → 256 → 1024 pixels.

@@ -57,7 +57,7 @@ def data_build(name: str, out: str | None, **options: Any) -> None:
 @click.option("--size", default=0, show_default=True, help="Count as usable only what has so many pixels a side.")
 @click.option("--workers", type=int, help="Processes that index tars [default: one per core].")
 @click.option("--reindex", is_flag=True, help="Index again what has changed since.")
-@click.option("--overwrite", is_flag=True, help="Replace a sheet that exists.")
+@click.option("--overwrite", is_flag=True, help="Replace a sheet of an earlier call.")
 @plain_errors
 def data_inspect(
     path: str, sheet: str | None, samples: int, size: int, workers: int, reindex: bool, overwrite: bool
@@ -70,10 +70,9 @@ def data_inspect(
     \b
     Example:  if-jax data inspect data/scenes
     """
-    from if_jax.checkpoints.files import atomic_file
     from if_jax.data.index import Filter
     from if_jax.data.inspect import inspect
-    from if_jax.data.patterns import expand_home
+    from if_jax.inference.pictures import is_own, write_png
 
     if samples < 1:
         raise ValueError(f"--samples {samples}: give at least 1")
@@ -81,13 +80,11 @@ def data_inspect(
     click.echo(inspection)
     name = Path(path).resolve().name if Path(path).exists() else Path(path).name
     target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in name) + "-sheet.png")
-    target = Path(expand_home(str(target)))
     if target.exists() and not target.is_file():  # a device or pipe: a rename would replace it with a file
         with target.open("wb") as device:
             inspection.sheet.save(device, "PNG")
-    elif target.exists() and not overwrite:
-        click.echo(f"{target} exists and is kept (--overwrite replaces it)")
+    elif target.exists() and not (overwrite and is_own(target)):
+        click.echo(f"{target} exists and is kept (--overwrite replaces a sheet of if-jax)")
     else:
-        with atomic_file(target) as beside:
-            inspection.sheet.save(beside, "PNG")
+        write_png(target, inspection.sheet)
         click.echo(f"samples on {target}")

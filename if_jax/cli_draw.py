@@ -40,7 +40,7 @@ _SHARED = (
         "--watermark", is_flag=False, flag_value="", help="Mark the pictures: ours, or IF's from a PNG of it."
     ),
     click.option("--wandb", metavar="PROJECT", help="Log prompts, settings and pictures to a Weights & Biases table."),
-    click.option("--overwrite", is_flag=True, help="Replace pictures that exist; otherwise they are kept."),
+    click.option("--overwrite", is_flag=True, help="Replace pictures of earlier calls; otherwise they are kept."),
 )
 
 
@@ -218,9 +218,8 @@ def _draw(mode: str, names: list[str], request: dict[str, object], options: Draw
     )
     if options["wandb"]:
         _log_table(options["wandb"], out, options["seed"], names, drawn, notes)
-    click.echo(
-        f"{len(written)} pictures written to {out}" + (f", {len(kept)} kept (--overwrite replaces)" if kept else "")
-    )
+    left = f", {len(kept)} kept (--overwrite replaces those of if-jax)" if kept else ""
+    click.echo(f"{len(written)} pictures written to {out}{left}")
 
 
 def _load(options: DrawOptions) -> Cascade:

@@ -1,9 +1,10 @@
-"""What every command of the command line shares: a mistake is one line, and compiled programs are kept."""
+"""What every command of the command line shares: a mistake is one line, `~` is the home folder, programs are kept."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -52,6 +53,19 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.ClickException(f"{error.strerror or error}: {error.filename or 'while writing'}") from None
 
     return run
+
+
+class Commands(click.Group):
+    """A group of commands that know `~` also where a shell leaves it as it is: `--out=~/pictures`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the home folder into the words of the command line that begin with `~/`, then parses them."""
+
+        def expand(word: str) -> str:
+            option, path = re.fullmatch(r"(--[\w.-]+=)?(.*)", word, re.DOTALL).groups(default="")
+            return option + os.path.expanduser(path) if re.match(r"~(/|$)", path) else word
+
+        return super().parse_args(ctx, [expand(word) for word in args])
 
 
 def check_wandb_login(project: str | None, where: str) -> None:

@@ -35,14 +35,14 @@ main() {
     die "this is no Slurm job: $(command -v sbatch >/dev/null || echo "on a machine that has Slurm, ")sbatch launch/slurm.sh $*"
   check_train "$@"
   prepare
-  local told code=0
-  told=$(mktemp)
+  local errors code=0
+  errors=$(mktemp)
   # The first task to end must not kill one that still writes its part of a checkpoint: they leave by themselves.
-  srun --kill-on-bad-exit=0 --wait=300 --input=none if-jax train "$@" 2> >(tee "$told" >&2) || code=$?
+  srun --kill-on-bad-exit=0 --wait=300 --input=none if-jax train "$@" 2> >(tee "$errors" >&2) || code=$?
   sleep 0.2  # tee is still writing
   local mistake=no
-  grep -qE 'xited with exit code [12]$' "$told" && mistake=yes
-  rm -f "$told"
+  grep -qE 'xited with exit code [12]$' "$errors" && mistake=yes
+  rm -f "$errors"
   go_on "$code" "$mistake"
 }
 
@@ -84,6 +84,7 @@ go_on() {
   [[ $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2>/dev/null) == RUNNING ]] || exit "$code"
   ((times < ${IF_JAX_RESTARTS:-20})) || die "the run has ended with code $code, $times times repeated already"
   echo "ended with code $code: back into the queue, to resume from the newest checkpoint" >&2
+  # Slurm itself starts a job that was requeued two minutes later at the earliest, so there is no pause here.
   scontrol requeue "$SLURM_JOB_ID" || die "Slurm refused to requeue job $SLURM_JOB_ID: submit it again, it resumes"
   exit "$code"
 }

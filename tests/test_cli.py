@@ -83,6 +83,8 @@ def test_dream_writes_pictures_and_keeps_existing_ones(cascade, tmp_path):
     Image.new("RGB", (1, 1)).save(out / "0000-I.png")
     again = _run("dream", "a", "b", "--cascade", cascade, "--out", out, "--steps", "2", "--steps", "1")
     assert "6 kept" in again.output
+    over = _run("dream", "a", "b", "--cascade", cascade, "--out", out, "--steps", "2", "--steps", "1", "--overwrite")
+    assert over.output.startswith("5 pictures written") and "1 kept" in over.output  # not a picture of somebody else
     assert _size(out / "0000-I.png") == (1, 1)
 
 
@@ -95,6 +97,9 @@ def test_inspect_prints_what_is_usable_first_and_draws_a_sheet(tmp_path, monkeyp
     assert "skipped 1: no caption (bad.png)" in result.output and "samples on mine-sheet.png" in result.output
     assert _size(tmp_path / "mine-sheet.png") == (3 * 172, 224)
     assert "is kept" in _run("data", "inspect", "mine").output
+    assert "samples on mine-sheet.png" in _run("data", "inspect", "mine", "--overwrite").output
+    Image.new("RGB", (1, 1)).save("mine-sheet.png")
+    assert "is kept" in _run("data", "inspect", "mine", "--overwrite").output and _size("mine-sheet.png") == (1, 1)
 
 
 def _bytes(path):

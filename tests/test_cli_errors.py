@@ -79,6 +79,24 @@ def test_signs_that_the_terminal_lacks_end_nothing(monkeypatch):
     assert written.getvalue() == b"? ? ?\n"
 
 
+def test_the_home_folder_is_known_where_a_shell_leaves_its_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+
+    @click.group(cls=cli_errors.Commands)
+    def group():
+        pass
+
+    @group.command(context_settings={"ignore_unknown_options": True})
+    @click.argument("words", nargs=-1, type=click.UNPROCESSED)
+    def see(words):
+        seen.extend(words)
+
+    words = ["~/a", "--out=~/a", "--config.data.source=~", "a ~/b", "~ 3 cubes", "--out=b~/c"]
+    group(["see", *words], standalone_mode=False)
+    assert seen == [f"{tmp_path}/a", f"--out={tmp_path}/a", f"--config.data.source={tmp_path}", *words[3:]]
+
+
 def test_options_in_turn_speak_of_the_stages_that_are_drawn():
     words = stage_words({**NO_OPTIONS, "steps": ("7",), "noise_level": (3, 4)}, ("II", "III"))
     assert words == {"II": {"sample_timestep_respacing": "7", "noise_level": 3}, "III": {"noise_level": 4}}

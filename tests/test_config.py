@@ -20,6 +20,13 @@ def test_defaults_round_trip():
     assert to_recipe(recipe_to_dict(recipe)) == recipe
 
 
+def test_the_home_folder_is_known_in_a_recipe(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = to_recipe({"text_encoder_from": "~/encoder", "init_from": "~/I", "data": {"embeddings": "~/states"}})
+    folders = (recipe.text_encoder_from, recipe.init_from, recipe.data.embeddings)
+    assert folders == tuple(str(tmp_path / name) for name in ("encoder", "I", "states"))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_file_is_valid(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -41,6 +41,7 @@ def key(
     below: float | None = None,
     choices: Collection[str] | None = None,
     parser: Callable[[Any], object] | None = None,
+    path: bool = False,
 ) -> Default:
     """A recipe key, or a whole section of keys, with what is known of it besides its type.
 
@@ -54,11 +55,12 @@ def key(
       below: all its values are less than this.
       choices: the table whose names it takes; looked up whenever a recipe is read.
       parser: reads the value where it is used, and raises ValueError for one that it cannot read.
+      path: it names a folder; a `~` at its start is the home folder.
 
     Returns:
       The dataclass field, typed as the default it has.
     """
-    known = {"resumable": resumable, "compiled": compiled, "choices": choices, "parser": parser}
+    known = {"resumable": resumable, "compiled": compiled, "choices": choices, "parser": parser, "path": path}
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     return dataclasses.field(default=default, metadata=known | limits)
 
@@ -81,7 +83,8 @@ class DataConfig:
     low_blur: float = key(0.0, minimum=0)
     # share of captions replaced by "" (what guidance calls unconditional)
     caption_dropout: float = key(0.1, minimum=0, below=1, compiled=False)
-    embeddings: str = ""  # folder of text states that `if-jax embed` wrote for this source and text encoder
+    # folder of text states that `if-jax embed` wrote for this source and text encoder
+    embeddings: str = key("", path=True)
     seed: int = _seed(0, compiled=False)
     # batches made ahead at the same time (in each worker)
     threads: int = key(2, minimum=0, resumable=True, compiled=False)
@@ -153,9 +156,8 @@ class ValidationConfig:
 class GuardConfig:
     """When an update is left out, and when a run stops: a gradient that is not finite, or far above its average."""
 
-    spike_factor: float = key(
-        20.0, minimum=0
-    )  # times the running average of the gradient norm; 0 = only what is not finite
+    # times the running average of the gradient norm; 0 = only what is not finite
+    spike_factor: float = key(20.0, minimum=0)
     grace_steps: int = key(100, minimum=1)  # updates before the average is trusted
     max_in_a_row: int = key(10, minimum=1)  # so many updates left out one after another stop the run
 
@@ -177,9 +179,10 @@ class Recipe:
     unet: str = key("demo-I", choices=presets.UNETS)
     # the T5 preset that is trained together with a base stage
     text_encoder: str = key("demo", choices=presets.T5_ENCODERS)
-    text_encoder_from: str = ""  # or the stage folder whose encoder is used, frozen; later stages need it
+    # or the stage folder whose encoder is used, frozen; later stages need it
+    text_encoder_from: str = key("", path=True)
     # a stage folder of a release whose weights training starts from
-    init_from: str = key("", resumable=True, compiled=False)
+    init_from: str = key("", resumable=True, compiled=False, path=True)
     # only weights whose name holds this pattern (regular expression), the others at random
     init_only: str = key("", resumable=True, compiled=False)
     prediction: Prediction = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"

@@ -14,6 +14,7 @@ import ml_collections
 
 from if_jax.config.checks import check
 from if_jax.config.keys import Recipe
+from if_jax.data.patterns import expand_home
 
 _WORDS_FOR_NOTHING = ("none", "null", "false", "true")  # what is written for "not used", and would be taken for a name
 
@@ -149,7 +150,7 @@ def _checked(value: Any, hint: Any, field: dataclasses.Field, key: str) -> Any:
             parser(value)
         except ValueError as error:
             raise ValueError(f"recipe key {key} is {value!r}: {error}") from None
-    return value
+    return expand_home(value) if known.get("path") else value
 
 
 def _check_limits(value: Any, known: Mapping[str, Any], key: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.data.folder_entries import CAPTION_COLUMNS, captions_in
-from if_jax.data.index import Record
+from if_jax.data.index import Record, SingleFile
 from if_jax.data.preprocessing import UnusableRecord, read_caption
 from if_jax.data.reading import retried
 
@@ -18,7 +18,7 @@ _ADDRESS_COLUMNS = ("url", "URL", "image_url", "TARGET_URL")
 _KEPT_GROUPS = 4  # row groups of the files of this process that stay decoded
 
 
-class ArrowFile:
+class ArrowFile(SingleFile):
     """One file of rows with a column of encoded pictures and one of captions.
 
     Args:
@@ -31,7 +31,7 @@ class ArrowFile:
     kind = "table"
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
+        super().__init__(path)
         schema = read_schema(path)
         image = image_column(schema)
         if image is None:
@@ -47,19 +47,6 @@ class ArrowFile:
                 f"for in {' or '.join(CAPTION_COLUMNS)}"
             )
         self._image, self._time = image, retried(path.stat, path).st_mtime_ns
-
-    def fingerprint(self) -> str:
-        """Size and time of the file."""
-        status = retried(self.path.stat, self.path)
-        return f"{status.st_size} bytes of {status.st_mtime_ns}"
-
-    def files(self) -> list[tuple[str, int]]:
-        """Name and size of the file."""
-        return [(self.path.name, retried(self.path.stat, self.path).st_size)]
-
-    def index_file(self) -> Path:
-        """Beside the file."""
-        return self.path.with_name(f"{self.path.name}.index.npz")
 
     def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
         """Every row in order: its number, row group and row in it, and the record or why it is none."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from if_jax.checkpoints.files import atomic_file, user_cache
 from if_jax.data.preprocessing import UnusableRecord, read_picture
+from if_jax.data.reading import retried
 
 VERSION = 2
 # Columns of img2dataset's and LAION's metadata, under the names they are found with.
@@ -74,6 +75,30 @@ class RecordStore(Protocol):
     def read(self, key: str, place: Sequence[int]) -> Record:
         """One record again."""
         ...
+
+
+class SingleFile:
+    """The half of a `RecordStore` that is the same for every store of one file.
+
+    Args:
+      path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+
+    def fingerprint(self) -> str:
+        """Size and time of the file: what says that it was written again."""
+        status = retried(self.path.stat, self.path)
+        return f"{status.st_size} bytes of {status.st_mtime_ns}"
+
+    def files(self) -> list[tuple[str, int]]:
+        """Name and size of the file."""
+        return [(self.path.name, retried(self.path.stat, self.path).st_size)]
+
+    def index_file(self) -> Path:
+        """Beside the file."""
+        return self.path.with_name(f"{self.path.name}.index.npz")
 
 
 @dataclasses.dataclass(frozen=True)

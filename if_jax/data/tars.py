@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from if_jax.data.index import Record
+from if_jax.data.index import Record, SingleFile
 from if_jax.data.preprocessing import SUFFIXES, UnusableRecord, read_caption
 from if_jax.data.reading import RetryingFile, is_transient, read_ranges, retried
 
@@ -29,26 +29,10 @@ Place = Sequence[int]  # offset and length of the picture, the caption and the m
 Files = dict[str, tuple[int, int]]  # extension -> offset and length
 
 
-class Tar:
+class Tar(SingleFile):
     """One uncompressed tar file."""
 
     kind = "tar"
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-
-    def fingerprint(self) -> str:
-        """Size and time of the file: what says that it was written again."""
-        status = retried(self.path.stat, self.path)
-        return f"{status.st_size} bytes of {status.st_mtime_ns}"
-
-    def files(self) -> list[tuple[str, int]]:
-        """Name and size of the file."""
-        return [(self.path.name, retried(self.path.stat, self.path).st_size)]
-
-    def index_file(self) -> Path:
-        """Beside the tar."""
-        return self.path.with_name(f"{self.path.name}.index.npz")
 
     def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
         """Samples in the order of their first files; last, where the file ends too early, what was lost by that."""

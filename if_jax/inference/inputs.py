@@ -16,6 +16,7 @@ ReadPicture = Image.Image | np.ndarray  # arrays: (H, W, 3) in [-1, 1]
 Picture = ReadPicture | str | Path
 _WIDEST = 8.0  # aspect ratio
 _LARGEST = 100_000_000  # pixels
+_OVERSHOOT = 0.5  # of pictures that were resampled with a filter of negative lobes, and not clipped
 
 
 def read_picture(picture: Picture, word: str = "image") -> ReadPicture:
@@ -48,6 +49,10 @@ def read_picture(picture: Picture, word: str = "image") -> ReadPicture:
     _check_size(word, picture_size(array))
     if not np.isfinite(array).all():
         raise ValueError(f"{word} holds values that are not finite: give floats in [-1, 1]")
+    least, most = float(array.min()), float(array.max())
+    if least < -1 - _OVERSHOOT or most > 1 + _OVERSHOOT:
+        remedy = "divide by 127.5 and subtract 1" if least >= 0 and most <= 255 else "clip them"
+        raise ValueError(f"{word} holds values from {least:g} to {most:g}: give floats in [-1, 1] ({remedy})")
     return array.astype(np.float32)
 
 

@@ -80,7 +80,7 @@ def save_pictures(
     Args:
       drawn: stage → its pictures.
       out: the folder; it is made.
-      overwrite: replace files that exist; otherwise they are kept.
+      overwrite: replace pictures of if_jax that exist; otherwise they are kept, and those of others always.
       first: number of the first picture.
       captions: of the grids.
       notes: kept in each PNG, see `read_notes`.
@@ -104,12 +104,35 @@ def save_pictures(
     files += [(f"grid-{stage}.png", grid(rows, captions=captions), None) for stage, rows in drawn.items()]
     for name, picture, about in files:
         path = out / name
-        if path.exists() and not overwrite:
+        if path.exists() and not (overwrite and is_own(path)):
             kept.append(path)
             continue
-        _write(path, picture, about)
+        write_png(path, picture, about)
         written.append(path)
     return written, kept
+
+
+def write_png(path: Path, picture: Image.Image, notes: Mapping[str, object] | None = None) -> None:
+    """Writes a picture, whole or not at all, that `is_own` knows.
+
+    Args:
+      path: of the file; one that exists is replaced.
+      picture: of any mode that PNG has.
+      notes: kept in it, JSON.
+    """
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(_KEY, json.dumps(notes or {}))
+    with atomic_file(path) as beside:
+        picture.save(beside, format="PNG", pnginfo=info)
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether a file is a picture that `write_png` has written."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return _KEY in picture.info
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:
@@ -122,7 +145,7 @@ def read_notes(path: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             notes = json.loads(picture.info[_KEY])
-        if isinstance(notes, dict):
+        if isinstance(notes, dict) and notes:
             return notes
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give a picture that if-jax has drawn") from None
@@ -159,14 +182,6 @@ def own_mark() -> Image.Image:
     for ends in (((28, 176), bottom), ((220, 176), bottom), (low, bottom)):
         pen.line(ends, **line)
     return mark.resize((62, 62), Image.Resampling.LANCZOS)
-
-
-def _write(path: Path, picture: Image.Image, notes: Mapping[str, object] | None) -> None:
-    info = PngImagePlugin.PngInfo()
-    if notes is not None:
-        info.add_itxt(_KEY, json.dumps(notes))
-    with atomic_file(path) as beside:
-        picture.save(beside, format="PNG", pnginfo=info)
 
 
 def _lines(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -19,7 +19,7 @@ from if_jax.checkpoints import names
 from if_jax.checkpoints.convert import Model, open_model
 from if_jax.checkpoints.weights import Params, load_params
 from if_jax.inference.cascade import Cascade
-from if_jax.inference.pictures import grid
+from if_jax.inference.pictures import grid, is_own, write_png
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Outputs = Mapping[str, Any]  # the nested outputs of a network's blocks, as Flax keeps them
 TOLERANCE = 1e-5  # float32: rounding alone stays below it
 PROMPT = "two red spheres and a blue cube"
+_SHEET = "verify.png"
 _BLOCKS = re.compile(r"(down_blocks|up_blocks|block)_\d+|mid_block|encoder_hid_proj|conv_in")
 
 
@@ -82,6 +83,8 @@ def verify(
       ValueError: where a folder is damaged or the two hold different kinds of model.
     """
     first, second = open_model(a, text_encoder), open_model(b)
+    if pictures is not None and (sheet := Path(pictures) / _SHEET).exists() and not is_own(sheet):
+        raise FileExistsError(f"{sheet} exists and is no picture of if_jax, so it is not replaced: give another folder")
     report = VerifyReport(say)
     for name, config_a, config_b, params_a, params_b, kind in _pairs(first, second):
         if config_a != config_b:
@@ -245,15 +248,15 @@ def _compare_settings(first: Model, second: Model, report: VerifyReport) -> None
 
 def _draw_both(first: Model, second: Model, folder: Path) -> str:
     """One prompt, one seed, few steps, drawn by both: a grid of two rows."""
-    rows = []
+    path, rows = folder / _SHEET, []
     for model in (first, second):
         if not model.stages or model.stages[0].kind != "base" or model.stages[0].text_params is None:
             return f"{model.folder} cannot draw without a text encoder: no pictures"
         drawn = Cascade.of(model.stages, model.defaults).dream(PROMPT, if_I_kwargs={"num_inference_steps": 20})
         rows.append([pictures[0] for pictures in drawn.values()])
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "verify.png"
-    grid([picture.resize(rows[0][-1].size, 0) for row in rows for picture in row], columns=len(rows[0])).save(path)
+    pictures = [picture.resize(rows[0][-1].size, 0) for row in rows for picture in row]
+    write_png(path, grid(pictures, columns=len(rows[0])))
     return f"pictures of both, one row each: {path}"
 
 

@@ -28,6 +28,7 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from if_jax.checkpoints.files import atomic_file
 from if_jax.parallel import hosts
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -110,9 +111,8 @@ def _write(program: jax.stages.Compiled, path: Path) -> None:
     try:
         data = pickle.dumps(serialize_executable.serialize(program))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whatever the user's umask lets others do
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.touch(mode=0o600)
-        beside.write_bytes(hashlib.sha256(data).digest() + data)
-        beside.replace(path)
+        with atomic_file(path) as beside:
+            beside.touch(mode=0o600)
+            beside.write_bytes(hashlib.sha256(data).digest() + data)
     except Exception as error:  # a program that cannot be stored, a full disk
         logging.info("%s is not kept (%s: %s)", path, type(error).__name__, error)

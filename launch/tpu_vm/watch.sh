@@ -8,8 +8,9 @@
 # Runs on your machine (tmux); ending it changes nothing on the slice, and calling it again goes on. A slice that was
 # preempted, or of which a worker no longer answers, is replaced and gets the same commit, and the run resumes from its
 # newest checkpoint. A process that was lost, got stuck or never came, or met what may pass (exit codes 75, 76, 77, 78,
-# 143, a signal) makes all start again. A mistake (exit code 1 or 2) ends the watch, and so do a request that fails three times and a run that
-# ends five times within ten minutes of its start.
+# 143, a signal) makes all start again; a run that ended within ten minutes of its start waits first, each time twice as
+# long. A mistake (exit code 1 or 2) ends the watch, and so do a request that fails three times and a run that ends five
+# times within ten minutes of its start.
 
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -111,15 +112,15 @@ decide() {
 
 # One process ended with 1 or 2, the others because of it. One that was killed can make the others say 1 as well.
 only_a_mistake() {
-  local code found=1
+  local code result=1
   for code in $1; do
     case $code in
-      1 | 2) found=0 ;;
+      1 | 2) result=0 ;;
       0 | 75 | 76 | 77 | 143) ;;
       *) return 1 ;;
     esac
   done
-  return "$found"
+  return "$result"
 }
 
 finish() {
@@ -141,7 +142,14 @@ again() {
   ((quick < 5)) || fail "the run ended five times within ten minutes of its start, last with $1: $(how logs)"
   say "$1: starting all processes again"
   on_workers all '' end 60 >/dev/null || true
+  ((quick < 2)) || pause $((1 << (quick - 2)))
   start_run
+}
+
+# As long as so many looks take: what failed has time to pass.
+pause() {
+  local i
+  for ((i = 0; i < $1; i++)); do sleep "$POLL_SECONDS"; done
 }
 
 set_up_and_run() {

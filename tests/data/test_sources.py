@@ -46,6 +46,12 @@ def hosts() -> Iterator[list[ProcessPoolExecutor]]:
         yield [stack.enter_context(ProcessPoolExecutor(1, mp_context=fresh)) for _ in range(4)]
 
 
+@pytest.mark.parametrize("number", ["9" * 400, int("9" * 400), "1e60", "much"])
+def test_a_score_that_no_float_holds_is_none(number):
+    assert np.isnan(index._score({"similarity": number}, ("similarity",)))
+    assert index._score({"CLIP": number, "similarity": "0.5"}, ("CLIP", "similarity")) == 0.5
+
+
 @pytest.mark.parametrize("kind", ["folder", "tars", "prepared", "mixture"])
 def test_the_first_thousand_ids_are_the_same_in_one_two_and_four_processes_and_after_a_restart(
     kind: str, stored: dict[str, str], hosts: list[ProcessPoolExecutor]

@@ -129,6 +129,8 @@ def test_what_is_no_picture_is_one_line(tmp_path):
         (np.zeros((0, 4, 3), np.float32), "it has no pixels"),
         (Image.new("RGB", (0, 3)), "it has no pixels"),
         (np.full((4, 4, 3), np.nan, np.float32), "not finite"),
+        (RED.astype(np.float32), r"from 0 to 200: give floats in \[-1, 1\] \(divide by 127.5 and subtract 1"),
+        (np.linspace(-3, 1, 48, dtype=np.float32).reshape(4, 4, 3), r"from -3 to 1: give floats in \[-1, 1\] \(clip"),
         (RED, "array of uint8"),
         (np.zeros((4, 4), np.float32), "array of float32"),
         (Image.new("1", (20_000, 20_000)), "make it smaller than 100,000,000 pixels"),

@@ -208,6 +208,13 @@ def test_pictures_of_both_side_by_side(base, tmp_path):
     assert np.array_equal(pixels[:8], pixels[10:]) and np.std(pixels[:8]) > 1
 
 
+def test_a_sheet_of_somebody_else_is_not_replaced(base, tmp_path):
+    (tmp_path / "verify.png").write_bytes(b"mine")
+    code, output = verify(base, base, "--pictures", tmp_path)
+    assert code == 1 and "exists and is no picture of if_jax" in output
+    assert (tmp_path / "verify.png").read_bytes() == b"mine"
+
+
 def test_no_pictures_without_a_text_encoder(later, tmp_path):
     code, output = verify(later, later, "--pictures", tmp_path / "out")
     assert code == 0 and "cannot draw without a text encoder: no pictures" in output
