@@ -73,6 +73,9 @@ def train(
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(hosts.EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        click.echo(f"\nError: interrupted; the same command goes on from the newest checkpoint of {workdir}", err=True)
+        context.exit(hosts.EXIT_INTERRUPTED)
     except Exception as error:
         if not failures.is_transient(error):
             raise

@@ -40,7 +40,7 @@ def test_every_recipe_file_is_valid(path):
     [
         ({"bacth_size": 4}, r"no key bacth_size \(value 4\): did you mean batch_size"),
         ({"data": {"sise": 4}}, r"no key data.sise .*did you mean data.size"),
-        ({"batch_size": "four"}, r"batch_size is 'four' \(str\): it must be a int"),
+        ({"batch_size": "four"}, r"batch_size is 'four' \(str\): it must be an int"),
         ({"batch_size": True}, r"batch_size is True"),
         ({"batch_size": 0}, r"batch_size is 0: it must be at least 1"),
         ({"stage": "bse"}, r"stage is 'bse': it must be one of base, super-resolution"),
@@ -81,7 +81,7 @@ def test_every_recipe_file_is_valid(path):
         ({"hosts": {"start_seconds": 0}}, r"hosts.start_seconds is 0: it must be at least 1"),
         ({"wandb": "None"}, r"wandb is 'None', .*leave it empty"),
         ({"text_encoder_from": "null"}, r"text_encoder_from is 'null', .*leave it empty"),
-        ({"steps": 1e5}, r"steps is 100000.0 \(float\): it must be a int, write 100000"),
+        ({"steps": 1e5}, r"steps is 100000.0 \(float\): it must be an int, write 100000"),
         ({"text_encoder": "t6"}, r"text_encoder is 't6': it must be one of .*demo"),
     ],
 )
@@ -94,8 +94,8 @@ def test_a_mistake_is_named(change, message):
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("steps", "1e5", "recipe key steps is '1e5': it must be a int, write 100000"),
-        ("steps", "many", "recipe key steps is 'many': it must be a int"),
+        ("steps", "1e5", "recipe key steps is '1e5': it must be an int, write 100000"),
+        ("steps", "many", "recipe key steps is 'many': it must be an int"),
         ("optimizer.lr", "1e-4", "no key optimizer.lr .*did you mean optimizer.learning_rate"),
         ("optimizer", "adam", "optimizer is 'adam': it must hold the keys of a section; .*optimizer.name"),
         ("data.preparation", "x", "data.preparation is 'x': it must hold the keys"),

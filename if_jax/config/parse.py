@@ -188,7 +188,7 @@ def _wanted(value: Any, hint: type) -> str:
     if hint is int and not isinstance(value, bool):
         try:
             if float(value).is_integer():
-                return f"it must be a int, write {int(float(value))}"
+                return f"it must be an int, write {int(float(value))}"
         except (TypeError, ValueError, OverflowError):
             pass
-    return f"it must be a {hint.__name__}"
+    return f"it must be {'an' if hint is int else 'a'} {hint.__name__}"

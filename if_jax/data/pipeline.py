@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -296,7 +297,12 @@ def _in_workers(made: grain.IterDataset, workers: int) -> grain.IterDataset:
 
     if not flags.FLAGS.is_parsed():  # Grain asks flags that only a program started through absl has read
         flags.FLAGS.mark_as_parsed()
-    return made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_interrupts)
+
+
+def _leave_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal. The one that trains ends its workers, which need not say more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _dropped(seed: int, positions: Sequence[int], share: float) -> list[bool]:

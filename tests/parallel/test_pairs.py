@@ -76,14 +76,36 @@ def test_what_one_process_meets_ends_both(tmp_path, error, code, words):
     _ends(_pair(tmp_path, head=RAISES.format(error=error)), code, words)
 
 
-def test_a_killed_data_worker_ends_both_to_be_tried_again(tmp_path):
+def _with_workers(tmp_path):
+    """Arguments for a run without an end, whose data come from a process of their own."""
     tars = record_stores.write_tars(tmp_path / "tars", 20, 7)
     keys = {"data.source": tars, "data.workers": 1, "steps": 100_000, "sample.every": 0, "validation.every": 0}
-    pair = _pair(tmp_path, *(f"--config.{name}={value}" for name, value in keys.items()))
+    return [f"--config.{name}={value}" for name, value in keys.items()]
+
+
+def _await_a_step(tmp_path, processes):
     metrics, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 600
     while not (metrics.exists() and metrics.read_text()):
-        assert all(process.poll() is None for process in pair) and time.monotonic() < end
+        assert all(process.poll() is None for process in processes) and time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_ctrl_c_is_one_line_also_where_workers_read(tmp_path):
+    process = _start(tmp_path / "run", 1, *_with_workers(tmp_path))
+    _await_a_step(tmp_path, [process])
+    children = psutil.Process(process.pid).children(True)
+    for each in (process, *children):  # as a terminal does
+        each.send_signal(signal.SIGINT)
+    output = _output(process)
+    assert process.returncode == hosts.EXIT_INTERRUPTED, output
+    assert "Traceback" not in output and "Error: interrupted; the same command goes on" in output
+    psutil.wait_procs(children, timeout=20)
+    assert not any(child.is_running() for child in children)
+
+
+def test_a_killed_data_worker_ends_both_to_be_tried_again(tmp_path):
+    pair = _pair(tmp_path, *_with_workers(tmp_path))
+    _await_a_step(tmp_path, pair)
     workers = [
         child for child in psutil.Process(pair[1].pid).children(True) if "spawn_main" in " ".join(child.cmdline())
     ]
