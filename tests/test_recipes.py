@@ -120,7 +120,13 @@ def test_the_meshes_of_the_table_fit(name):
             assert recipe.batch_size % (data * fsdp * int(accumulate)) == 0, cell
 
 
-@pytest.mark.parametrize("name", [*(name for name in CONFIGS if name.startswith("demo")), "if_I_M", "if_II_M"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in CONFIGS if name.startswith("demo")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("if_I_M", "if_II_M")),
+    ],
+)
 def test_the_smoke_form_is_traced(name):
     state, lowered = lower(recipe_of(name, "smoke"))
     assert lowered.out_info[0].params.keys() == state.params.keys()
