@@ -326,7 +326,7 @@ def test_the_original_builds_the_same_tensors_in_the_same_order(name: str) -> No
 def test_the_original_computes_the_same(name: str) -> None:
     config, tensors = CONFIGS[name], random_tensors(CONFIGS[name])
     net = original(config)
-    import torch
+    torch = pytest.importorskip("torch")
 
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     rng, side, steps = np.random.default_rng(1), config.sample_size, np.array([3, 977])

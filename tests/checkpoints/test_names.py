@@ -77,7 +77,7 @@ def random_params(kind: str) -> dict[str, Any]:
 
 def torch_shapes(kind: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes that the other libraries give to the same network."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.device("meta"):
         if kind == "t5":

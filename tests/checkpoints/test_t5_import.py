@@ -18,7 +18,7 @@ CAPTIONS = ["two red spheres", ""]
 @pytest.fixture(scope="module")
 def whole():
     """A small T5 v1.1 with its decoder and its own output table, random."""
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def save(whole, folder, **options):
 
 def as_bin(folder):
     """The same folder with `pytorch_model.bin`, as older releases have it."""
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -42,7 +42,7 @@ def as_bin(folder):
 
 @pytest.mark.parametrize("form", ["one file", "shards", "bin"])
 def test_the_encoder_of_a_whole_t5(whole, tmp_path, form):
-    import torch
+    torch = pytest.importorskip("torch")
 
     save(whole, tmp_path, **({"max_shard_size": "30KB"} if form == "shards" else {}))
     if form == "bin":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from if_jax.diffusion.augment import blur, downsample, noise_augment, random_level, random_sigma, upsample
 from if_jax.diffusion.schedule import cosine_schedule
+
+torch = pytest.importorskip("torch")
 
 
 def picture(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers import DDPMScheduler
 
 from if_jax.diffusion import process
 from if_jax.diffusion.guidance import classifier_free, dynamic_threshold, guided, projected
 from if_jax.diffusion.schedule import cosine_schedule
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
 
 SHAPE = (2, 4, 4, 3)
 
@@ -87,7 +88,7 @@ def test_conditioning_may_be_a_tree_with_one_row_for_all():
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 def test_threshold_matches_diffusers(max_value, scale):
     x0 = normal(4, (3, 8, 8, 3), scale)
-    scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=max_value)
+    scheduler = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=max_value)
     want = scheduler._threshold_sample(torch.from_numpy(x0.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(dynamic_threshold(x0, 0.95, max_value), want, atol=1e-6)
 

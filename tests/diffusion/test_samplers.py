@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.diffusion import process, samplers
 from if_jax.diffusion.guidance import dynamic_threshold
 from if_jax.diffusion.samplers import array_noise, initial_noise, keyed_noise
 from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, padded, parse_steps, respace
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+scheduling_ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+scheduling_ddpm = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
 
 FULL = cosine_schedule()
 IMAGE = (8, 8, 3)
@@ -93,7 +95,7 @@ def reference(monkeypatch):
     """reference(schedule, max_value) → step(model_output, t, x_t, z) of diffusers, with the noise given."""
 
     def make(schedule, max_value, prediction="eps", betas=None):
-        scheduler = DDPMScheduler(
+        scheduler = diffusers.DDPMScheduler(
             beta_schedule="squaredcos_cap_v2",
             variance_type="learned_range",
             prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[prediction],
@@ -248,7 +250,7 @@ def test_the_last_step_adds_no_noise():
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_ddim_matches_diffusers(monkeypatch, eta):
     """Its own scheduler knows evenly spaced steps only."""
-    scheduler = DDIMScheduler(
+    scheduler = diffusers.DDIMScheduler(
         beta_schedule="squaredcos_cap_v2", thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5
     )
     scheduler.set_timesteps(20)
@@ -269,7 +271,7 @@ def test_ddim_matches_diffusers(monkeypatch, eta):
 @pytest.mark.parametrize("spec", ["ays10", "smart27"])
 def test_dpm_solver_matches_diffusers(spec):
     schedule = chain(spec)
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = diffusers.DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2",
         variance_type="learned_range",
         thresholding=True,

@@ -9,8 +9,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from diffusers import DDPMScheduler
-from diffusers.pipelines.deepfloyd_if import timesteps as published
 
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
 from if_jax.diffusion.schedule import (
@@ -22,6 +20,10 @@ from if_jax.diffusion.schedule import (
     respace,
     schedule_from_betas,
 )
+
+pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+published = pytest.importorskip("diffusers.pipelines.deepfloyd_if.timesteps")
 
 FULL = cosine_schedule()
 
@@ -60,14 +62,14 @@ def test_betas_are_the_published_ones():
 
 
 def test_alpha_bar_is_bit_identical_to_diffusers():
-    reference = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
+    reference = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
     assert FULL.alpha_bar.dtype == np.float32
     np.testing.assert_array_equal(FULL.alpha_bar, reference)
 
 
 def test_trained_betas_are_bit_identical_to_diffusers():
     betas = np.linspace(1e-4, 0.02, 40).tolist()
-    reference = DDPMScheduler(trained_betas=betas).alphas_cumprod.numpy()
+    reference = diffusers.DDPMScheduler(trained_betas=betas).alphas_cumprod.numpy()
     np.testing.assert_array_equal(schedule_from_betas(betas).alpha_bar, reference)
 
 
@@ -95,7 +97,7 @@ def test_a_published_schedule_is_bit_identical_to_diffusers(size):
     """Through the configuration as a release stores it."""
     config = SchedulerConfig(1.0, trained_betas=tuple(cosine_betas(size=size).tolist()))
     stored = json.loads(json.dumps(scheduler_to_diffusers(config)))
-    reference = DDPMScheduler.from_config(stored).alphas_cumprod.numpy()
+    reference = diffusers.DDPMScheduler.from_config(stored).alphas_cumprod.numpy()
     np.testing.assert_array_equal(config.schedule().alpha_bar, reference)
     assert scheduler_from_diffusers(stored) == config
     own = schedule_from_betas(cosine_betas(size=size))  # what the stage was trained along

@@ -78,7 +78,7 @@ def test_the_pictures_of_the_readme_are_drawn_again(tmp_path):
 @pytest.mark.slow  # three minutes
 def test_stock_diffusers_scores_within_the_interval_of_ours(tmp_path):
     """Other noise, the same weights, steps and guidance."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     prompts = [prompt for prompt in eval_prompts.sample_prompts(PROMPTS, SEED)[0] if prompt.skill != "words"]
     captions = [prompt.caption for prompt in prompts]

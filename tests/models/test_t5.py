@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from if_jax.checkpoints.names import lazy_from_torch, t5_config_to_hf
 from if_jax.checkpoints.weights import load_params
 from if_jax.models.t5 import T5Config, T5Encoder, relative_buckets
+
+torch = pytest.importorskip("torch")
 
 CONFIG = T5Config(vocab_size=50, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=4)
 TYPES = (jnp.float32, jnp.bfloat16)

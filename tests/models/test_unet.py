@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from torch_reference import (
     CONFIGS,
     LENGTH,
@@ -23,6 +22,8 @@ from torch_reference import (
 from if_jax.checkpoints.names import to_torch
 from if_jax.models.blocks import AttentionBlock, BlockSettings, ResBlock, StepEmbedding, TextEmbedding
 from if_jax.models.unet import UNet, UNetConfig
+
+torch = pytest.importorskip("torch")
 
 TOLERANCE = 1e-5
 
