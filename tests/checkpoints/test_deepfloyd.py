@@ -302,6 +302,7 @@ def test_all_that_is_refused_is_named_at_once() -> None:
 
 def original(config: UNetConfig, dtype: str = "float32") -> Any:
     """The net that the original code builds from our config.yml; its low-resolution image gets no noise here."""
+    pytest.importorskip("torch")
     pytest.importorskip("deepfloyd_if")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it scripts an activation, as torch no longer likes

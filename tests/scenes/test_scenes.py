@@ -58,7 +58,7 @@ def test_one_after_another_and_all_at_once_draw_the_same() -> None:
     assert float(at_once.min()) >= -1.0 and float(at_once.max()) <= 1.0
     looped = np.asarray(raycast.render_scenes(drawn, 16), np.float32) / 127.5 - 1.0
     differs = np.abs(at_once - looped) > 1.5 / 127.5
-    assert differs.mean() < 0.01  # at 16 px some rays pass exactly along a sign's edge: rounding decides
+    assert differs.mean() < 0.02  # at 16 px some rays pass exactly along a sign's edge: rounding decides
 
 
 def test_objects_stand_apart_and_inside_the_picture(many: list[Scene]) -> None:

@@ -110,6 +110,7 @@ def test_tensorboard_holds_numbers_and_pictures(tmp_path):
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     """Two sessions of a run: numbers, and tables that hold every prompt at every step, below the work folder."""
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", "")
