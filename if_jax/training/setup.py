@@ -63,14 +63,16 @@ def abstract_state(setup: TrainingSetup) -> TrainState:
 def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA.
 
-    In the compute precision, since nothing is ever added to it.
+    In the compute precision, since nothing is ever added to it. A text encoder whose states are kept
+    (`data.embeddings`) is left out where neither samples nor validation need it.
     """
-    configs = {}
-    if setup.recipe.text_encoder_from:
+    recipe, configs = setup.recipe, {}
+    kept = recipe.data.embeddings and not recipe.sample.every and not recipe.validation.every
+    if recipe.text_encoder_from and not kept:
         configs["text_encoder"] = setup.networks.text_encoder.config
-    if setup.recipe.lora.rank:
+    if recipe.lora.rank:
         configs["unet"] = setup.networks.unet.config
-    dtype = setup.recipe.compute_dtype
+    dtype = recipe.compute_dtype
     return {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
 
 

@@ -30,6 +30,10 @@ STAGES = [tiny.on_one_level(stage) for stage in tiny.stages()]
 
 
 boxed = functools.cache(boxed_params)
+# Each program runs once: optimising its machine code takes longer than all else about it.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
 def random_factors(config: Any, targets: str, seed: int = 0, rank: int = RANK) -> Any:
@@ -74,10 +78,10 @@ def test_diffusers_computes_the_same_with_the_file_loaded(cascade: Path, tmp_pat
         out = factors.apply(net, factors.AdaptedParams(base, tree, ALPHA / RANK), *map(jnp.asarray, inputs))
         return (out * weights).mean(), out
 
-    (_, ours), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree, stage.unet_params)
+    (_, ours), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(tree, stage.unet_params)
     merged = factors.merge(factors.AdaptedParams(stage.unet_params, tree, ALPHA / RANK))
     zeros = jax.tree.map(np.zeros_like, tree)
-    close(jax.jit(loss)(zeros, merged)[1], ours, 1e-5)
+    close(quick_jit(loss)(zeros, merged)[1], ours, 1e-5)
 
     pipeline = tiny.open_in_diffusers(cascade / f"stage_{'I' * (number + 1)}", text_encoder=None)
     pipeline.load_lora_weights(tmp_path)
@@ -104,7 +108,7 @@ def test_diffusers_computes_the_same_text_states(cascade: Path, tmp_path: Path) 
     lora.write_lora(tmp_path / lora.FILE_NAME, {"unet": unet, "text_encoder": tree}, ALPHA)
     ids, mask = np.arange(3, 15, dtype=np.int32).reshape(1, 12), np.ones((1, 12), np.int32)
     params = factors.AdaptedParams(STAGES[0].text_params, tree, ALPHA / RANK)
-    ours = jax.jit(lambda p: factors.apply(T5Encoder(tiny.TEXT), p, jnp.asarray(ids), jnp.asarray(mask)))(params)
+    ours = quick_jit(lambda p: factors.apply(T5Encoder(tiny.TEXT), p, jnp.asarray(ids), jnp.asarray(mask)))(params)
     pipeline = tiny.open_in_diffusers(cascade / "stage_I")
     pipeline.load_lora_weights(tmp_path)
     with torch.no_grad():
