@@ -60,7 +60,7 @@ LESS = {  # by what is named in the command
     "data build tasks": "--count 4",
     "configs/demo_base.py": SHORT + "--config.data.size=8",
     "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",
-    "configs/finetune_lora.py": SHORT
+    "configs/finetune_": SHORT
     + "--config.data.size=8 --config.init_from=demo/stage_I --config.text_encoder_from=demo/stage_I",
     "configs/if_I_M.py": SHORT + "--config.data.size=8 --config.unet=demo-I --config.mesh.fsdp=2",
     "if_jax.training.teach_text": "--steps 2 --scenes 32",

@@ -26,7 +26,7 @@ from if_jax.checkpoints.stages import STAGE_NAMES, StageRelease
 from if_jax.checkpoints.tensors import Lazy, TensorSpec, read_bin, read_tensors
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.checkpoints.write_tensors import write_safetensors
-from if_jax.models.lora import kernels_of, merge_where, merged_kernel, pairs_of
+from if_jax.models.lora import LayerPath, kernels_of, merge_where, merged_kernel, pairs_of
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
@@ -52,7 +52,7 @@ class FittedFactors:
     """The factors of a file that go with one network: the tree of `models.lora`, and what each product is scaled by."""
 
     factors: Params
-    scales: Mapping[tuple[str, ...], float]  # by path of the layer
+    scales: Mapping[LayerPath, float]  # by path of the layer
 
 
 def write_lora(
@@ -110,6 +110,8 @@ def open_lora(path: str | Path) -> LoraFile:
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a LoRA file, or the folder of its {FILE_NAME}")
+    if path.suffix not in (".safetensors", ".bin"):
+        raise ValueError(f"{path}: is neither .safetensors nor .bin; give a LoRA file of one of those")
     tensors, metadata = (read_bin(path), {}) if path.suffix == ".bin" else read_tensors(path.parent, path.stem)
     parts: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in tensors.items():
@@ -162,7 +164,7 @@ def fit(lora: LoraFile, network: str, config: UNetConfig | T5Config) -> FittedFa
         raise ValueError(f"{lora.path} is a LoRA of another net: {network} {error}") from None
 
 
-def with_factors(params: Params, factors: Params, scale: float | Mapping[tuple[str, ...], float]) -> Params:
+def with_factors(params: Params, factors: Params, scale: float | Mapping[LayerPath, float]) -> Params:
     """Parameters with factors in their kernels, each computed in float32 when it is asked for.
 
     Args:
@@ -174,7 +176,7 @@ def with_factors(params: Params, factors: Params, scale: float | Mapping[tuple[s
       The tree, in which what has factors is a `Lazy` of its own dtype.
     """
 
-    def join(path: tuple[str, ...], kernel: Any, down: Any, up: Any) -> Lazy:
+    def join(path: LayerPath, kernel: Any, down: Any, up: Any) -> Lazy:
         own = scale if isinstance(scale, float | int) else scale[path]
 
         def read() -> np.ndarray:
@@ -292,11 +294,13 @@ def _alpha(lora: LoraFile, network: str, layer: str, pair: Mapping[str, Lazy], r
     """What the product of a layer's factors is scaled by: as the header says, else kohya's tensor, else 1."""
     settings = {word.removeprefix(f"{network}."): value for word, value in lora.settings.items()}
     alpha: Any = settings.get("lora_alpha")
-    for pattern, value in dict(settings.get("alpha_pattern") or {}).items():
+    patterns = settings.get("alpha_pattern")
+    for pattern, value in (patterns if isinstance(patterns, Mapping) else {}).items():
         if re.fullmatch(rf"(.*\.)?{re.escape(pattern.lstrip('^'))}", layer):
             alpha = value
     if alpha is None:
-        alpha = float(np.asarray(pair["alpha"], np.float32).reshape(-1)[0]) if "alpha" in pair else rank
+        alpha = np.asarray(pair["alpha"], np.float32).reshape(-1).tolist() if "alpha" in pair else [rank]
+        alpha = alpha[0] if len(alpha) == 1 else alpha
     if not isinstance(alpha, float | int) or not math.isfinite(alpha):
         raise ValueError(f"{lora.path}: alpha of {network} {layer} is {alpha!r}; it must be a number")
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank

@@ -27,8 +27,8 @@ from flax.traverse_util import unflatten_dict
 
 from if_jax.models.layers import UNIFORM_FAN_IN, Conv, Dense, convolve
 
-Params = Mapping[str, Any]  # nested by module
-Path = tuple[str, ...]  # of a layer in the tree of parameters: ("mid_block", "attentions_0", "to_q")
+ModuleTree = Mapping[str, Any]  # parameters or factors, nested by module
+LayerPath = tuple[str, ...]  # of a layer in such a tree: ("mid_block", "attentions_0", "to_q")
 
 # Words that stand for several layers: those that diffusers' training scripts adapt, and the convolutions of its blocks.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -43,13 +43,13 @@ TEXT_TARGETS = "SelfAttention"  # of a T5: q, k, v and o
 class AdaptedParams:
     """A network's frozen parameters with the factors beside some of its kernels."""
 
-    base: Params
-    factors: Params
+    base: ModuleTree
+    factors: ModuleTree
     scale: float = dataclasses.field(metadata={"static": True})  # alpha / rank
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})  # share of the inputs of A left out
 
 
-def target_paths(kernels: Mapping[Path, Any], targets: str) -> list[Path]:
+def target_paths(kernels: Mapping[LayerPath, Any], targets: str) -> list[LayerPath]:
     """The layers that factors go beside.
 
     Args:
@@ -63,7 +63,7 @@ def target_paths(kernels: Mapping[Path, Any], targets: str) -> list[Path]:
     Raises:
       ValueError: a word matches no layer; says which are near it.
     """
-    chosen: set[Path] = set()
+    chosen: set[LayerPath] = set()
     for word in targets.split("+"):
         names = GROUPS.get(word, (word,))
         matches = {path for path in kernels if any(_matches(path, name) for name in names)}
@@ -75,9 +75,9 @@ def target_paths(kernels: Mapping[Path, Any], targets: str) -> list[Path]:
     return sorted(chosen)
 
 
-def kernels_of(tree: Params, path: Path = ()) -> dict[Path, Any]:
+def kernels_of(tree: ModuleTree, path: LayerPath = ()) -> dict[LayerPath, Any]:
     """The kernels of linear layers and convolutions, arrays or what stands for them, by path of the layer."""
-    kernels: dict[Path, Any] = {}
+    kernels: dict[LayerPath, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             kernels |= kernels_of(value, (*path, name))
@@ -86,7 +86,7 @@ def kernels_of(tree: Params, path: Path = ()) -> dict[Path, Any]:
     return kernels
 
 
-def check_rank(kernels: Mapping[Path, Any], paths: Sequence[Path], rank: int) -> None:
+def check_rank(kernels: Mapping[LayerPath, Any], paths: Sequence[LayerPath], rank: int) -> None:
     """Refuses a rank at which the factors of a kernel would be no smaller than the kernel.
 
     Raises:
@@ -99,7 +99,7 @@ def check_rank(kernels: Mapping[Path, Any], paths: Sequence[Path], rank: int) ->
             raise ValueError(f"{'/'.join(path)} is only {width} wide: use a rank of at most {width}, or other targets")
 
 
-def init_factors(boxed: Params, targets: str, rank: int, key: jax.Array) -> Params:
+def init_factors(boxed: ModuleTree, targets: str, rank: int, key: jax.Array) -> ModuleTree:
     """Factors that change nothing yet: A is uniform, as IF's own layers start, and B is zero.
 
     Args:
@@ -118,7 +118,7 @@ def init_factors(boxed: Params, targets: str, rank: int, key: jax.Array) -> Para
     kernels = nn.unbox(boxes)
     paths = target_paths(kernels, targets)
     check_rank(kernels, paths, rank)
-    factors: dict[Path, Any] = {}
+    factors: dict[LayerPath, Any] = {}
     for path, own in zip(paths, jax.random.split(key, len(paths)), strict=True):
         *taps, width_in, width_out = kernels[path].shape
         name_in, name_out = boxes[path].names[-2:]
@@ -131,7 +131,7 @@ def init_factors(boxed: Params, targets: str, rank: int, key: jax.Array) -> Para
 
 
 def apply(
-    module: nn.Module, params: Params | AdaptedParams, *inputs: jax.Array | None, keys: jax.Array | None = None
+    module: nn.Module, params: ModuleTree | AdaptedParams, *inputs: jax.Array | None, keys: jax.Array | None = None
 ) -> jax.Array:
     """What a network makes of its inputs, with factors beside its kernels where it has some.
 
@@ -172,7 +172,7 @@ def merged_kernel(kernel: Any, down: Any, up: Any, scale: float) -> Any:
     return kernel.astype(np.float32) + scale * (down @ up.reshape(up.shape[-2:]))
 
 
-def merge(params: Params | AdaptedParams) -> Params:
+def merge(params: ModuleTree | AdaptedParams) -> ModuleTree:
     """The parameters with the factors in them: the same function without factors. Other kernels are not copied."""
     if not isinstance(params, AdaptedParams):
         return params
@@ -180,7 +180,9 @@ def merge(params: Params | AdaptedParams) -> Params:
     return merge_where(params.base, params.factors, lambda _, w, a, b: join(w, a, b, scale=params.scale))
 
 
-def merge_where(base: Params, factors: Params, join: Callable[[Path, Any, Any, Any], Any], path: Path = ()) -> Params:
+def merge_where(
+    base: ModuleTree, factors: ModuleTree, join: Callable[[LayerPath, Any, Any, Any], Any], path: LayerPath = ()
+) -> ModuleTree:
     """A tree of parameters with every kernel that has factors replaced.
 
     Args:
@@ -195,7 +197,7 @@ def merge_where(base: Params, factors: Params, join: Callable[[Path, Any, Any, A
     return {**base, **{name: merge_where(base[name], inner, join, (*path, name)) for name, inner in factors.items()}}
 
 
-def pairs_of(factors: Params, path: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
+def pairs_of(factors: ModuleTree, path: LayerPath = ()) -> Iterator[tuple[LayerPath, Any, Any]]:
     """(path of the layer, A, B) of every layer that has factors."""
     if "lora_A" in factors:
         yield path, factors["lora_A"]["kernel"], factors["lora_B"]["kernel"]
@@ -204,14 +206,14 @@ def pairs_of(factors: Params, path: Path = ()) -> Iterator[tuple[Path, Any, Any]
         yield from pairs_of(inner, (*path, name))
 
 
-def _drop(x: jax.Array, share: float, keys: jax.Array | None, path: Path) -> jax.Array:
+def _drop(x: jax.Array, share: float, keys: jax.Array | None, path: LayerPath) -> jax.Array:
     """x (B, …) with a share of its entries zero and the others larger, drawn for each row and layer by itself."""
     layer = zlib.crc32("/".join(path).encode())
     kept = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - share, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1 - share), 0)
 
 
-def _matches(path: Path, name: str) -> bool:
+def _matches(path: LayerPath, name: str) -> bool:
     """Whether a layer is called so, or lies in what is: "to_out" is to_out_0, "attentions_0/to_q" a part of a path."""
     return f"/{name}/" in f"/{'/'.join(path)}/" or any(_plain(part) == name for part in path)
 
