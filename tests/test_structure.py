@@ -36,7 +36,7 @@ EDGES: dict[str, set[str]] = {
     "doctor": {"checkpoints", "config", "data", "models", "parallel", "training"},
     "cli_errors": {"checkpoints"},
     "cli_options": {"checkpoints"},
-    "cli_data": {"checkpoints", "cli_errors", "cli_options", "data", "inference"},
+    "cli_data": {"cli_errors", "cli_options", "data", "inference"},
     "cli_draw": {"checkpoints", "cli_errors", "cli_options", "inference"},
     "cli_evaluate": {"checkpoints", "cli_errors", "cli_options", "evaluation", "inference"},
     "cli": {
