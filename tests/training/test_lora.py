@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from if_jax.checkpoints import lora as lora_files
 from if_jax.checkpoints import release, run
-from if_jax.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, SampleConfig, to_recipe
-from if_jax.models import presets
+from if_jax.checkpoints.weights import boxed_params
+from if_jax.config import (
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Recipe,
+    SampleConfig,
+    recipe_to_dict,
+    to_recipe,
+)
+from if_jax.models import lora, presets
 from if_jax.training import executable_cache, loop, memory, publish, setup, warm_start
 
 NETS = {"tiny-I": tiny.one_level(tiny.BASE), "tiny-II": tiny.one_level(tiny.SUPER_RESOLUTION)}
@@ -27,7 +40,9 @@ def tiny_presets():
         for name, config in NETS.items():
             patch.setitem(presets.UNETS, name, config)
         patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
+        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: most of the time goes into those
         yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +118,24 @@ def test_factors_alone_are_trained_and_resume_to_the_same_bits(
     paths = {jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(ema) if np.abs(leaf).max() > 0}
     assert len(paths) == len(jax.tree.leaves(ema)) and all("lora_" in path for path in paths)
     assert list((tmp_path / "whole" / "samples").rglob("*.png"))
-    _publish(quiet, tmp_path / "parts", ema, tmp_path / "release", tmp_path / "style")
 
 
-def _publish(recipe: Recipe, workdir: Path, ema: Any, baked: Path, file: Path) -> None:
+def test_a_run_is_published_as_a_file_and_as_a_release(cascade: Path, tmp_path: Path) -> None:
     """The release holds the base with the factors in it, and the file the factors as they are."""
+    recipe, workdir, baked, file = recipe_of(cascade), tmp_path / "run", tmp_path / "release", tmp_path / "style"
+    rng, ema = np.random.default_rng(0), {}
+    for name, config, targets in (
+        ("unet", NETS["tiny-I"], recipe.lora.targets),
+        ("text_encoder", tiny.TEXT, lora.TEXT_TARGETS),
+    ):
+        abstract = jax.eval_shape(partial(lora.init_factors, boxed_params(config), targets, 2), jax.random.key(0))
+        random = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+        ema[name] = jax.tree.map(random, nn.unbox(abstract))
+    text = release.read_text_encoder(cascade)
+    metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256}
+    metadata["base_sha256"] = warm_start.open_base(recipe)[1]
+    with run.open_checkpoints(str(workdir), metadata, keep=1) as saved:
+        saved.save(2, {"ema": {"0.5": jax.tree.map(jnp.asarray, ema)}})
     publish.publish([str(workdir)], str(baked))
     publish.publish_lora(str(workdir), str(file))
     opened = lora_files.open_lora(file)
@@ -118,7 +146,9 @@ def _publish(recipe: Recipe, workdir: Path, ema: Any, baked: Path, file: Path) -
     stage = release.read_stage(baked / "stage_I")
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b)), stage.unet_params, merged.unet_params)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b)), stage.text_params, merged.text_params)
-    assert stage.text_encoder_sha256 != release.read_stage(recipe.init_from).text_encoder_sha256
+    assert stage.text_encoder_sha256 != text.sha256
+    with pytest.raises(ValueError, match="exists already"):
+        publish.publish_lora(str(workdir), str(file))
 
 
 def test_another_base_is_refused(cascade: Path, tmp_path: Path) -> None:
@@ -141,9 +171,9 @@ def test_the_state_of_a_lora_is_small(cascade: Path) -> None:
     """IF-I-XL: parameters, EMA and moments of a rank-16 LoRA take less than 2 % of those of the whole net."""
     mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
     whole = Recipe(unet="IF-I-XL", text_encoder_from="t5-v1_1-xxl", compute_dtype="bfloat16")
-    lora = dataclasses.replace(whole, init_from="IF-I-XL-v1.0", lora=LoraConfig(rank=16))
+    factors = dataclasses.replace(whole, init_from="IF-I-XL-v1.0", lora=LoraConfig(rank=16))
     text = presets.T5_ENCODERS["t5-v1_1-xxl"]
-    sizes = [memory.step_bytes(recipe, text, mesh, activations=False) for recipe in (whole, lora)]
+    sizes = [memory.step_bytes(recipe, text, mesh, activations=False) for recipe in (whole, factors)]
     state = [sum(row[kind] for kind in ("parameters", "EMA", "moments")) for row in sizes]
     assert state[1] < 0.02 * state[0]
     assert sizes[1]["frozen UNet"] == sizes[0]["parameters"] // 2  # bfloat16
