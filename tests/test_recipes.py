@@ -125,7 +125,7 @@ def test_the_smoke_form_is_traced(name):
     assert lowered.out_info[0].params.keys() == state.params.keys()
 
 
-@pytest.mark.parametrize("form", ["demo", "demo_II"])
+@pytest.mark.parametrize("form", ["demo", pytest.param("demo_II", marks=pytest.mark.slow)])
 def test_a_lora_is_traced(form):
     """Its state holds factors alone; the recipe for IF's own stages differs by what it starts from."""
     state, lowered = lower(recipe_of("finetune_lora", form))

@@ -194,7 +194,7 @@ def test_the_state_of_a_lora_is_small(cascade: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
-    keys: dict[str, Any] = {"unet": "tiny-I", "init_from": "somewhere", "text_encoder_from": "somewhere"}
+    keys: dict[str, Any] = {"unet": "tiny-I", "text_encoder": "tiny", "init_from": "x", "text_encoder_from": "x"}
     keys["data"] = {"size": 8}
     for name, value in changes.items():
         section, _, key = name.rpartition(".")
