@@ -180,7 +180,8 @@ def with_factors(params: Params, factors: Params, scale: float | Mapping[LayerPa
         own = scale if isinstance(scale, float | int) else scale[path]
 
         def read() -> np.ndarray:
-            return merged_kernel(*(np.asarray(leaf, np.float32) for leaf in (kernel, down, up)), own)
+            whole, a, b = (np.asarray(leaf, np.float32) for leaf in (kernel, down, up))
+            return merged_kernel(whole, a, b, own)
 
         return Lazy(tuple(kernel.shape), np.dtype(kernel.dtype), read)
 

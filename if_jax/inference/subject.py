@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from if_jax.checkpoints.files import atomic_file, read_json
 from if_jax.data.folder_entries import METADATA, is_picture
@@ -84,7 +85,7 @@ def _pictures_in(folder: Path) -> list[Path]:
     return files
 
 
-def _check_class(folder: Path, drawn_for: dict[str, object], overwrite: bool) -> None:
+def _check_class(folder: Path, drawn_for: dict[str, Any], overwrite: bool) -> None:
     """Makes room for the class; drops the pictures of another one, if that is asked for."""
     note = folder / _NOTE
     if not folder.exists() or (note.is_file() and read_json(note) == drawn_for):
@@ -103,7 +104,7 @@ def _check_class(folder: Path, drawn_for: dict[str, object], overwrite: bool) ->
     note.unlink()
 
 
-def _draw_class(folder: Path, drawn_for: dict[str, object], count: int, progress: ClassProgress) -> int:
+def _draw_class(folder: Path, drawn_for: dict[str, Any], count: int, progress: ClassProgress) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / _NOTE) as beside:
         beside.write_text(json.dumps(drawn_for))

@@ -110,7 +110,7 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
 
 
 def _init_factors(networks: Networks, recipe: Recipe, key: jax.Array) -> Params:
-    targets = {"unet": (networks.unet.config, recipe.lora.targets)}
+    targets: dict[str, tuple[UNetConfig | T5Config, str]] = {"unet": (networks.unet.config, recipe.lora.targets)}
     if recipe.lora.text_encoder:
         targets["text_encoder"] = (networks.text_encoder.config, lora.TEXT_TARGETS)
     factors = {}

@@ -173,7 +173,7 @@ def place_frozen(setup: TrainingSetup, text: TextEncoder | None, base: Params | 
     Returns:
       Parameters by network, as in `abstract_frozen`.
     """
-    opened = {"text_encoder": text.params if text else None, "unet": base}
+    opened: dict[str, Any] = {"text_encoder": text.params if text else None, "unet": base}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_frozen(setup))
     return {name: load_params(opened[name], setup.recipe.compute_dtype, own) for name, own in shardings.items()}
 
