@@ -76,6 +76,7 @@ def losses(workdir: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.slow  # a minute of a core
 def test_factors_alone_are_trained_and_resume_to_the_same_bits(
     cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
