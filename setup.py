@@ -42,6 +42,7 @@ INSTALL_REQUIRES = [
 TORCH = [
     "torch==2.13.0",  # pinned: newer wheels pull the CUDA packages on machines without a GPU as well
     "diffusers>=0.38",
+    "peft>=0.21",  # which diffusers opens LoRA files with
     "accelerate>=1.0",
 ]
 

@@ -15,6 +15,7 @@ from if_jax.cli_draw import COMMANDS
 from if_jax.cli_errors import Commands, cache_compilations, check_wandb_login
 from if_jax.cli_errors import plain_errors as _plain_errors
 from if_jax.cli_evaluate import evaluate
+from if_jax.cli_options import read_loras, refuse_without_effect
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,9 +102,11 @@ def goodput(workdir: str, fault_hours: float, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True)
-@click.argument("cascade")
+@click.argument("folders", nargs=-1, required=True, metavar="RUNS... CASCADE")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--lora", metavar="OUT", help="Write the factors of one LoRA run alone: a folder, or a .safetensors file."
+)
 @click.option("--steps", multiple=True, help="Default steps of stage I, II, …; repeatable.")
 @click.option("--guidance", multiple=True, type=float, help="Default guidance scale of stage I, II, …; repeatable.")
 @click.option("--noise-level", multiple=True, type=int, help="Default noise level (0-999) of stage II, …; repeatable.")
@@ -114,9 +117,9 @@ def goodput(workdir: str, fault_hours: float, as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace CASCADE if it exists.")
 @_plain_errors
 def export(
-    runs: tuple[str, ...],
-    cascade: str,
+    folders: tuple[str, ...],
     dtype: str,
+    lora: str | None,
     steps: tuple[str, ...],
     guidance: tuple[float, ...],
     noise_level: tuple[int, ...],
@@ -128,15 +131,30 @@ def export(
 ) -> None:
     """Publish the EMA weights of RUNS (stage I, II, …) as a release that stock diffusers opens.
 
-    One super-resolution run alone becomes a stage folder rather than a cascade.
+    One super-resolution run alone becomes a stage folder rather than a cascade. The factors of a LoRA run go into its
+    weights, or with --lora into a file that diffusers' load_lora_weights opens.
 
     \b
     Example:  if-jax export runs/I runs/II my_cascade --dtype float16
+              if-jax export runs/style --lora my_style
     """
     from if_jax.checkpoints.files import parse_bytes, read_json
     from if_jax.checkpoints.tensors import Storage
-    from if_jax.training.publish import publish
+    from if_jax.training.publish import publish, publish_lora
 
+    if lora:
+        release_only = ("steps", "guidance", "noise_level", "max_shard_size", "variant", "scores")
+        refuse_without_effect(release_only, "--lora writes the factors alone; leave it out")
+        if len(folders) != 1:
+            raise ValueError(
+                f"--lora writes the factors of one run, but {len(folders)} folders are given: name one run"
+            )
+        written = publish_lora(folders[0], lora, dtype=dtype, ema_decay=ema_decay, overwrite=overwrite)
+        click.echo(f"{written}: LoRA, {dtype}")
+        return
+    *runs, cascade = folders
+    if not runs:
+        raise click.UsageError("Missing argument 'CASCADE'.")
     publish(
         runs,
         cascade,
@@ -154,7 +172,15 @@ def export(
 @main.command()
 @click.argument("source")
 @click.argument("destination")
-@click.option("--to", "layout", required=True, type=click.Choice(["diffusers", "deepfloyd"]), help="Layout to write.")
+@click.option(
+    "--to",
+    "layout",
+    default="diffusers",
+    show_default=True,
+    type=click.Choice(["diffusers", "deepfloyd"]),
+    help="Layout to write.",
+)
+@click.option("--merge", multiple=True, metavar="FILE[:WEIGHT]", help="Bake a LoRA file into the weights; repeatable.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Precision [default: as it is].")
 @click.option("--max-shard-size", help="Largest weight file, such as 5GB [default: one file].")
 @click.option("--variant", help="Word in the names of the weight files, such as fp16.")
@@ -165,6 +191,7 @@ def convert(
     source: str,
     destination: str,
     layout: str,
+    merge: tuple[str, ...],
     dtype: str | None,
     max_shard_size: str | None,
     variant: str | None,
@@ -178,6 +205,7 @@ def convert(
     \b
     Example:  if-jax convert IF-I-M-v1.0 if_m --to diffusers --text-encoder t5-v1_1-xxl
               if-jax convert my_cascade for_deepfloyd --to deepfloyd
+              if-jax convert my_cascade in_my_style --merge my_style:0.8
     """
     from tqdm import tqdm
 
@@ -187,6 +215,8 @@ def convert(
 
     storage = Storage(dtype, parse_bytes(max_shard_size) if max_shard_size else None, variant)
     model = converter.open_model(source, text_encoder)
+    if merge:
+        model = converter.with_merged(model, read_loras(merge, "--merge"))
     with tqdm(total=converter.stored_bytes(model, storage), unit="B", unit_scale=True, desc=layout) as bar:
         converter.write_model(model, destination, layout, storage, overwrite, progress=bar.update)
     count = len(model.stages)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from if_jax.cli_errors import plain_errors
+from if_jax.cli_errors import cache_compilations, plain_errors
 from if_jax.cli_options import refuse_without_effect
 
 
@@ -48,6 +48,34 @@ def data_build(name: str, out: str | None, **options: Any) -> None:
     if options["renderer"] == "mitsuba":
         refuse_without_effect(["workers"], "Mitsuba has threads of its own; leave it out")
     click.echo(builders.build(name, out or f"data/{name}", **options))
+
+
+@data.command("subject")
+@click.argument("pictures")
+@click.option("--prompt", required=True, help='Caption of all PICTURES, with a rare word: "a photo of a sks dog".')
+@click.option("--class-prompt", required=True, help='The same without that word: "a photo of a dog".')
+@click.option("--out", default="data/subject", show_default=True, help="Gets the folders instance and class.")
+@click.option("--cascade", default="demo", show_default=True, help="What draws the class: a release, or the demo.")
+@click.option("--count", default=200, show_default=True, help="Pictures of the class; 0: no prior preservation.")
+@click.option("--seed", default=0, show_default=True, help="Of those.")
+@click.option("--stages", default=1, show_default=True, help="How many draw them: 2 to train stage II.")
+@click.option("--overwrite", is_flag=True, help="Replace class pictures that were drawn for something else.")
+@plain_errors
+def data_subject(pictures: str, out: str, **options: Any) -> None:
+    """Write what DreamBooth trains on: PICTURES of a subject, and pictures of its class drawn by a cascade.
+
+    The same command draws only what is missing. Train with --config.data.source="0.5*OUT/instance + 0.5*OUT/class".
+
+    \b
+    Example:  if-jax data subject my_dog --prompt "a photo of a sks dog" --class-prompt "a photo of a dog"
+    """
+    from if_jax.inference.options import Bars
+    from if_jax.inference.subject import write_subject
+
+    cache_compilations()
+    with Bars("picture") as bars:
+        own, drawn = write_subject(pictures, out, progress=bars.show, **options)
+    click.echo(f"{out}: {own} pictures of the subject, {options['count']} of its class ({drawn} drawn now)")
 
 
 @data.command("inspect")

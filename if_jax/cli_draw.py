@@ -12,7 +12,7 @@ import click
 
 from if_jax.checkpoints.stages import STAGE_NAMES
 from if_jax.cli_errors import cache_compilations, check_wandb_login, plain_errors
-from if_jax.cli_options import StageOptions, refuse_without_effect, stage_words, was_written
+from if_jax.cli_options import StageOptions, read_loras, refuse_without_effect, stage_words, was_written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHARED = (
     click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package."),
+    click.option("--lora", multiple=True, metavar="FILE[:WEIGHT]", help="Draw with a LoRA file; repeatable."),
     click.option("--out", default="out", show_default=True, type=click.Path(file_okay=False), help="Folder for PNGs."),
     click.option("--seed", default=0, show_default=True, help="The same seed draws the same pictures."),
     click.option("--stages", type=int, help="Draw only so many stages [default: all]."),
@@ -48,6 +49,7 @@ class DrawOptions(StageOptions):
     """Values of the options that all four commands have."""
 
     cascade: str
+    lora: tuple[str, ...]
     out: str
     seed: int
     stages: int | None
@@ -69,7 +71,7 @@ _FOR_DRAWING = (
 )
 _DECIDED_BY_LIKE = (
     *("seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level", "words"),
-    *("batch_size", "dtype", "text_int8", "aspect_ratio"),
+    *("batch_size", "dtype", "text_int8", "aspect_ratio", "lora"),
 )
 
 
@@ -231,6 +233,7 @@ def _load(options: DrawOptions) -> Cascade:
     return Cascade.load(
         options["cascade"],
         stages=options["stages"],
+        lora=read_loras(options["lora"], "--lora"),
         dtype=jnp.dtype(options["dtype"]),
         param_dtype=options["dtype"],
         text_dtype="int8" if options["text_int8"] else options["dtype"],
@@ -259,6 +262,7 @@ def _repeat(path: str, options: DrawOptions) -> None:
     cascade = options["cascade"] if was_written("cascade") else notes["cascade"]  # it may have moved
     repeated |= {"cascade": cascade, "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
     repeated |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
+    repeated |= {"lora": tuple(f"{file}:{weight}" for file, weight in notes.get("lora", {}).items())}
     _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, cast(DrawOptions, repeated))
 
 
@@ -278,6 +282,8 @@ def _notes(
     shared = {"if_jax": release, "mode": mode, "cascade": options["cascade"], "options": keep}
     shared |= {word: str(request[word]) for word in ("image", "mask_image") if word in request}
     shared |= {"dtype": options["dtype"], "text_int8": options["text_int8"], "embeds": "prompt_embeds" in request}
+    if options["lora"]:
+        shared["lora"] = {str(file): weight for file, weight in read_loras(options["lora"], "--lora").items()}
     first = options.get("first_picture", 0)
     return lambda stage, row: {**shared, "stage": stage, "picture": first + row, "prompt": names[row]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TypedDict
 
 import click
@@ -60,6 +61,34 @@ def stage_words(options: StageOptions, drawn: Sequence[str]) -> dict[str, dict[s
             raise ValueError(f"--set {pair!r}: stage {stage} is not drawn, only {', '.join(drawn)}; leave it out")
         words[stage][word] = _parsed(value)
     return words
+
+
+def read_loras(words: Sequence[str], option: str) -> dict[str | Path, float]:
+    """LoRA files with their weights, as the command line gives them.
+
+    Args:
+      words: FILE or FILE:WEIGHT each.
+      option: that they were given to, for messages.
+
+    Returns:
+      File → weight, 1 unless given.
+
+    Raises:
+      ValueError: a weight is no number, or a file is there twice.
+    """
+    loras: dict[str | Path, float] = {}
+    for word in words:
+        file, weight = word, 1.0
+        if ":" in word and not Path(word).exists():
+            file, _, number = word.rpartition(":")
+            try:
+                weight = float(number)
+            except ValueError:
+                raise ValueError(f"{option} {word}: {number!r} is no weight; write FILE:0.8") from None
+        if file in loras:
+            raise ValueError(f"{option} {file} is given twice: once, with one weight")
+        loras[file] = weight
+    return loras
 
 
 def refuse_without_effect(names: Collection[str], why: str) -> None:

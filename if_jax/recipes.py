@@ -109,7 +109,11 @@ def in_form(
 
 def _smoke(raw: dict[str, Any]) -> Settings:
     later = raw["stage"] == "super-resolution"
-    return {
+    start: dict[str, Any] = {}
+    if raw["init_from"]:  # then what the demo was trained for
+        start = {"init_from": f"if_jax/demo/stage_{'II' if later else 'I'}", "prediction": "v"}
+        start["noise_size"] = 64 if later else 512
+    return start | {
         "unet": "demo-II" if later else "demo-I",
         "text_encoder_from": "if_jax/demo/stage_I" if raw["text_encoder_from"] else "",
         "batch_size": 8,

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 
 import click
+import flax.linen as nn
+import jax
 import pytest
 import record_stores
 import tiny
 from click.testing import CliRunner
 from PIL import Image
 
+from if_jax import Cascade
 from if_jax.checkpoints.convert import LAYOUTS
+from if_jax.checkpoints.lora import write_lora
 from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.tensors import DTYPES
+from if_jax.checkpoints.weights import boxed_params
 from if_jax.cli import main
 from if_jax.data import embeddings
+from if_jax.models.lora import init_factors
 
 
 def _commands(group=main, prefix=""):
@@ -129,6 +135,27 @@ def test_a_picture_repeats_itself_and_states_replace_prompts(cascade, tmp_path):
     assert _bytes(tmp_path / "three/0001-I.png") == _bytes(tmp_path / "four/0001-I.png")
 
 
+def test_a_lora_is_drawn_with_repeated_and_baked_in(cascade, tmp_path):
+    """By the command line, by Python and merged into a release: the same pictures, which are not those without it."""
+    stage = tiny.on_one_level(tiny.stages()[0])
+    boxed, key = boxed_params(stage.unet_config), jax.random.key(0)
+    factors = jax.jit(lambda: nn.unbox(init_factors(boxed, "attention+conv", 3, key)))()
+    factors = jax.tree.map(lambda leaf: leaf + 0.2, factors)
+    write_lora(tmp_path / "style/pytorch_lora_weights.safetensors", {"unet": factors}, 3, notes={"stage": "base"})
+    shared = ["dream", "a", "--stages", 1]
+    assert _run(*shared, "--cascade", cascade, "--out", tmp_path / "without").exit_code == 0
+    drawn = _run(*shared, "--cascade", cascade, "--lora", f"{tmp_path / 'style'}:0.5", "--out", tmp_path / "with")
+    assert drawn.exit_code == 0, drawn.output
+    again = _run("dream", "--like", tmp_path / "with/0000-I.png", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    merged = _run("convert", cascade, tmp_path / "merged", "--merge", f"{tmp_path / 'style'}:0.5")
+    assert merged.exit_code == 0, merged.output
+    assert _run(*shared, "--cascade", tmp_path / "merged", "--out", tmp_path / "baked").exit_code == 0
+    python = Cascade.load(cascade, stages=1, lora={tmp_path / "style": 0.5}).dream("a")["I"][0]
+    pictures = [_bytes(tmp_path / name / "0000-I.png") for name in ("without", "with", "again", "baked")]
+    assert pictures[0] != pictures[1] == pictures[2] == pictures[3] == python.tobytes()
+
+
 def test_pictures_are_drawn_over_enlarged_and_repaired(cascade, tmp_path):
     picture, mask = tmp_path / "picture.png", tmp_path / "mask.png"
     Image.effect_noise((16, 16), 90).convert("RGB").save(picture)
@@ -205,6 +232,16 @@ def test_wandb_keeps_a_table_offline(cascade, tmp_path, monkeypatch):
         (["train", "--config", "CONFIG", "--workdir", "W", "--confg.stage=base"], "confg"),
         (["train", "--config", "CONFIG", "--workdir", "W", "--config.data.source=gone"], "'gone' does not exist"),
         (["export", "W", "release"], "no checkpoint under W"),
+        (["export", "W", "--lora", "L"], "no checkpoint under W"),
+        (["export", "W", "V", "--lora", "L"], "--lora writes the factors of one run, but 2 folders"),
+        (["export", "W", "--lora", "L", "--steps", "3"], "--steps would do nothing: --lora"),
+        (["export", "W"], "Missing argument 'CASCADE'"),
+        (["dream", "a", "--cascade", "TINY", "--lora", "gone"], "gone: no such file; give a LoRA file"),
+        (["dream", "a", "--cascade", "TINY", "--lora", "gone:x"], "--lora gone:x: 'x' is no weight"),
+        (["dream", "a", "--cascade", "TINY", "--lora", "gone", "--lora", "gone:2"], "--lora gone is given twice"),
+        (["dream", "--like", "gone.png", "--lora", "gone"], "--lora would do nothing: --like"),
+        (["convert", "TINY", "merged", "--merge", "gone"], "gone: no such file; give a LoRA file"),
+        (["train", "--config", "CONFIG", "--workdir", "W", "--config.lora.alpha=2"], "lora.alpha is 2.0 without"),
         (["data", "build", "folder", "--source", "gone", "--out", "built"], "gone"),
         (["data", "inspect", "gone"], "'gone' does not exist"),
         (["data", "inspect", "gone", "--samples", "0"], "--samples 0"),

@@ -18,6 +18,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -28,10 +29,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from if_jax import Cascade, cli
+from if_jax.checkpoints.lora import write_lora
 from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.stages import StageRelease
+from if_jax.checkpoints.weights import boxed_params
 from if_jax.cli import main
 from if_jax.config import to_recipe
+from if_jax.models.lora import init_factors
 
 pytestmark = pytest.mark.documents
 
@@ -56,6 +60,8 @@ LESS = {  # by what is named in the command
     "data build tasks": "--count 4",
     "configs/demo_base.py": SHORT + "--config.data.size=8",
     "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",
+    "configs/finetune_": SHORT
+    + "--config.data.size=8 --config.init_from=demo/stage_I --config.text_encoder_from=demo/stage_I",
     "configs/if_I_M.py": SHORT + "--config.data.size=8 --config.unet=demo-I --config.mesh.fsdp=2",
     "if_jax.training.teach_text": "--steps 2 --scenes 32",
     "tools/caption_binding.py": "--count 2 --timesteps 250",
@@ -97,6 +103,12 @@ def material(tmp_path_factory):
         for name in ("a", "b"):
             Image.effect_noise((20, 20), 80).convert("RGB").save(folder / f"pictures/{name}.png")
             (folder / f"pictures/{name}.txt").write_text(f"picture {name}")
+        config = plain(tiny.stages()[0]).unet_config
+        key = jax.random.key(0)
+        factors = jax.jit(lambda: nn.unbox(init_factors(boxed_params(config), "attention", 2, key)))()
+        write_lora(
+            folder / "cascade_style/pytorch_lora_weights.safetensors", {"unet": factors}, 2, notes={"stage": "base"}
+        )
         t5 = folder / "t5-v1_1-xxl"
         shutil.copytree(folder / "my_cascade/stage_I/text_encoder", t5)
         shutil.copytree(folder / "my_cascade/stage_I/tokenizer", t5, dirs_exist_ok=True)

@@ -40,8 +40,7 @@ def lower(recipe):
     parts = setup.make_setup(recipe, text, mesh)
     with jax.set_mesh(mesh):
         state = setup.abstract_state(parts)
-        frozen = {"text_encoder": setup.abstract_text(parts)} if text else {}
-        return state, setup.lower_step(parts, state, frozen)
+        return state, setup.lower_step(parts, state, setup.abstract_frozen(parts))
 
 
 def test_there_is_a_recipe_for_every_stage():
@@ -130,6 +129,18 @@ def test_the_meshes_of_the_table_fit(name):
 def test_the_smoke_form_is_traced(name):
     state, lowered = lower(recipe_of(name, "smoke"))
     assert lowered.out_info[0].params.keys() == state.params.keys()
+
+
+@pytest.mark.parametrize("form", ["demo", pytest.param("demo_II", marks=pytest.mark.slow)])
+def test_a_lora_is_traced(form):
+    """Its state holds factors alone; the recipe for IF's own stages differs by what it starts from."""
+    state, lowered = lower(recipe_of("finetune_lora", form))
+    assert lowered.out_info[0].params.keys() == {"unet"}
+    names = {str(path[-2]) for path, _ in jax.tree.leaves_with_path(state.params)}
+    assert names == {"['lora_A']", "['lora_B']"}
+    for own in ("", "II"):
+        recipe = recipe_of("finetune_lora", own)
+        assert recipe.lora.rank == 16 and (recipe.prediction, recipe.noise_size) == ("eps", 64)
 
 
 @pytest.mark.slow

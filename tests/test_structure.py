@@ -40,7 +40,8 @@ EDGES: dict[str, set[str]] = {
     "cli_draw": {"checkpoints", "cli_errors", "cli_options", "inference"},
     "cli_evaluate": {"checkpoints", "cli_errors", "cli_options", "evaluation", "inference"},
     "cli": {
-        *("checkpoints", "cli_data", "cli_draw", "cli_errors", "cli_evaluate", "config", "data", "doctor"),
+        *("checkpoints", "cli_data", "cli_draw", "cli_errors", "cli_evaluate", "cli_options", "config", "data"),
+        "doctor",
         *("inference", "parallel", "tracking", "training"),
     },
     "__init__": {"inference"},

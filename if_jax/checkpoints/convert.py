@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from if_jax.checkpoints import deepfloyd, names, release
+from if_jax.checkpoints import deepfloyd, lora, names, release
 from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
@@ -85,6 +85,21 @@ def open_model(folder: str | Path, text_encoder: str | Path | None = None) -> Mo
         raise ValueError(f"{folder}: a text encoder goes with a base stage, and this folder has none")
     joined = with_text(model.stages[0], release.read_text_encoder(text_encoder, None))
     return replace(model, stages=(joined, *model.stages[1:]))
+
+
+def with_merged(model: Model, loras: Mapping[str | Path, float]) -> Model:
+    """The model with LoRA files baked into its weights.
+
+    Args:
+      model: an opened one.
+      loras: file → weight, see `lora.with_loras`.
+
+    Raises:
+      FileNotFoundError, ValueError: as for `lora.with_loras`; or the model is a text encoder alone.
+    """
+    if not model.stages:
+        raise ValueError(f"{model.folder} is a text encoder alone: a LoRA goes into a stage or a cascade")
+    return replace(model, stages=tuple(lora.with_loras(model.stages, loras)))
 
 
 def write_model(

@@ -87,12 +87,14 @@ def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
     """The complete config.json of diffusers' `UNet2DConditionModel`; `unet_config_from_diffusers` reads it."""
     levels = config.attention_levels
     own = {name: _plain(getattr(config, name)) for name in _UNET_SAME}
+    layers = set(config.layers_per_block)
     return {
         "_class_name": "UNet2DConditionModel",
         **{name: value for name, (value, _) in _UNET_FIXED.items()},
         **_UNET_IGNORED,
         **own,
-        "layers_per_block": list(config.layers_per_block),
+        # A list where levels differ: with one, diffusers' `set_adapters` (weights of LoRAs) fails.
+        "layers_per_block": layers.pop() if len(layers) == 1 else list(config.layers_per_block),
         "down_block_types": [_DOWN_BLOCKS[attends] for attends in levels],
         "up_block_types": [_UP_BLOCKS[attends] for attends in reversed(levels)],
         "only_cross_attention": config.only_cross_attention,
@@ -261,10 +263,14 @@ def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Lazy) -> None:
     tree[path[-1]] = value
 
 
-def _torch_name(path: tuple[str, ...], kind: Kind) -> str:
+def layer_name(path: tuple[str, ...], kind: Kind) -> str:
+    """The torch name of a layer: ("mid_block", "attentions_0", "to_q") is "mid_block.attentions.0.to_q" there."""
     numbered = re.compile(rf"({'|'.join(MODULE_LISTS[kind])})_(\d+)")
-    modules = [re.sub(numbered, r"\1.\2", name) if numbered.fullmatch(name) else name for name in path[:-1]]
-    return ".".join([*modules, LEAVES.get(path[-1], path[-1])])
+    return ".".join(re.sub(numbered, r"\1.\2", name) if numbered.fullmatch(name) else name for name in path)
+
+
+def _torch_name(path: tuple[str, ...], kind: Kind) -> str:
+    return f"{layer_name(path[:-1], kind)}.{LEAVES.get(path[-1], path[-1])}".lstrip(".")
 
 
 def _to_torch_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:

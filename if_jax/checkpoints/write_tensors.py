@@ -54,7 +54,7 @@ def write_tensors(
     source = iter(tensors)
     names = [storage.file_name(stem, number, len(shards)) for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write_safetensors(folder / name, {key: specs[key] for key in shard}, source, metadata, progress)
+        write_safetensors(folder / name, {key: specs[key] for key in shard}, source, metadata, progress)
     if next(source, None) is not None:
         raise ValueError(f"{stem}: more tensors than announced were written")
     if len(shards) > 1:
@@ -133,13 +133,25 @@ def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int | None) -> list[list
     return shards
 
 
-def _write_safetensors(
+def write_safetensors(
     path: Path,
     specs: Mapping[str, TensorSpec],
     tensors: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
-    progress: BytesWritten | None,
+    progress: BytesWritten | None = None,
 ) -> None:
+    """Write one safetensors file, a tensor at a time.
+
+    Args:
+      path: the file.
+      specs: as for `write_tensors`.
+      tensors: names and values, in the order of `specs`; what comes after those is left.
+      metadata: for the header, to which the SHA-256 of the content is added.
+      progress: called with the bytes written.
+
+    Raises:
+      ValueError: a value does not fit the type, or another tensor comes.
+    """
     unknown = "0" * 64  # stands in for the hash of what is still to be written
     header: dict[str, Any] = {"__metadata__": {**dict(sorted(metadata.items())), CONTENT_KEY: unknown}}
     end = 0

@@ -9,6 +9,7 @@ from if_jax.config.keys import (
     DataConfig,
     GuardConfig,
     HostsConfig,
+    LoraConfig,
     MeshConfig,
     OptimizerConfig,
     Recipe,

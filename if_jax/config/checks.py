@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from if_jax.config.keys import Recipe, ValidationConfig
+from if_jax.checkpoints.weights import abstract_params
+from if_jax.config.keys import LoraConfig, Recipe, ValidationConfig
 from if_jax.models import presets
+from if_jax.models.lora import check_rank, kernels_of, target_paths
 
 
 def check(recipe: Recipe) -> None:
@@ -20,6 +22,7 @@ def check(recipe: Recipe) -> None:
     _check_start(recipe)
     _check_data(recipe)
     _check_networks(recipe)
+    _check_lora(recipe)
     _check_sides(recipe)
 
 
@@ -67,6 +70,46 @@ def _check_networks(recipe: Recipe) -> None:
             f"recipe key text_encoder is {recipe.text_encoder!r} of width {width}, but {recipe.unet!r} "
             f"reads states of width {unet.encoder_hid_dim}"
         )
+
+
+def _check_lora(recipe: Recipe) -> None:
+    lora = recipe.lora
+    if not lora.rank:
+        if lora != LoraConfig():
+            defaults = dataclasses.asdict(LoraConfig())
+            changed = next(key for key, value in defaults.items() if value != getattr(lora, key))
+            raise ValueError(
+                f"recipe key lora.{changed} is {getattr(lora, changed)!r} without lora.rank: set a rank of 1 or more, "
+                "such as 16"
+            )
+        return
+    if not recipe.init_from:
+        raise ValueError(
+            f"recipe key init_from is empty, with lora.rank {lora.rank}: name the stage folder to fine-tune"
+        )
+    if recipe.init_only:
+        raise ValueError(f"recipe key init_only is {recipe.init_only!r}: a LoRA keeps all weights of init_from")
+    if not recipe.text_encoder_from:
+        raise ValueError(
+            f"recipe key text_encoder_from is empty, with lora.rank {lora.rank}: name the release whose encoder the "
+            f"stage reads, such as {recipe.init_from}"
+        )
+    if lora.text_encoder and recipe.stage != "base":
+        raise ValueError("recipe key lora.text_encoder is True, but a super-resolution stage brings no text encoder")
+    if lora.text_encoder and recipe.data.embeddings:
+        raise ValueError(
+            f"recipe key data.embeddings is {recipe.data.embeddings!r} with lora.text_encoder: what the text encoder "
+            "says changes every step; leave one of them out"
+        )
+    kernels = kernels_of(abstract_params(presets.UNETS[recipe.unet]))
+    try:
+        paths = target_paths(kernels, lora.targets)
+    except ValueError as error:
+        raise ValueError(f"recipe key lora.targets is {lora.targets!r}: {error}") from None
+    try:
+        check_rank(kernels, paths, lora.rank)
+    except ValueError as error:
+        raise ValueError(f"recipe key lora.rank is {lora.rank}: {error}") from None
 
 
 def _check_sides(recipe: Recipe) -> None:

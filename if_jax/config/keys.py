@@ -153,6 +153,23 @@ class ValidationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Factors that are trained in place of the weights of `init_from`, which stay as they are."""
+
+    rank: int = key(0, minimum=0)  # of the factors; 0 = all weights are trained
+    alpha: float = key(0.0, minimum=0)  # the factors count alpha / rank times; 0 = once
+    # layers they go beside, joined by "+": attention, conv, or names such as to_q, mid_block, up_blocks_0/attentions_1
+    targets: str = "attention"
+    text_encoder: bool = False  # base stages: beside the attention of the frozen text encoder too
+    dropout: float = key(0.0, minimum=0, below=1)  # share of what each layer gives to its factors that is left out
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return (self.alpha or self.rank) / self.rank if self.rank else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When an update is left out, and when a run stops: a gradient that is not finite, or far above its average."""
 
@@ -209,6 +226,7 @@ class Recipe:
     keep_every: int = key(0, minimum=0, resumable=True, compiled=False)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = key(MeshConfig(), resumable=True)
     validation: ValidationConfig = key(ValidationConfig(), resumable=True, compiled=False)
     guard: GuardConfig = GuardConfig()

@@ -19,7 +19,7 @@ A request takes four forms on its way:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from if_jax.checkpoints.lora import with_loras
 from if_jax.checkpoints.release import read_cascade
 from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
 from if_jax.checkpoints.weights import Params
@@ -75,6 +76,7 @@ class Cascade:
         *,
         stages: int | None = None,
         dtype: DTypeLike = jnp.float32,
+        lora: Mapping[str | Path, float] | None = None,
         **placement: Unpack[PlacementOptions],
     ) -> Cascade:
         """Open a release.
@@ -83,12 +85,14 @@ class Cascade:
           folder: "demo" (ships with the package), a cascade folder or a base stage folder.
           stages: read only so many.
           dtype: what to compute in.
+          lora: LoRA files (of if_jax, diffusers, peft or kohya), each with its weight: {"style.safetensors": 0.8}. Each
+            goes into the weights of the stage it fits.
           **placement: `param_dtype`, `text_dtype` (also "int8"), `low_memory`, `mesh`, `rules`: see
             `loading.Placement`.
 
         Raises:
           FileNotFoundError: naming what is missing.
-          ValueError: where parts do not belong together.
+          ValueError: where parts do not belong together, or a LoRA fits no stage.
         """
         if str(folder) == "demo":
             folder = DEMO
@@ -97,6 +101,8 @@ class Cascade:
         opened, defaults = read_cascade(folder, None, stages)
         if stages is not None and stages > len(opened):
             raise ValueError(f"stages is {stages}, but {folder} has {len(opened)}: use {len(opened)} or fewer")
+        if lora:
+            opened = with_loras(opened, lora)
         return cls.of(opened, defaults, dtype, **placement)
 
     @classmethod

@@ -28,6 +28,7 @@ from if_jax.training import executable_cache, host_facts, optimizer, run_lock, s
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import check_same_data, resume
 from if_jax.training.step import Batch, TrainState, ema_name
+from if_jax.training.warm_start import open_base
 
 
 def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
@@ -57,17 +58,21 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     parts = setup.make_setup(recipe, text.config if text else None, mesh)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
+    base = None
+    if recipe.lora.rank:
+        base, metadata["base_sha256"] = open_base(recipe)
     if jax.process_count() > 1:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
     with run_lock.locked(workdir) if jax.process_index() == 0 else nullcontext():
-        _train_alone(parts, mesh, text, tokenizer, workdir, metadata, recorder)
+        _train_alone(parts, mesh, text, base, tokenizer, workdir, metadata, recorder)
 
 
 def _train_alone(
     parts: setup.TrainingSetup,
     mesh: Mesh,
     text: TextEncoder | None,
+    base: Params | None,
     tokenizer: tokens.Tokenizer,
     workdir: str,
     metadata: dict[str, Any],
@@ -101,7 +106,7 @@ def _train_alone(
         hosts.deadline(recipe.hosts.step_seconds) as heartbeat,
         _explained_errors(recipe),
     ):
-        state, frozen, compiled = _start(parts, text, checkpoints, start, recorder)
+        state, frozen, compiled = _start(parts, text, base, checkpoints, start, recorder)
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
         window = Window(recipe, schedule, step_flops(recipe, parts.networks, tokens.TEXT_LENGTH), window_rows)
         reporter = _Reporter(window, writer, recorder, start, recipe.steps)
@@ -115,6 +120,7 @@ def _train_alone(
 def _start(
     parts: setup.TrainingSetup,
     text: TextEncoder | None,
+    base: Params | None,
     checkpoints: run.RunCheckpoints,
     start: int,
     recorder: Recorder,
@@ -130,7 +136,7 @@ def _start(
             f"checkpoint {start} holds the state of step {int(state.step)}: move it away, to go on before it"
         )
     recorder.note("restored" if start else "prepared")
-    frozen = setup.place_text(parts, text)
+    frozen = setup.place_frozen(parts, text, base)
     recorder.note("prepared")
     # A finished program: it cannot be compiled a second time, other shapes are an error.
     lower = partial(setup.lower_step, parts, abstract, frozen)

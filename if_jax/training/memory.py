@@ -34,17 +34,16 @@ def step_bytes(
       activations: whether to count them too, which takes seconds.
 
     Returns:
-      Bytes by kind: "parameters", "EMA", "moments", "gradients", and where there are any "text encoder" and
-      "activations".
+      Bytes by kind: "parameters", "EMA", "moments", "gradients" of what is trained, and where there are any "text
+      encoder", "frozen UNet" (of a LoRA) and "activations".
     """
     parts = setup.make_setup(recipe, text, mesh)
     state = setup.abstract_state(parts)
     sizes = {"parameters": _bytes(state.params), "EMA": _bytes(state.ema), "moments": _bytes(state.opt_state)}
     sizes["gradients"] = sizes["parameters"]
-    frozen = {}
-    if recipe.text_encoder_from:
-        frozen["text_encoder"] = setup.abstract_text(parts)
-        sizes["text encoder"] = _bytes(frozen)
+    frozen = setup.abstract_frozen(parts)
+    names = {"text_encoder": "text encoder", "unet": "frozen UNet"}
+    sizes |= {names[name]: _bytes(params) for name, params in frozen.items()}
     if activations:
         ways = math.prod(mesh.shape[axis] for axis in rules.batch_axes(parts.sharding_rules))
         rows = -(-recipe.batch_size // (recipe.accumulate * ways))

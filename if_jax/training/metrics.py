@@ -28,10 +28,15 @@ _COUNTERS = ("skipped", "skipped_in_a_row")  # reported as they are, not as mean
 
 
 def step_flops(recipe: Recipe, networks: Networks, text_length: int) -> float:
-    """Floating-point operations of one update: forward and twice that backward; recomputation is not counted."""
+    """Floating-point operations of one update: forward and twice that backward; recomputation is not counted.
+
+    Beside a frozen kernel (LoRA) the backward pass costs as much as the forward one: the factors are not counted.
+    """
+    passes = 2 if recipe.lora.rank else 3
     unet = unet_flops(networks.unet.config, recipe.data.crop or recipe.data.size, text_length)
-    text = t5_flops(networks.text_encoder.config, text_length) * (1 if recipe.text_encoder_from else 3)
-    return float(recipe.batch_size * (3 * unet + text))
+    text_passes = passes if recipe.lora.text_encoder or not recipe.text_encoder_from else 1
+    text = t5_flops(networks.text_encoder.config, text_length) * text_passes
+    return float(recipe.batch_size * (passes * unet + text))
 
 
 def peak_tflops(device_kind: str) -> float | None:

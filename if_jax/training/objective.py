@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import jax.numpy as jnp
 
-from if_jax.checkpoints.weights import Params
-from if_jax.config import Recipe
+from if_jax.checkpoints.weights import Params, boxed_params
+from if_jax.config import LoraConfig, Recipe
 from if_jax.diffusion import augment, losses, process
 from if_jax.diffusion.schedule import Schedule, cosine_betas, cosine_schedule, schedule_from_betas
-from if_jax.models import presets
+from if_jax.models import lora, presets
+from if_jax.models.lora import AdaptedParams
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.parallel import rules
@@ -35,14 +35,31 @@ class Networks:
 
     unet: UNet
     text_encoder: T5Encoder
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
-    def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Text states (B, L, D) of ids and mask (B, L); params: the text encoder's."""
-        return cast(jax.Array, self.text_encoder.apply({"params": params}, ids, mask))
+    def joined(self, frozen: Params, params: Params) -> dict[str, Params | AdaptedParams]:
+        """The parameters of both networks. Where one is both frozen and trained, what is trained are factors beside it.
 
-    def predict(self, params: Params, *inputs: jax.Array | None) -> jax.Array:
-        """What the UNet says (B, H, W, 6) of its inputs, see `UNet`; params: the UNet's."""
-        return cast(jax.Array, self.unet.apply({"params": params}, *inputs))
+        Args:
+          frozen: parameters by network that are used and not trained.
+          params: those that are trained.
+        """
+        both = {**frozen, **params}
+        for name in frozen.keys() & params.keys():
+            both[name] = AdaptedParams(frozen[name], params[name], self.lora.scale, self.lora.dropout)
+        return both
+
+    def encode(
+        self, params: Params | AdaptedParams, ids: jax.Array, mask: jax.Array, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Text states (B, L, D) of ids and mask (B, L); params: the text encoder's; keys: see `lora.apply`."""
+        return lora.apply(self.text_encoder, params, ids, mask, keys=keys)
+
+    def predict(
+        self, params: Params | AdaptedParams, *inputs: jax.Array | None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """What the UNet says (B, H, W, 6) of its inputs, see `UNet`; params: the UNet's; keys: see `lora.apply`."""
+        return lora.apply(self.unet, params, *inputs, keys=keys)
 
 
 def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networks:
@@ -55,11 +72,11 @@ def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networ
     dtype = jnp.dtype(recipe.compute_dtype)
     text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
     unet = UNet(presets.UNETS[recipe.unet], dtype=dtype, remat=recipe.remat)
-    return Networks(unet, T5Encoder(text_config, dtype=dtype))
+    return Networks(unet, T5Encoder(text_config, dtype=dtype), recipe.lora)
 
 
 def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
-    """Random parameters, boxed with the logical names of their dimensions.
+    """Random parameters, boxed with the logical names of their dimensions; of a LoRA the factors alone.
 
     Args:
       networks: of the recipe.
@@ -69,7 +86,12 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
 
     Returns:
       {"unet", and "text_encoder" unless that is frozen}.
+
+    Raises:
+      ValueError: the factors of a LoRA do not fit the networks; names recipe key and layer.
     """
+    if recipe.lora.rank:
+        return _init_factors(networks, recipe, stream(key, "factors"))
     config: UNetConfig = networks.unet.config
     side = recipe.data.crop or recipe.data.size
     inputs = [
@@ -87,13 +109,27 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     return params
 
 
+def _init_factors(networks: Networks, recipe: Recipe, key: jax.Array) -> Params:
+    targets: dict[str, tuple[UNetConfig | T5Config, str]] = {"unet": (networks.unet.config, recipe.lora.targets)}
+    if recipe.lora.text_encoder:
+        targets["text_encoder"] = (networks.text_encoder.config, lora.TEXT_TARGETS)
+    factors = {}
+    for (name, (config, words)), own in zip(targets.items(), jax.random.split(key, len(targets)), strict=True):
+        try:
+            factors[name] = lora.init_factors(boxed_params(config), words, recipe.lora.rank, own)
+        except ValueError as error:
+            raise ValueError(f"recipe key lora.rank is {recipe.lora.rank}: {error}") from None
+    return factors
+
+
 def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, Batch, Batch], tuple[jax.Array, dict]]:
     """Makes the loss of the recipe's stage.
 
     Returns:
       `loss(params, frozen, batch, drawn) -> (mean loss, metrics)`. frozen: the parameters that are used but not
-      trained, {"text_encoder"} or {}. batch: "image" uint8 (B, S, S, 3), and "ids" and "mask" int32 (B, L) or their
-      text states "states" (B, L, D) as `if-jax embed` kept them. drawn: of the same rows, see `randomness.draw`.
+      trained, {"text_encoder", "unet" of a LoRA} or fewer. batch: "image" uint8 (B, S, S, 3), and "ids" and "mask"
+      int32 (B, L) or their text states "states" (B, L, D) as `if-jax embed` kept them. drawn: of the same rows, see
+      `randomness.draw`.
     """
     schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
@@ -101,15 +137,17 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
 
     def loss(params: Params, frozen: Params, batch: Batch, drawn: Batch) -> tuple[jax.Array, dict]:
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
+        networks_params = networks.joined(frozen, params)
+        keys = jax.random.wrap_key_data(drawn["dropout_keys"]) if recipe.lora.dropout else None
         if "states" in batch:
             states = batch["states"].astype(jnp.float32)
         else:
-            states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
+            states = networks.encode(networks_params["text_encoder"], batch["ids"], batch["mask"], keys)
         x0, low_res, aug_level = inputs_for(recipe, image, drawn)
         t, eps = drawn["t"], drawn["eps"]
-        unet_params = rules.gather_convolutions(params["unet"], sharding_rules)
+        unet_params = rules.gather_convolutions(networks_params["unet"], sharding_rules)
         pooled = _pooled(states, drawn) if recipe.pooled_dropout else None
-        network = lambda x, t: networks.predict(unet_params, x, t, states, aug_level, pooled)  # noqa: E731
+        network = lambda x, t: networks.predict(unet_params, x, t, states, aug_level, pooled, keys=keys)  # noqa: E731
         x_t, output = process.noise_and_predict(schedule, network, x0, t, eps, low_res)
         parts = losses.hybrid_loss(
             schedule, output, x0, x_t, eps, t, prediction=recipe.prediction, weight=recipe.loss_weight

@@ -9,16 +9,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from if_jax.checkpoints import release, run
-from if_jax.checkpoints.stages import StageRelease
+from if_jax.checkpoints import lora, release, run
+from if_jax.checkpoints.stages import StageRelease, with_text
 from if_jax.checkpoints.tensors import Storage
-from if_jax.checkpoints.weights import Params
+from if_jax.checkpoints.weights import Params, text_encoder_sha256
 from if_jax.config import Recipe, recipe_to_dict
 from if_jax.models import presets
 from if_jax.text.tokens import load_tokenizer
 from if_jax.training.card import model_card
 from if_jax.training.resume import stored_recipe
 from if_jax.training.stage import make_stage, stage_defaults
+from if_jax.training.warm_start import open_base
 
 
 def publish(
@@ -63,7 +64,7 @@ def publish(
         recipe = stored_recipe(workdir, metadata)
         _check_enlarged(workdir, recipe, smaller)
         smaller = recipe.data.size
-        stage = _trained_stage(recipe, ema, metadata.get("text_encoder_sha256") or None)
+        stage = _trained_stage(workdir, recipe, ema, metadata)
         recipes.append(recipe_to_dict(recipe))
         notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
         stages.append(dataclasses.replace(stage, notes=notes))
@@ -109,8 +110,47 @@ def _check_counts(runs: int, by_stage: Mapping[str, Sequence], noise_level: Sequ
         )
 
 
-def _trained_stage(recipe: Recipe, ema: Params, sha256: str | None) -> StageRelease:
-    """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked."""
+def publish_lora(
+    workdir: str, place: str, *, dtype: str = "float32", ema_decay: str = "", overwrite: bool = False
+) -> Path:
+    """Writes the newest EMA factors of a LoRA run as a file that `load_lora_weights` of stock diffusers opens.
+
+    Args:
+      workdir: of the run.
+      place: the file (`….safetensors`), or the folder that gets `pytorch_lora_weights.safetensors`.
+      dtype: precision of the factors.
+      ema_decay: as for `publish`.
+      overwrite: whether a file that is there already is replaced.
+
+    Returns:
+      The file.
+
+    Raises:
+      FileNotFoundError: the run has no finished checkpoint.
+      ValueError: it is no run of a LoRA, or the file exists.
+    """
+    step, metadata, ema = run.read_ema(workdir, ema_decay)
+    recipe = stored_recipe(workdir, metadata)
+    if not recipe.lora.rank:
+        raise ValueError(f"{workdir} has trained all weights, not a LoRA: leave out --lora to export a release")
+    path = Path(place) if place.endswith(".safetensors") else Path(place) / lora.FILE_NAME
+    notes = {"recipe": json.dumps(recipe_to_dict(recipe), sort_keys=True), "step": str(step), "stage": recipe.stage}
+    alpha = recipe.lora.scale * recipe.lora.rank
+    lora.write_lora(path, ema, alpha, dtype=dtype, notes=notes, overwrite=overwrite)
+    return path
+
+
+def _trained_stage(workdir: str, recipe: Recipe, ema: Params, metadata: Mapping[str, Any]) -> StageRelease:
+    """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked.
+
+    The factors of a LoRA go into the weights that they were trained beside.
+    """
+    sha256 = metadata.get("text_encoder_sha256") or None
+    if recipe.lora.rank:
+        base, identity = open_base(recipe)
+        if identity != metadata["base_sha256"]:
+            raise ValueError(f"init_from {recipe.init_from!r} is not the net that {workdir} was trained beside")
+        ema = {**ema, "unet": lora.with_factors(base, ema["unet"], recipe.lora.scale)}
     stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
     if recipe.stage == "super-resolution":
         return stage
@@ -120,4 +160,7 @@ def _trained_stage(recipe: Recipe, ema: Params, sha256: str | None) -> StageRele
     text = release.read_text_encoder(recipe.text_encoder_from)
     if text.sha256 != sha256:
         raise ValueError(f"text_encoder_from {recipe.text_encoder_from!r} is not the encoder this run was trained with")
-    return dataclasses.replace(stage, text_config=text.config, text_params=text.params, tokenizer=text.tokenizer)
+    if recipe.lora.text_encoder:
+        adapted = lora.with_factors(text.params, ema["text_encoder"], recipe.lora.scale)
+        text = dataclasses.replace(text, params=adapted, sha256=text_encoder_sha256(adapted))
+    return with_text(stage, text)

@@ -20,6 +20,7 @@ STREAMS = {
     "text encoder weights": 1,
     "steps": 2,  # and of it one stream for each step, whose own are below
     "sample sheets": 3,
+    "factors": 11,  # of a LoRA
     # of a step
     "timesteps": 4,
     "noise": 5,
@@ -28,6 +29,7 @@ STREAMS = {
     "noise levels": 8,
     "low-resolution noise": 9,
     "low-resolution blur": 10,
+    "factor dropout": 12,
 }
 
 
@@ -60,7 +62,8 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
       key: of the step.
 
     Returns:
-      "t" (B,) int32 and "eps" (B, S, S, 3); with `pooled_dropout` "pooled_kept" (B,) bool; for super-resolution "level"
+      "t" (B,) int32 and "eps" (B, S, S, 3); with `pooled_dropout` "pooled_kept" (B,) bool; with `lora.dropout`
+      "dropout_keys" (B, 2) uint32, data of a key for each row; for super-resolution "level"
       (B,) int32 and "low_eps" (B, S, S, 3), with `data.crop` "corner" (B, 2) int32, the corners of the crops in
       low-resolution pixels, with `data.low_blur` "sigma" (B,). S is the side of what is trained on.
     """
@@ -72,6 +75,8 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
     }
     if recipe.pooled_dropout:
         drawn["pooled_kept"] = random.bernoulli(stream(key, "pooled dropout"), 1 - recipe.pooled_dropout, (rows,))
+    if recipe.lora.dropout:
+        drawn["dropout_keys"] = random.key_data(random.split(stream(key, "factor dropout"), rows))
     if recipe.stage != "super-resolution":
         return drawn
     drawn["level"] = augment.random_level(stream(key, "noise levels"), rows)

@@ -24,14 +24,15 @@ def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tupl
 
     Args:
       workdir: folder of the run, which belongs to one recipe: only `resumable` keys may change.
-      metadata: "recipe" (plain values) and "text_encoder_sha256" of the session that begins.
+      metadata: "recipe" (plain values), "text_encoder_sha256" and (of a LoRA) "base_sha256" of the session that begins.
       seconds: without a sign of life of process 0, which looks at the checkpoints, after which the others leave.
 
     Returns:
       The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
 
     Raises:
-      ValueError: another recipe or text encoder, a run of another version, or no sound checkpoint among those there.
+      ValueError: another recipe, text encoder or base of a LoRA, a run of another version, or no sound checkpoint among
+        those there.
       PermissionError, NotADirectoryError: the folder cannot be used.
     """
     if jax.process_index() == 0:
@@ -46,6 +47,11 @@ def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tupl
         raise ValueError(
             f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']!r}: name "
             "that one, or use another --workdir"
+        )
+    if before.get("base_sha256") != metadata.get("base_sha256"):
+        raise ValueError(
+            f"{workdir} holds the LoRA of another net than init_from {metadata['recipe']['init_from']!r}: name the "
+            "folder it was begun with, or use another --workdir"
         )
     return step, before.get("window", [])
 

@@ -21,6 +21,7 @@ from if_jax.inference.denoise_stage import begin_stage, finish_stage
 from if_jax.inference.pictures import grid, to_pil
 from if_jax.inference.settings import stage_settings
 from if_jax.inference.stage_inputs import StageInputs
+from if_jax.models import lora
 from if_jax.text.captions import prepare_captions
 from if_jax.text.tokens import Tokenizer
 from if_jax.training.objective import Networks
@@ -40,7 +41,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
       recipe: what is trained.
       networks: its modules.
       tokenizer: turns captions into ids and mask.
-      frozen: {"text_encoder"} where it is not trained, else {}.
+      frozen: parameters by network that are not trained.
 
     Returns:
       `sheet(params) -> (grid, pictures by prompt)`, with params {"unet", "text_encoder" where it is trained}.
@@ -48,9 +49,10 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     encode = jax.jit(networks.encode)
 
     def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
-        stage = make_stage(recipe, params["unet"])
+        whole = networks.joined(frozen, params)
+        stage = make_stage(recipe, lora.merge(whole["unet"]))
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
-        states = encode({**frozen, **params}["text_encoder"], *tokenizer([*captions, ""]))
+        states = encode(whole["text_encoder"], *tokenizer([*captions, ""]))
         all_keys = jax.random.split(stream(jax.random.key(recipe.seed), "sample sheets"), len(captions))
 
         def part(rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """From a recipe on a mesh to its training step: networks, optimizer, abstract state, the step lowered, the first state.
 
-Planning reads the same (`memory.py`, the doctor): nothing is allocated before `fresh_state` and `place_text`.
+Planning reads the same (`memory.py`, the doctor): nothing is allocated before `fresh_state` and `place_frozen`.
 """
 
 from __future__ import annotations
@@ -60,10 +60,20 @@ def abstract_state(setup: TrainingSetup) -> TrainState:
     return _with_shardings(setup, jax.eval_shape(partial(_init, setup), jax.random.key(setup.recipe.seed)))
 
 
-def abstract_text(setup: TrainingSetup) -> Params:
-    """Shapes and shardings of the frozen text encoder, in the compute precision, since nothing is ever added to it."""
-    boxed = boxed_params(setup.networks.text_encoder.config)
-    return _with_shardings(setup, boxed, setup.recipe.compute_dtype)
+def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
+    """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA.
+
+    In the compute precision, since nothing is ever added to it. A text encoder whose states are kept
+    (`data.embeddings`) is left out where neither samples nor validation need it.
+    """
+    recipe, configs = setup.recipe, {}
+    kept = recipe.data.embeddings and not recipe.sample.every and not recipe.validation.every
+    if recipe.text_encoder_from and not kept:
+        configs["text_encoder"] = setup.networks.text_encoder.config
+    if recipe.lora.rank:
+        configs["unet"] = setup.networks.unet.config
+    dtype = recipe.compute_dtype
+    return {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
 
 
 def batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -85,7 +95,7 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
     Args:
       setup: of a mesh of real devices.
       state: abstract, see `abstract_state`.
-      frozen: parameters that are used but not trained, abstract or not: {"text_encoder"} or {}.
+      frozen: parameters that are used but not trained, see `abstract_frozen`, abstract or not.
 
     Returns:
       `step(state, frozen, batch) -> (state, metrics)`, lowered; it takes the state's memory for the new one.
@@ -117,7 +127,7 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
 
 
 def fresh_state(setup: TrainingSetup, abstract: TrainState) -> TrainState:
-    """Step 0, made in place on the mesh: random weights, or those of the release `init_from`.
+    """Step 0, made in place on the mesh: random weights (or factors of a LoRA), or those of the release `init_from`.
 
     Raises:
       ValueError: the release does not fit the recipe, see `start_from_release`.
@@ -132,7 +142,7 @@ def fresh_state(setup: TrainingSetup, abstract: TrainState) -> TrainState:
         compiler_options=quick if jax.default_backend() == "cpu" else None,
     )
     key = jax.random.key(recipe.seed)
-    if not recipe.init_from:
+    if not recipe.init_from or recipe.lora.rank:
         return make(key)
     params = start_from_release(recipe, abstract.params, lambda: make(key).params)
     fill = partial(init_state, optimizer=setup.optimizer, decays=recipe.ema_decays)
@@ -152,12 +162,20 @@ def read_text(recipe: Recipe) -> TextEncoder | None:
     return text
 
 
-def place_text(setup: TrainingSetup, text: TextEncoder | None) -> Params:
-    """Reads the frozen text encoder onto the mesh, tensor by tensor: {"text_encoder": parameters}, or {} for None."""
-    if text is None:
-        return {}
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_text(setup))
-    return {"text_encoder": load_params(text.params, setup.recipe.compute_dtype, shardings)}
+def place_frozen(setup: TrainingSetup, text: TextEncoder | None, base: Params | None) -> dict[str, Params]:
+    """Reads what is used but not trained onto the mesh, tensor by tensor.
+
+    Args:
+      setup: of a mesh of real devices.
+      text: the frozen text encoder, of `read_text`.
+      base: the frozen UNet, of `warm_start.open_base`.
+
+    Returns:
+      Parameters by network, as in `abstract_frozen`.
+    """
+    opened: dict[str, Any] = {"text_encoder": text.params if text else None, "unet": base}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_frozen(setup))
+    return {name: load_params(opened[name], setup.recipe.compute_dtype, own) for name, own in shardings.items()}
 
 
 def open_source(recipe: Recipe) -> pipeline.Source:

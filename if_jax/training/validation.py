@@ -55,7 +55,7 @@ def make_validation(
       recipe: what is trained.
       networks: its modules.
       tokenizer: turns captions into ids and mask.
-      frozen: {"text_encoder"} where it is not trained, else {}.
+      frozen: parameters by network that are not trained.
       batch_sharding: of a batch on the mesh.
 
     Returns:
@@ -103,14 +103,15 @@ def _make_error(recipe: Recipe, networks: Networks) -> Callable[..., jax.Array]:
 
     def error(params: Params, frozen: Params, batch: dict[str, jax.Array], numbers: jax.Array) -> jax.Array:
         x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
-        states = networks.encode({**frozen, **params}["text_encoder"], batch["ids"], batch["mask"])
+        whole = networks.joined(frozen, params)
+        states = networks.encode(whole["text_encoder"], batch["ids"], batch["mask"])
         low, level = None, None
         if recipe.stage == "super-resolution":
             low = augment.upsample(augment.downsample(x0, recipe.data.low_size), recipe.data.size)
             level = jnp.full(numbers.shape, v.aug_level, jnp.int32)
             noise = process.sample_noise(v.seed, numbers, 1000, x0.shape[1:])
             low = augment.noise_augment(cosine_schedule(), low, level, noise)
-        network = lambda x, t: networks.predict(params["unet"], x, t, states, level)  # noqa: E731
+        network = lambda x, t: networks.predict(whole["unet"], x, t, states, level)  # noqa: E731
 
         def at(timestep: jax.Array) -> jax.Array:
             t = jnp.full(numbers.shape, timestep)

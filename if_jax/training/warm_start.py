@@ -1,9 +1,14 @@
-"""Training that starts from released weights: all of a stage, or the part whose names a pattern picks."""
+"""Training that starts from released weights: all of a stage, or the part whose names a pattern picks.
+
+A LoRA leaves them as they are and trains beside them: `open_base`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +16,14 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.files import sha256_of
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.stages import StageRelease
-from if_jax.checkpoints.weights import Params, load_params
+from if_jax.checkpoints.tensors import weight_files
+from if_jax.checkpoints.weights import STEMS, Params, abstract_params, load_params
 from if_jax.config import Recipe
 from if_jax.diffusion.schedule import cosine_betas, schedule_from_betas
+from if_jax.models import presets
 from if_jax.text.tokens import ByteTokenizer
 from if_jax.training.stage import make_scheduler
 
@@ -32,17 +40,7 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
       ValueError: the release is of another kind or shape, or the pattern picks nothing; it was trained for another
         prediction, schedule or text encoder, and no `init_only` asks for its weights all the same.
     """
-    where = f"init_from {recipe.init_from!r}"
-    stage = release.read_stage(recipe.init_from, None)
-    if stage.kind != recipe.stage:
-        raise ValueError(f"{where} is a {stage.kind} stage, but recipe key stage is {recipe.stage!r}")
-    if differences := _differences(recipe, stage):
-        if not recipe.init_only:
-            raise ValueError(
-                f"{where} was trained otherwise: {'; '.join(differences)}; or set init_only=. to start from its "
-                "weights all the same"
-            )
-        logging.warning("%s was trained otherwise: %s", where, "; ".join(differences))
+    stage = _open_stage(recipe)
     stored = {"unet": stage.unet_params, "text_encoder": stage.text_params or {}}
     released: dict[str, Any] = dict(flatten_dict(stored, sep="/"))
     wanted: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
@@ -51,19 +49,65 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
         raise ValueError(f"recipe key init_only is {recipe.init_only!r}: no weight has such a name, see the run's log")
     for name in chosen:
         if name not in released and name.startswith("text_encoder/") and stage.text_params is None:
-            raise ValueError(f"{where} holds no text encoder: set text_encoder_from as well")
-        here, there = wanted[name].shape, getattr(released.get(name), "shape", None)
-        if here != there:
-            difference = "is missing there" if there is None else f"has shape {there} there"
-            raise ValueError(
-                f"{where} holds a net of another shape than {recipe.unet!r}: {name} {difference}, {here} here; "
-                "choose what fits with init_only"
-            )
+            raise ValueError(f"{_where(recipe)} holds no text encoder: set text_encoder_from as well")
+        _check_shape(recipe, name, wanted, released, "choose what fits with init_only")
     params: dict[str, Any] = dict(flatten_dict(fresh(), sep="/")) if len(chosen) < len(wanted) else {}
     for name in chosen:
         params[name] = load_params(released[name], "float32", wanted[name].sharding)
     logging.info("%d of %d tensors start from %s", len(chosen), len(wanted), recipe.init_from)
     return unflatten_dict({name: params[name] for name in wanted}, sep="/")
+
+
+def open_base(recipe: Recipe) -> tuple[Params, str]:
+    """Opens the UNet of the stage folder `init_from`, which the factors of a LoRA go beside.
+
+    Args:
+      recipe: what is trained.
+
+    Returns:
+      Its parameters, a tree of `Lazy`, and their identity: SHA-256 of their files.
+
+    Raises:
+      ValueError: the release is of another kind or shape, or was trained for something else.
+    """
+    stored = _open_stage(recipe).unet_params
+    wanted: dict[str, Any] = dict(flatten_dict(abstract_params(presets.UNETS[recipe.unet]), sep="/"))
+    released: dict[str, Any] = dict(flatten_dict(stored, sep="/"))
+    for name in wanted:
+        _check_shape(recipe, name, wanted, released, "name the release of this net")
+    files = weight_files(Path(recipe.init_from) / "unet", STEMS["unet"])
+    return stored, hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+
+def _open_stage(recipe: Recipe) -> StageRelease:
+    """The stage `init_from`: of the recipe's kind, and trained for the same unless `init_only` takes it anyway."""
+    stage = release.read_stage(recipe.init_from, None)
+    if stage.kind != recipe.stage:
+        raise ValueError(f"{_where(recipe)} is a {stage.kind} stage, but recipe key stage is {recipe.stage!r}")
+    if differences := _differences(recipe, stage):
+        message = f"{_where(recipe)} was trained otherwise: {'; '.join(differences)}"
+        if recipe.lora.rank:
+            raise ValueError(message)
+        if not recipe.init_only:
+            raise ValueError(f"{message}; or set init_only=. to start from its weights all the same")
+        logging.warning("%s", message)
+    return stage
+
+
+def _where(recipe: Recipe) -> str:
+    return f"init_from {recipe.init_from!r}"
+
+
+def _check_shape(
+    recipe: Recipe, name: str, wanted: Mapping[str, Any], released: Mapping[str, Any], remedy: str
+) -> None:
+    here, there = wanted[name].shape, getattr(released.get(name), "shape", None)
+    if here != there:
+        difference = "is missing there" if there is None else f"has shape {there} there"
+        raise ValueError(
+            f"{_where(recipe)} holds a net of another shape than {recipe.unet!r}: {name} {difference}, {here} here; "
+            f"{remedy}"
+        )
 
 
 def _differences(recipe: Recipe, stage: StageRelease) -> list[str]:
