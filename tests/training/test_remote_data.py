@@ -24,7 +24,7 @@ RECIPE = Recipe(
     steps=4,
     log_every=1,
     checkpoint_every=2,
-    optimizer=OptimizerConfig(schedule="constant", learning_rate=3e-3, warmup_steps=2),
+    optimizer=OptimizerConfig(schedule="constant", learning_rate=3e-3, warmup_steps=1),
     sample=SampleConfig(every=0),
 )
 
