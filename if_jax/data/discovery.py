@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -164,7 +165,7 @@ def _tables_with_pictures(path: DataPath, names: set[str]) -> list[DataPath]:
 
 def _of_split(path: DataPath, files: list[DataPath], split: str) -> Discovery:
     """Those of some tables that a split is made of, by their names."""
-    splits = {file: _split_name(file.relative_to(path).as_posix()) for file in files}
+    splits = {file: _split_name(os.path.relpath(str(file), str(path))) for file in files}
     known = sorted({name for name in splits.values() if name})
     chosen = split or ("train" if "train" in known or not known else known[0])
     if split and split not in known:
@@ -206,7 +207,7 @@ def _tars(path: DataPath, names: set[str]) -> Discovery | None:
     for listing in walk_folders(path):
         for name in listing.files:
             file = listing.path / name
-            shown = file.relative_to(path).as_posix()
+            shown = os.path.relpath(str(file), str(path))
             if is_picture(name):
                 if not at_top:
                     return None

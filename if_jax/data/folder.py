@@ -7,7 +7,7 @@ import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from if_jax.data.folder_entries import INDEX, METADATA, Entry, captions_in, list_entries
 from if_jax.data.index import Record
@@ -36,8 +36,9 @@ class Folder:
         """A hash of every file's name, size and time."""
         known = hashlib.sha256()
         for entry in self._entries:
-            stamps = [_stamp(entry.path), entry.problem]
-            stamps += [_stamp(part) if _is_path(part) else part for part in (entry.captions, entry.metadata)]
+            stamps: list[Any] = [_stamp(entry.path), entry.problem]
+            for part in (entry.captions, entry.metadata):
+                stamps.append(_stamp(part) if isinstance(part, Path | RemotePath) else part)
             known.update(repr((entry.name, stamps)).encode("utf-8", "surrogatepass"))
         return known.hexdigest()
 
@@ -48,7 +49,7 @@ class Folder:
             stamp = _stamp(entry.path)
             sizes.append((entry.name, stamp[0] if stamp else -1))
             for part, path in (("caption", entry.captions), ("metadata", entry.metadata)):
-                if _is_path(path) and (stamp := _stamp(path)):
+                if isinstance(path, Path | RemotePath) and (stamp := _stamp(path)):
                     sizes.append((f"{entry.name}: {part}", stamp[0]))
         lines = ((name, _stamp(self.path / name)) for name in METADATA)
         return sizes + [(name, stamp[0]) for name, stamp in lines if stamp]
@@ -87,7 +88,7 @@ def _read(entry: Entry) -> Record:
 
 
 def _captions(entry: Entry, metadata: Mapping[str, Any]) -> list[bytes]:
-    if _is_path(entry.captions):
+    if isinstance(entry.captions, Path | RemotePath):
         try:
             return [_bytes(entry.captions, _LARGEST_TEXT, ("", "no caption", "caption of more than a megabyte"))]
         except UnusableRecord as flaw:
@@ -100,7 +101,7 @@ def _captions(entry: Entry, metadata: Mapping[str, Any]) -> list[bytes]:
 
 
 def _metadata(known: Mapping[str, Any] | DataPath) -> Mapping[str, Any]:
-    if not _is_path(known):
+    if not isinstance(known, Path | RemotePath):
         return known
     try:
         content = json.loads(_bytes(known, _LARGEST_TEXT, ("", "", "")))
@@ -135,7 +136,3 @@ def _bytes(path: DataPath, largest: int, reasons: tuple[str, str, str]) -> bytes
 def _stamp(path: DataPath) -> tuple[int, int | str] | None:
     status = file_status(path)
     return None if status is None else (status.st_size, status.st_mtime_ns)
-
-
-def _is_path(value: Any) -> TypeGuard[DataPath]:
-    return isinstance(value, Path | RemotePath)

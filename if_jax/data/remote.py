@@ -119,10 +119,6 @@ class RemotePath:
         """Another object beside this one."""
         return self.parent / name
 
-    def relative_to(self, other: RemotePath) -> PurePosixPath:
-        """The path from a folder that it lies in."""
-        return PurePosixPath(posixpath.relpath(self.address, other.address))
-
     def absolute(self) -> RemotePath:
         """Itself."""
         return self
@@ -315,7 +311,7 @@ def _http_status(error: Exception) -> int | None:
     status = getattr(error, "code", None) or getattr(error, "status", None)
     if status is None and isinstance(response := getattr(error, "response", None), dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return int(status) if str(status).isdigit() else None
+    return int(str(status)) if str(status).isdigit() else None
 
 
 def _missing(path: RemotePath) -> str:
