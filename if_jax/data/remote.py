@@ -11,7 +11,6 @@ import errno
 import functools
 import logging
 import os
-import posixpath
 import re
 import stat
 import threading
