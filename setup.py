@@ -46,15 +46,17 @@ TORCH = [
     "accelerate>=1.0",
 ]
 
+DISKCACHE = "diskcache>=5.6"  # what was read from a bucket, on the local disk
+
 RUFF = "ruff==0.17.6"
 
 # Colab brings them.
 NOTEBOOK = ["ipykernel>=6.17", "matplotlib>=3.8"]
 
 EXTRAS_REQUIRE = {
-    "tpu": ["jax[tpu]", "gcsfs"],
+    "tpu": ["jax[tpu]", "gcsfs", DISKCACHE],
     "cuda": ["jax[cuda12]"],
-    "data": ["gcsfs"],  # runs at gs:// paths
+    "data": ["gcsfs", DISKCACHE],  # runs and data at gs:// paths
     "tf": [
         "tensorflow>=2.18"
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
@@ -67,7 +69,8 @@ EXTRAS_REQUIRE = {
     "test": [
         *TORCH,
         *NOTEBOOK,
-        "gcsfs",  # runs at gs:// paths, against a bucket on localhost
+        "gcsfs",  # runs and data at gs:// paths, against a bucket on localhost
+        DISKCACHE,
         "wandb>=0.18",
         "hypothesis>=6.100",
         "mitsuba>=3.5",

@@ -308,10 +308,11 @@ def embed(context: click.Context, config: str, out: str | None, form: str, batch
     from if_jax.parallel import mesh, rules
 
     recipe = to_recipe(_read_recipe(config, context.args))
+    data = recipe.data
     if not recipe.text_encoder_from:
         raise ValueError("recipe key text_encoder_from is empty: only a frozen text encoder's states can be kept")
     write(
-        open_stored(recipe.data.source, recipe.data.keep.at_least(recipe.data.size)),  # as in training
+        open_stored(data.source, data.keep.at_least(data.size), exclude=data.exclude, settings=data.remote),
         read_text_encoder(recipe.text_encoder_from, None),
         out or "data/embeddings",
         form=form,

@@ -83,17 +83,26 @@ def data_subject(pictures: str, out: str, **options: Any) -> None:
 @click.option("--sheet", type=click.Path(dir_okay=False), help="PNG with samples [default: ./NAME-sheet.png].")
 @click.option("--samples", default=24, show_default=True, help="Pictures on it.")
 @click.option("--size", default=0, show_default=True, help="Count as usable only what has so many pixels a side.")
+@click.option("--exclude", default="", help="File that lists keys or hashes of addresses not to be used.")
 @click.option("--workers", type=int, help="Processes that index tars [default: one per core].")
 @click.option("--reindex", is_flag=True, help="Index again what has changed since.")
 @click.option("--overwrite", is_flag=True, help="Replace a sheet of an earlier call.")
 @plain_errors
 def data_inspect(
-    path: str, sheet: str | None, samples: int, size: int, workers: int, reindex: bool, overwrite: bool
+    path: str,
+    sheet: str | None,
+    samples: int,
+    size: int,
+    exclude: str,
+    workers: int,
+    reindex: bool,
+    overwrite: bool,
 ) -> None:
     """Print what PATH holds, usable records first, and draw a sheet of samples.
 
     PATH is a folder of pictures, tar files ("shards/{00000..00041}.tar"), a data set built here or by TensorFlow
-    Datasets (its folder or name, @SPLIT behind it), or a source that is drawn, such as tasks.
+    Datasets (its folder or name, @SPLIT behind it), any of these in a bucket (gs://…), or a source that is drawn, such
+    as tasks.
 
     \b
     Example:  if-jax data inspect data/scenes
@@ -104,7 +113,8 @@ def data_inspect(
 
     if samples < 1:
         raise ValueError(f"--samples {samples}: give at least 1")
-    inspection = inspect(path, Filter(min_side=size), samples=samples, reindex=reindex, workers=workers)
+    settings = {"samples": samples, "exclude": exclude, "reindex": reindex, "workers": workers}
+    inspection = inspect(path, Filter(min_side=size), **settings)
     click.echo(inspection)
     name = Path(path).resolve().name if Path(path).exists() else Path(path).name
     target = Path(sheet or "".join(c if c.isalnum() or c in "-_@" else "-" for c in name) + "-sheet.png")

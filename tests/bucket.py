@@ -14,6 +14,8 @@ import json
 import re
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -22,6 +24,7 @@ NAME = "bucket"
 # What may be asked; the first group is an object's name. Sent, and without effect on what is stored, are the others.
 _KNOWN = {"alt", "name", "uploadType", "prefix", "delimiter", "maxResults", "pageToken", "startOffset", "endOffset"}
 _KNOWN |= {
+    "userProject",
     "ifGenerationMatch",
     "ifGenerationNotMatch",
     "upload_id",
@@ -39,6 +42,9 @@ class Bucket:
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.lock, self.count, self.refused = threading.Lock(), itertools.count(1), []
+        self.requests: list[str] = []  # answered or not
+        self.delay = 0.0  # seconds before each answer
+        self.trouble: Callable[[str], int | float | None] = lambda request: None  # a status, or seconds of silence
 
     def put(self, name: str, content: bytes) -> dict:
         self.objects[name] = (content, next(self.count))
@@ -93,6 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
         asked = dict(parse_qsl(url.query, keep_blank_values=True))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = url.path.replace("/download/storage/", "/storage/")
+        self.bucket.requests.append(f"{self.command} {unquote(url.path)}")
+        trouble = self.bucket.trouble(self.bucket.requests[-1])
+        time.sleep(trouble if isinstance(trouble, float) else self.bucket.delay)
+        if isinstance(trouble, int):
+            return self._answer(trouble, {"error": {"code": trouble, "message": "in trouble"}})
+        if re.match(rf"/storage/v1/b/(?!{NAME}(/|$))", path):
+            return self._answer(404, {"error": {"code": 404, "message": "The specified bucket does not exist."}})
         with self.bucket.lock:
             for method, pattern, handle in _ROUTES:
                 match = re.fullmatch(pattern, path)

@@ -54,6 +54,7 @@ def test_every_recipe_file_is_valid(path):
         ({"checkpoint_every": 75}, r"checkpoint_every is 75: it must be a multiple of log_every 50"),
         ({"data": {"embeddings": "cache"}}, r"data.embeddings is 'cache' without text_encoder_from"),
         ({"data": {"preparation": {"shift": 2.0}}}, r"data.preparation.shift is 2.0: it must be from 0 to 1"),
+        ({"data": {"remote": {"cache_size": "20"}}}, r"data.remote.cache_size is '20': size '20' is not understood"),
         ({"data": {"keep": {"min_side": -1}}}, r"data.keep.min_side is negative"),
         ({"data": {"keep": {"min_size": 64}}}, r"no key data.keep.min_size .*did you mean data.keep.min_side"),
         ({"optimizer": 3}, r"optimizer is 3: it must hold the keys of a section"),
@@ -138,6 +139,7 @@ def test_every_key_says_whether_it_may_change_on_resuming():
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         *("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "init_from", "init_only"),
         *("wandb", "accumulate", "data.threads", "data.workers"),
+        *("data.remote.cache_folder", "data.remote.cache_size", "data.remote.requester_pays"),
     }
     assert not resumable("data.preparation.shift") and not resumable("guard.grace_steps")
 
@@ -159,7 +161,7 @@ def test_the_compiled_step_is_known_by_what_it_depends_on(name):
     """Other pictures, and other looks at the run, compile nothing anew."""
     outside = ("validation.", "sample.", "hosts.", "wandb", "log_every", "checkpoint_every", "keep_", "init_")
     outside += ("data.source", "data.seed", "data.caption_dropout", "data.threads", "data.workers", "data.preparation.")
-    outside += ("data.keep.",)
+    outside += ("data.keep.", "data.remote.", "data.exclude")
     changed = _changed(Recipe(), name)
     assert changed != Recipe()
     assert (for_compiling(changed) == for_compiling(Recipe())) == name.startswith(outside)

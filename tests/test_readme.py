@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 import record_stores
+import remote_sources
 import tiny
 from blocks import Block, blocks, commands
 from click.testing import CliRunner
@@ -88,17 +89,16 @@ LONG = (
 def material(tmp_path_factory):
     """A folder with what the blocks speak of; the demo shrunk."""
     folder = tmp_path_factory.mktemp("readme")
-    with pytest.MonkeyPatch.context() as patch:
+    with remote_sources.served(folder) as far, pytest.MonkeyPatch.context() as patch:
         tiny.shrink_demo(folder / "demo", patch)
         write_cascade(folder / "my_cascade", [plain(stage) for stage in tiny.stages()], tiny.DEFAULTS)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr(Image.Image, "show", lambda picture: picture.load())
         for name, side in (("photo.jpg", 30), ("small.png", 8), ("room.png", 24)):
             Image.effect_noise((side, side), 80).convert("RGB").save(folder / name)
         mask = Image.new("L", (24, 24))
         mask.paste(255, (0, 0, 12, 24))
         mask.save(folder / "mask.png")
-        record_stores.write_tars(folder / "my_tars", 12, 6)
+        remote_sources.upload(far, record_stores.write_tars(folder / "my_tars", 12, 6), "my_tars")
         (folder / "pictures").mkdir()
         for name in ("a", "b"):
             Image.effect_noise((20, 20), 80).convert("RGB").save(folder / f"pictures/{name}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from if_jax.checkpoints.files import parse_bytes
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.config.keys import LoraConfig, Recipe, ValidationConfig
 from if_jax.models import presets
@@ -148,6 +149,10 @@ def _check_data(recipe: Recipe) -> None:
     if outside := [(key, value) for key, value in dataclasses.asdict(data.keep).items() if value < 0]:
         key, value = outside[0]
         raise ValueError(f"recipe key data.keep.{key} is negative, {value}: 0 lets all pass")
+    try:
+        parse_bytes(data.remote.cache_size)
+    except ValueError as error:
+        raise ValueError(f"recipe key data.remote.cache_size is {data.remote.cache_size!r}: {error}") from None
     if not data.source.strip():
         raise ValueError("recipe key data.source is empty: name a source, such as scenes or a folder of pictures")
 

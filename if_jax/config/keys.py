@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from if_jax.checkpoints.stages import StageKind
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
+from if_jax.data.remote import RemoteSettings
 from if_jax.diffusion.losses import Weight
 from if_jax.diffusion.process import Prediction
 from if_jax.diffusion.schedule import parse_steps
@@ -74,7 +75,7 @@ class DataConfig:
     """Where pictures and captions come from."""
 
     # "scenes" or "tasks" (drawn on the fly), a folder of pictures, tar files, a data set built here or prepared by
-    # TensorFlow Datasets, or a mixture: "0.7*data/photos + 0.3*scenes"
+    # TensorFlow Datasets, on a disk or in a bucket (gs://…), or a mixture: "0.7*data/photos + 0.3*scenes"
     source: str = key("scenes", compiled=False)
     size: int = key(64, minimum=8)  # side of the pictures, pixels
     crop: int = key(0, minimum=0)  # super-resolution: train on random crops of this side; 0 = the full frame
@@ -92,6 +93,9 @@ class DataConfig:
     workers: int = key(0, minimum=0, resumable=True, compiled=False)
     preparation: Preparation = key(Preparation(), compiled=False)
     keep: Filter = key(Filter(), compiled=False)
+    # a file with a key, the address of a picture or the SHA-256 of an address a line: records that are not used
+    exclude: str = key("", compiled=False, path=True)
+    remote: RemoteSettings = key(RemoteSettings(), resumable=True, compiled=False)
 
 
 @dataclasses.dataclass(frozen=True)

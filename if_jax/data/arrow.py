@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from if_jax.data.folder_entries import CAPTION_COLUMNS, captions_in
 from if_jax.data.index import Record, SingleFile
 from if_jax.data.preprocessing import UnusableRecord, read_caption
-from if_jax.data.reading import retried
+from if_jax.data.reading import RetryingFile, retried
+from if_jax.data.remote import DataPath, RemotePath
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp", "image_bytes", "bytes")
 _ADDRESS_COLUMNS = ("url", "URL", "image_url", "TARGET_URL")
+_BUFFER = 2**20  # bytes of an object asked for at least
 _KEPT_GROUPS = 4  # row groups of the files of this process that stay decoded
 
 
@@ -30,8 +32,10 @@ class ArrowFile(SingleFile):
 
     kind = "table"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: DataPath) -> None:
         super().__init__(path)
+        if isinstance(path, RemotePath) and path.suffix != ".parquet":
+            raise ValueError(f"{self.name!r}: Arrow files are mapped from a disk: copy the data set to one")
         schema = read_schema(path)
         image = image_column(schema)
         if image is None:
@@ -80,7 +84,7 @@ class ArrowFile(SingleFile):
         return Record(key, picture, tuple(read_caption(text.encode("utf-8", "replace")) for text in texts), known)
 
 
-def read_schema(path: Path) -> Any:
+def read_schema(path: DataPath) -> Any:
     """The columns of a Parquet or Arrow file, without its rows.
 
     Raises:
@@ -89,17 +93,17 @@ def read_schema(path: Path) -> Any:
     arrow = _pyarrow(path)
     try:
         if path.suffix == ".parquet":
-            return retried(lambda: arrow.parquet.read_schema(path), path)
+            return retried(lambda: arrow.parquet.read_schema(_open(path)), path)
         return retried(lambda: arrow.ipc.open_stream(arrow.memory_map(str(path))).schema, path)
     except arrow.ArrowInvalid:
         raise ValueError(f"{str(path)!r} is damaged, or no {path.suffix[1:]} file: copy it again") from None
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: DataPath) -> list[dict[str, Any]]:
     """All rows of a small Parquet file."""
     arrow = _pyarrow(path)
     try:
-        return retried(lambda: arrow.parquet.read_table(path), path).to_pylist()
+        return retried(lambda: arrow.parquet.read_table(_open(path)), path).to_pylist()
     except arrow.ArrowInvalid:
         raise ValueError(f"{str(path)!r} is damaged, or no Parquet file: copy it again") from None
 
@@ -122,29 +126,34 @@ def image_column(schema: Any) -> str | None:
     return next(iter([*named, *structs]), matches[0] if len(matches) == 1 else None)
 
 
-def _group_count(path: Path, time: int) -> int:
+def _group_count(path: DataPath, time: int | str) -> int:
     arrow = _pyarrow(path)
     if path.suffix == ".parquet":
-        return retried(lambda: arrow.parquet.ParquetFile(path), path).num_row_groups
+        return retried(lambda: arrow.parquet.ParquetFile(_open(path)), path).num_row_groups
     return len(_batches(path, time))
 
 
 @functools.lru_cache(_KEPT_GROUPS)
-def _read_group(path: Path, time: int, group: int) -> Any:
+def _read_group(path: DataPath, time: int | str, group: int) -> Any:
     arrow = _pyarrow(path)
     if path.suffix == ".parquet":
-        return retried(lambda: arrow.parquet.ParquetFile(path).read_row_group(group), path)
+        return retried(lambda: arrow.parquet.ParquetFile(_open(path)).read_row_group(group), path)
     return _batches(path, time)[group]
 
 
 @functools.lru_cache(_KEPT_GROUPS)
-def _batches(path: Path, time: int) -> list[Any]:
+def _batches(path: DataPath, time: int | str) -> list[Any]:
     """The batches of an Arrow stream: mapped from the disk, not read."""
     arrow = _pyarrow(path)
     return list(arrow.ipc.open_stream(arrow.memory_map(str(path))))
 
 
-def _pyarrow(path: Path) -> Any:
+def _open(path: DataPath) -> Any:
+    """What pyarrow opens: a path, or an object as a file that is read by ranges."""
+    return io.BufferedReader(RetryingFile(path), _BUFFER) if isinstance(path, RemotePath) else path
+
+
+def _pyarrow(path: DataPath) -> Any:
     try:
         import pyarrow
         import pyarrow.ipc

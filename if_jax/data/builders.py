@@ -277,7 +277,7 @@ def _save_facts(out: Path, split: str, shards: list[dict[str, Any]], size: int) 
     known = [row for shard in shards for row in zip(shard["captions"], shard["content"], strict=True)]
     store, nan = TfdsFolder(out, split), float("nan")
     keys = np.array([f"{split}/{row}".encode() for row in range(len(known))], bytes)
-    facts = np.array([(size, size, length, nan, nan, nan, 0, content) for length, content in known], FACTS)
+    facts = np.array([(size, size, length, nan, nan, nan, 0, content, 0) for length, content in known], FACTS)
     places = np.arange(len(known), dtype=np.int64)[:, None]
     save_index(store, Index(store.fingerprint(), keys, places, facts, ("",)))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from if_jax.data.arrow import ArrowFile, image_column, read_schema
@@ -14,7 +14,8 @@ from if_jax.data.folder_entries import METADATA, is_picture, walk_folders
 from if_jax.data.index import RecordStore
 from if_jax.data.patterns import expand
 from if_jax.data.preprocessing import SUFFIXES
-from if_jax.data.reading import list_folder, read_file
+from if_jax.data.reading import as_path, list_folder, read_file
+from if_jax.data.remote import DataPath, RemotePath, RemoteSettings, forget_listings
 from if_jax.data.tars import COMPRESSED, Tar
 from if_jax.data.tfds_folder import TfdsFolder, find_tfds_folder
 
@@ -31,23 +32,29 @@ class Discovery(NamedTuple):
     unread: dict[str, list[str]]  # reason -> names of what is there and no part
 
 
-def discover(source: str) -> Discovery:
+def discover(source: str, settings: RemoteSettings = RemoteSettings()) -> Discovery:  # noqa: B008 (frozen)
     """Find the parts of a source.
 
     Args:
       source: names and patterns of files, folders and prepared data sets, as `patterns.expand` takes them.
+      settings: of buckets.
 
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the source.
     """
     stores: list[RecordStore] = []
     unread: dict[str, list[str]] = {}
-    for name, split in expand(str(source)):
-        path = Path(name)
+    forget_listings()
+    for name, split in expand(str(source), settings):
+        path = as_path(name, settings)
         if path.is_file():
             part = Discovery((_open_file(path, split),), {})
         elif path.is_dir():
             part = _open_folder(path, split)
+        elif isinstance(path, RemotePath):
+            raise FileNotFoundError(
+                f"data source {name!r} does not exist: check the bucket's name, and what lies in it"
+            )
         else:
             part = Discovery((_open_by_name(name, split),), {})
         stores += part.stores
@@ -56,12 +63,15 @@ def discover(source: str) -> Discovery:
     return Discovery(tuple(stores), unread)
 
 
-def find_record_stores(source: str) -> tuple[RecordStore, ...]:
-    """The files or folders a source is made of, not yet indexed; raises as `discover`."""
-    return discover(source).stores
+def find_record_stores(
+    source: str,
+    settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
+) -> tuple[RecordStore, ...]:
+    """The files or folders a source is made of, not yet indexed; arguments and errors as of `discover`."""
+    return discover(source, settings).stores
 
 
-def _open_file(path: Path, split: str) -> RecordStore:
+def _open_file(path: DataPath, split: str) -> RecordStore:
     name = path.name.lower()
     if split:
         raise ValueError(f"{str(path)!r}: only prepared data sets have splits (@{split})")
@@ -95,11 +105,11 @@ def _open_by_name(name: str, split: str) -> RecordStore:
     )
 
 
-def _open_folder(path: Path, split: str) -> Discovery:
+def _open_folder(path: DataPath, split: str) -> Discovery:
     names = {entry.name for entry in list_folder(path)}
     if "dataset_dict.json" in names or any(name.endswith(".arrow") for name in names):
         return _open_hugging_face(path, names, split)
-    if folder := find_tfds_folder(str(path)):
+    if folder := find_tfds_folder(path):
         return Discovery((TfdsFolder(folder, split or "train"),), {})
     if tables := _tables_with_pictures(path, names):
         return _of_split(path, tables, split)
@@ -112,7 +122,7 @@ def _open_folder(path: Path, split: str) -> Discovery:
     return Discovery((Folder(path),), {})
 
 
-def _open_hugging_face(path: Path, names: set[str], split: str) -> Discovery:
+def _open_hugging_face(path: DataPath, names: set[str], split: str) -> Discovery:
     """What `save_to_disk` writes (splits in folders, or one data set), or the cache of Arrow files."""
     if "dataset_dict.json" in names:
         splits = json.loads(read_file(path / "dataset_dict.json")).get("splits", [])
@@ -130,7 +140,7 @@ def _open_hugging_face(path: Path, names: set[str], split: str) -> Discovery:
     return _of_split(path, files, split)
 
 
-def _tables_with_pictures(path: Path, names: set[str]) -> list[Path]:
+def _tables_with_pictures(path: DataPath, names: set[str]) -> list[DataPath]:
     """Parquet files that hold the pictures themselves; none where they only go with pictures or tars that are there."""
     if any(name.endswith(".tar") for name in names):
         return []
@@ -153,9 +163,9 @@ def _tables_with_pictures(path: Path, names: set[str]) -> list[Path]:
     raise AssertionError
 
 
-def _of_split(path: Path, files: list[Path], split: str) -> Discovery:
+def _of_split(path: DataPath, files: list[DataPath], split: str) -> Discovery:
     """Those of some tables that a split is made of, by their names."""
-    splits = {file: _split_name(file.relative_to(path).as_posix()) for file in files}
+    splits = {file: _split_name(os.path.relpath(str(file), str(path))) for file in files}
     known = sorted({name for name in splits.values() if name})
     chosen = split or ("train" if "train" in known or not known else known[0])
     if split and split not in known:
@@ -170,13 +180,14 @@ def _split_name(file: str) -> str:
     return match[1] if match else ""
 
 
-def _split_of_folder(path: Path, names: set[str], split: str) -> Discovery | None:
+def _split_of_folder(path: DataPath, names: set[str], split: str) -> Discovery | None:
     """A Hugging Face folder of pictures whose splits are folders with a metadata file each; None where it is none."""
     if names & set(METADATA):
         return None
-    parts = [name for name in sorted(names) if any((path / name / file).is_file() for file in METADATA)]
+    folders = [name for name in sorted(names) if (path / name).is_dir()]
+    parts = [name for name in folders if any((path / name / file).is_file() for file in METADATA)]
     chosen = split or ("train" if "train" in parts else "")
-    if chosen not in parts and not (split and (path / split).is_dir()):
+    if chosen not in parts and not (split and split in folders):
         return None
     others = (name for name in parts if name != chosen)
     return Discovery((Folder(path / chosen),), _other_splits(split, others))
@@ -188,15 +199,15 @@ def _other_splits(split: str, names: Iterable[str]) -> dict[str, list[str]]:
     return {"of another split, which @NAME behind the source reads": listed} if listed else {}
 
 
-def _tars(path: Path, names: set[str]) -> Discovery | None:
+def _tars(path: DataPath, names: set[str]) -> Discovery | None:
     """The tars of a folder, or of the folders below it where no pictures lie about; None where there are none."""
     at_top = any(name.endswith(".tar") for name in names)
-    tars: list[Path] = []
+    tars: list[DataPath] = []
     unread: dict[str, list[str]] = {}
     for listing in walk_folders(path):
         for name in listing.files:
             file = listing.path / name
-            shown = file.relative_to(path).as_posix()
+            shown = os.path.relpath(str(file), str(path))
             if is_picture(name):
                 if not at_top:
                     return None

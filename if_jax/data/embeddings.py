@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ import numpy as np
 from if_jax.checkpoints.files import sha256_of
 from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import Preparation
-from if_jax.data.reading import retried
-from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
+from if_jax.data.reading import as_path, in_flight, list_folder, read_chunks, read_file, retried
+from if_jax.data.remote import DataPath, RemotePath, RemoteSettings
+from if_jax.data.shards import PER_SHARD, RemoteShards, continue_or_clear, finish, write_shard
 from if_jax.data.sources import Stored
 from if_jax.text.captions import prepare_captions
 
@@ -64,18 +66,18 @@ class EmbeddingSpec:
 class Embeddings:
     """An opened cache: text states by record number and which of its captions."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(expand_home(str(folder)))
+    def __init__(self, folder: str | DataPath, settings: RemoteSettings = RemoteSettings()) -> None:  # noqa: B008 (frozen)
+        self.folder = as_path(expand_home(folder), settings) if isinstance(folder, str) else folder
         self.note = _read_note(self.folder)
         self.spec = EmbeddingSpec(**self.note["plan"])
-        with np.load(self.folder / ROWS) as rows:
+        with np.load(io.BytesIO(read_file(self.folder / ROWS))) as rows:
             self._first, self._hashes = rows["first"], rows["hashes"]
         self._open()
 
-    def __getstate__(self) -> Path:
+    def __getstate__(self) -> DataPath:
         return self.folder
 
-    def __setstate__(self, folder: Path) -> None:
+    def __setstate__(self, folder: DataPath) -> None:
         self.__init__(folder)
 
     def check(self, stored: Stored, preparation: Preparation, encoder: str = "") -> None:
@@ -129,22 +131,33 @@ class Embeddings:
     def verify(self) -> None:
         """Read every shard and compare it with its checksum; ValueError names the first that differs."""
         for name, expected in self.note["sha256"].items():
-            if sha256_of(self.folder / name) != expected:
+            digest = hashlib.sha256()
+            for chunk in read_chunks(self.folder / name):
+                digest.update(chunk)
+            if digest.hexdigest() != expected:
                 raise ValueError(f"{self.folder / name} is damaged: run `if-jax embed` again")
 
     def _open(self) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+        if isinstance(self.folder, RemotePath):
+            list_folder(self.folder)  # one request, not one for each shard
         missing = [name for name in self.note["sha256"] if not (self.folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{self.folder / missing[0]} is missing: run `if-jax embed` again")
-        self._records = ArrayRecordDataSource([str(self.folder / name) for name in sorted(self.note["sha256"])])
+        paths = [self.folder / name for name in sorted(self.note["sha256"])]
+        if isinstance(self.folder, RemotePath):
+            left = range(self.spec.captions, 0, -PER_SHARD)
+            self._records = RemoteShards(paths, [min(PER_SHARD, count) for count in left])  # pyright: ignore
+        else:
+            self._records = ArrayRecordDataSource([str(path) for path in paths])
 
 
 def read_captions(stored: Stored, preparation: Preparation) -> list[list[str]]:
     """The captions of every record as they go into the encoder."""
     clean, preserve_case = preparation.clean, preparation.preserve_case
-    return [prepare_captions(stored[i].captions, clean, preserve_case) for i in range(len(stored))]
+    records = in_flight(stored.__getitem__, range(len(stored)), stored.remote)
+    return [prepare_captions(record.captions, clean, preserve_case) for record in records]
 
 
 def make_spec(
@@ -289,11 +302,11 @@ def _hash(caption: str) -> int:
     return int.from_bytes(hashlib.blake2b(caption.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
-def _read_note(folder: Path) -> dict[str, Any]:
+def _read_note(folder: DataPath) -> dict[str, Any]:
     path = folder / NOTE
     if not path.is_file() or not (folder / ROWS).is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no cache of embeddings: make one with `if-jax embed`")
-    note = json.loads(path.read_text())
+    note = json.loads(read_file(path))
     if note["plan"].get("version") != VERSION:
         raise ValueError(f"{str(folder)!r} is a cache of another version: run `if-jax embed` again")
     return note

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from if_jax.data.preprocessing import SUFFIXES
 from if_jax.data.reading import is_transient, list_folder, read_file, retried
+from if_jax.data.remote import DataPath, RemoteEntry, RemotePath
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "title", "description")
@@ -29,29 +30,29 @@ class Entry(NamedTuple):
     """One image with its captions (read, or the file they are in), or with the problem known before opening it."""
 
     name: str  # as the user knows it, relative to the folder
-    path: Path
-    captions: tuple[str, ...] | Path
-    metadata: Mapping[str, Any] | Path
+    path: DataPath
+    captions: tuple[str, ...] | DataPath
+    metadata: Mapping[str, Any] | DataPath
     problem: str = ""
 
 
 class Listing(NamedTuple):
     """A folder's own files and folders by name, links followed."""
 
-    path: Path
+    path: DataPath
     files: list[str]
     folders: list[str]
     problem: str = ""  # why there are none
 
 
-def list_entries(source: Path) -> list[Entry]:
+def list_entries(source: DataPath) -> list[Entry]:
     """Every picture below a folder with its captions, and every other file with its problem, sorted by name.
 
     Raises:
       OSError: a folder cannot be listed for a reason that may pass.
     """
     entries: list[Entry] = []
-    listed: dict[Path, set[Path]] = {}  # folders with a metadata file: the pictures it lists
+    listed: dict[DataPath, set[DataPath]] = {}  # folders with a metadata file: the pictures it lists
     for listing in walk_folders(source):
         metadata = next((name for name in METADATA if name in listing.files), None)
         if metadata:
@@ -87,17 +88,16 @@ def captions_in(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None
 
 
-def walk_folders(source: Path) -> Iterator[Listing]:
+def walk_folders(source: DataPath) -> Iterator[Listing]:
     """Folder after folder, parents first, each once however often it is linked."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[object] = set()
     waiting = [source]
     while waiting:
         path = waiting.pop(0)
-        status = path.stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if (identity := _identity(path)) in seen:
             yield Listing(path, [], [], "link to a folder that is read already")
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         try:
             entries = list_folder(path)
         except OSError as error:
@@ -111,7 +111,15 @@ def walk_folders(source: Path) -> Iterator[Listing]:
         waiting[:0] = [path / name for name in folders]
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _identity(path: DataPath) -> object:
+    """The same for two paths that lead to one folder."""
+    if isinstance(path, RemotePath):
+        return path
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str] | RemoteEntry) -> bool:
     try:
         return retried(entry.is_dir, entry.path)
     except OSError as error:  # a link to itself
@@ -120,7 +128,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _by_metadata(source: Path, folder: Path, name: str) -> list[Entry]:
+def _by_metadata(source: DataPath, folder: DataPath, name: str) -> list[Entry]:
     entries: list[Entry] = []
     times: dict[str, int] = defaultdict(int)
     rows = list(_rows(folder / name))
@@ -141,16 +149,19 @@ def _by_metadata(source: Path, folder: Path, name: str) -> list[Entry]:
     return entries
 
 
-def _listed_path(folder: Path, file: str) -> Path | None:
+def _listed_path(folder: DataPath, file: str) -> DataPath | None:
     """Where a file is that a metadata file names; None outside its folder. Links are followed: they were set there."""
     if "\\" in file and not (folder / file).exists():  # written on Windows
         file = file.replace("\\", "/")
+    if isinstance(folder, RemotePath):
+        inside = posixpath.normpath(file)
+        return None if inside.startswith("/") or inside.split("/")[0] == ".." else folder / inside
     path = os.path.normpath(os.path.join(folder.absolute(), file))
     inside = os.path.relpath(path, folder.absolute())
     return None if inside.split(os.sep)[0] == ".." else folder / inside
 
 
-def _rows(path: Path) -> Iterable[tuple[str, Any]]:
+def _rows(path: DataPath) -> Iterable[tuple[str, Any]]:
     """The rows of a metadata file with their place in words; what is no row is None."""
     if path.suffix == ".parquet":
         from if_jax.data.arrow import read_rows
@@ -171,7 +182,7 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def _by_files(source: Path, listing: Listing) -> list[Entry]:
+def _by_files(source: DataPath, listing: Listing) -> list[Entry]:
     if listing.problem:
         return [Entry(_name(source, listing.path), listing.path, (), {}, listing.problem)]
     pictures = {Path(name).stem for name in listing.files if is_picture(name)}
@@ -197,8 +208,8 @@ def _beside(files: list[str], suffix: str) -> dict[str, str]:
     return {Path(name).stem: name for name in named}
 
 
-def _name(source: Path, path: Path) -> str:
-    return _printable(os.path.relpath(path, source))
+def _name(source: DataPath, path: DataPath) -> str:
+    return _printable(os.path.relpath(str(path), str(source)))
 
 
 def _printable(name: str) -> str:

@@ -11,29 +11,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from if_jax.checkpoints.files import atomic_file, user_cache
+from if_jax.data.exclusions import REASON, Exclusions, hash_url
 from if_jax.data.preprocessing import UnusableRecord, read_picture
-from if_jax.data.reading import retried
+from if_jax.data.reading import is_transient, read_file, retried
+from if_jax.data.remote import DataPath, RemotePath
 
-VERSION = 2
+VERSION = 3  # 3: the hash of a picture's address
 # Columns of img2dataset's and LAION's metadata, under the names they are found with.
 SCORES = {
     "clip": ("similarity", "clip_score", "clip_similarity", "SIMILARITY"),
     "aesthetic": ("aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "prediction"),
     "watermark": ("pwatermark", "watermark", "WATERMARK"),
 }
+_ADDRESSES = ("url", "URL", "image_url", "TARGET_URL")
 FACTS = np.dtype(
     [
         *(("width", "i4"), ("height", "i4"), ("caption", "i4"), *((name, "f4") for name in SCORES)),
         *(("flaw", "u2"), ("content", "u8")),  # content: a hash of the stored picture and its captions
+        ("url", "u8"),  # a hash of the address it was fetched from; 0: not known
     ]
 )
 
@@ -54,6 +58,7 @@ class RecordStore(Protocol):
     """A file or folder of records that is indexed as a whole. `place` is what it needs to find a record again."""
 
     name: str
+    path: DataPath
     kind: str  # of store, in words
 
     def fingerprint(self) -> str:
@@ -64,7 +69,7 @@ class RecordStore(Protocol):
         """Names and sizes of what is stored: in these the copies on two hosts must agree, times may differ."""
         ...
 
-    def index_file(self) -> Path:
+    def index_file(self) -> DataPath:
         """Where its index is kept."""
         ...
 
@@ -84,11 +89,11 @@ class SingleFile:
       path: of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: DataPath) -> None:
         self.path, self.name = path, str(path)
 
     def fingerprint(self) -> str:
-        """Size and time of the file: what says that it was written again."""
+        """Size and time of the file, or an object's checksum: what says that it was written again."""
         status = retried(self.path.stat, self.path)
         return f"{status.st_size} bytes of {status.st_mtime_ns}"
 
@@ -96,7 +101,7 @@ class SingleFile:
         """Name and size of the file."""
         return [(self.path.name, retried(self.path.stat, self.path).st_size)]
 
-    def index_file(self) -> Path:
+    def index_file(self) -> DataPath:
         """Beside the file."""
         return self.path.with_name(f"{self.path.name}.index.npz")
 
@@ -136,10 +141,22 @@ class Index:
         """Whether another index is of the same usable records in the same rows."""
         return np.array_equal(self.facts["content"], other.facts["content"])
 
-    def select(self, keep: Filter) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rows (N,) to train on, and those left out by reason; together every row once."""
+    def select(
+        self, keep: Filter, exclude: Exclusions | None = None, label: str = ""
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rows (N,) to train on, and those left out by reason; together every row once.
+
+        Args:
+          keep: which usable records are used.
+          exclude: records that are not.
+          label: of the store, as `exclude` may name it.
+        """
         reason = np.array(self.flaws, object)[self.facts["flaw"]]
         facts, free = self.facts, self.facts["flaw"] == 0
+        if exclude is not None:
+            listed = exclude.matches(self.keys, facts["url"], label)
+            reason[free & listed] = REASON
+            free &= ~listed
         short, long = (pick(facts["width"], facts["height"]) for pick in (np.minimum, np.maximum))
         tests = (
             (keep.min_side, f"smaller than {keep.min_side} px", short < keep.min_side),
@@ -172,20 +189,20 @@ def build_index(store: RecordStore) -> Index:
     fingerprint, rows, seen = store.fingerprint(), [], set()
     for key, place, record in store.scan():
         try:
-            facts, content = _facts(record)
+            facts, content, url = _facts(record)
             if key in seen:
                 raise UnusableRecord("duplicate key")
             seen.add(key)
-            rows.append((key, place, facts, "", content))
+            rows.append((key, place, facts, "", content, url))
         except UnusableRecord as flaw:
-            rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw), 0))
-    flaws = ("", *sorted({flaw for *_, flaw, _ in rows} - {""}))
+            rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw), 0, 0))
+    flaws = ("", *sorted({flaw for *_, flaw, _, _ in rows} - {""}))
     number = {flaw: i for i, flaw in enumerate(flaws)}
     return Index(
         fingerprint,
         np.array([key.encode("utf-8", "replace") for key, *_ in rows], bytes),
         np.array([place for _, place, *_ in rows] or np.zeros((0, 1)), np.int64),
-        np.array([(*facts, number[flaw], content) for *_, facts, flaw, content in rows], FACTS),
+        np.array([(*facts, number[flaw], *hashes) for _, _, facts, flaw, *hashes in rows], FACTS),
         flaws,
     )
 
@@ -228,18 +245,21 @@ def index_store(store: RecordStore, reindex: bool = False) -> Index:
     return index
 
 
-def save_index(store: RecordStore, index: Index) -> Path | None:
+def save_index(store: RecordStore, index: Index) -> DataPath | None:
     """Keep an index for the next time; returns its file, None where nothing can be written."""
     head = {"version": VERSION, "fingerprint": index.fingerprint, "files": _hash_files(store), "flaws": index.flaws}
+    stored = io.BytesIO()
+    np.savez(stored, head=np.asarray(json.dumps(head)), keys=index.keys, places=index.places, facts=index.facts)
     for path in _places(store):
         try:
+            if isinstance(path, RemotePath):
+                path.write_bytes(stored.getvalue())
+                return path
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as beside, open(beside, "wb") as file:  # hosts may write at the same time
-                np.savez(
-                    file, head=np.asarray(json.dumps(head)), keys=index.keys, places=index.places, facts=index.facts
-                )
+            with atomic_file(path) as beside:  # hosts may write at the same time
+                beside.write_bytes(stored.getvalue())
             return path
-        except OSError:
+        except (OSError, ValueError):  # a bucket that this account may only read
             continue
     return None
 
@@ -259,13 +279,15 @@ def _read(store: RecordStore) -> tuple[Index, str] | None:
     if place is None:
         return None
     try:
-        with np.load(place, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read_file(place)), allow_pickle=False) as stored:
             head = json.loads(str(stored["head"]))
             if head["version"] != VERSION:
                 return None
             flaws = tuple(head["flaws"])
             return Index(head["fingerprint"], stored["keys"], stored["places"], stored["facts"], flaws), head["files"]
-    except Exception:  # half a file, or not ours: going through the store again is always right
+    except Exception as error:  # half a file, or not ours: going through the store again is always right
+        if is_transient(error):
+            raise
         return None
 
 
@@ -280,14 +302,17 @@ def _changed(store: RecordStore) -> str:
     )
 
 
-def _facts(record: Record | UnusableRecord) -> tuple[tuple[float, ...], int]:
-    """The columns of `FACTS` but for the flaw and the content, and the content."""
+def _facts(record: Record | UnusableRecord) -> tuple[tuple[float, ...], int, int]:
+    """The columns of `FACTS` before the flaw, and those behind it: the hashes of content and address."""
     if isinstance(record, UnusableRecord):
         raise record
     picture = read_picture(record.picture)
     length = min(len(caption) for caption in record.captions)
     scores = (_score(record.metadata, names) for names in SCORES.values())
-    return (*picture.size, length, *scores), hash_content(record.picture, record.captions)
+    addresses = (record.metadata.get(name) for name in _ADDRESSES)
+    address = next((value for value in addresses if isinstance(value, str) and value), "")
+    content = hash_content(record.picture, record.captions)
+    return (*picture.size, length, *scores), content, hash_url(address) if address else 0
 
 
 def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
@@ -303,7 +328,7 @@ def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
     return float("nan")
 
 
-def _places(store: RecordStore) -> tuple[Path, ...]:
+def _places(store: RecordStore) -> tuple[DataPath, ...]:
     beside, cache = store.index_file(), user_cache()
     if cache is None:
         return (beside,)

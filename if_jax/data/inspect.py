@@ -33,7 +33,13 @@ class Inspection:
 
 
 def inspect(
-    source: str, keep: Filter | None = None, *, samples: int = 24, reindex: bool = False, workers: int | None = None
+    source: str,
+    keep: Filter | None = None,
+    *,
+    samples: int = 24,
+    exclude: str = "",
+    reindex: bool = False,
+    workers: int | None = None,
 ) -> Inspection:
     """Open a source, every picture of which is decoded when it is first indexed, and describe it.
 
@@ -41,6 +47,7 @@ def inspect(
       source: as for training, but no mixture.
       keep: as for training; what it leaves out is counted with what is unusable.
       samples: pictures on the contact sheet, evenly spaced through the source.
+      exclude: a file that lists records which are not used; they are counted as well.
       reindex: index again what has changed since it was indexed, rather than refuse it.
       workers: processes that index; None: one per core.
 
@@ -51,7 +58,7 @@ def inspect(
         shown = [(Image.fromarray(picture), text) for picture, text, _ in sources.draw(source, range(samples), 0, 64)]
         first = f"usable without end: {source!r} is drawn on the fly, at any size"
         return Inspection((first, *_examples([text for _, text in shown])), contact_sheet(shown))
-    stored = open_stored(source, keep, reindex=reindex, workers=workers)
+    stored = open_stored(source, keep, exclude=exclude, reindex=reindex, workers=workers)
     chosen = np.unique(np.linspace(0, len(stored) - 1, min(samples, len(stored))).astype(int))
     shown = [(picture, record.captions[0]) for record, picture in (stored.decode(int(number)) for number in chosen)]
     return Inspection((*_describe(stored), *_examples([text for _, text in shown])), contact_sheet(shown))

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from if_jax.data.reading import file_status, list_folder
+from if_jax.data.reading import as_path, file_status, list_folder
+from if_jax.data.remote import DataPath, RemotePath, RemoteSettings, is_address
 
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -23,22 +24,24 @@ class SourceName(NamedTuple):
     split: str = ""  # "" unless it is named
 
 
-def expand(source: str) -> list[SourceName]:
+def expand(source: str, settings: RemoteSettings = RemoteSettings()) -> list[SourceName]:  # noqa: B008 (frozen)
     """Every name a source stands for, in order; patterns sorted.
 
     What exists under the very name is that, whatever signs are in it.
 
+    Args:
+      source: names and patterns, of which those with a scheme (gs://…) are in buckets.
+      settings: of the buckets.
+
     Raises:
       FileNotFoundError: a pattern matches nothing.
-      ValueError: the source is empty, or in a bucket.
+      ValueError: the source is empty, or in a bucket that cannot be read.
     """
     if not source.strip():
         raise ValueError(f"data source {source!r} is empty: give a folder, tar files, or scenes")
-    if re.match(r"[A-Za-z][\w+.-]*://", source):
-        raise ValueError(f"data source {source!r} is not on a disk: copy it to one, or mount it, and name that folder")
-    if exists(source):
+    if exists(source, settings):
         return [SourceName(expand_home(source))]
-    return [name for part in source.split("::") for name in _expand_part(part)]
+    return [name for part in source.split("::") for name in _expand_part(part, settings)]
 
 
 def expand_home(path: str) -> str:
@@ -49,34 +52,58 @@ def expand_home(path: str) -> str:
         return path
 
 
-def exists(path: str) -> bool:
+def exists(path: str, settings: RemoteSettings = RemoteSettings()) -> bool:  # noqa: B008 (frozen)
     """Whether something has this very name."""
     try:
-        return file_status(Path(expand_home(path))) is not None
-    except ValueError:  # a NUL in it
-        return False
+        return file_status(as_path(expand_home(path), settings)) is not None
+    except ValueError:
+        if is_address(path):
+            raise
+        return False  # a NUL in it
 
 
 def matches_files(pattern: str) -> bool:
     """Whether files have the names that a pattern stands for."""
-    return any(exists(name) or _glob(name) for name in _braces(expand_home(pattern)))
+    return any(exists(name) or _glob(as_path(name)) for name in _braces(expand_home(pattern)))
 
 
-def _expand_part(part: str) -> list[SourceName]:
-    split = None if exists(part) else _SPLIT.fullmatch(part)
-    if split and not exists(split[1]) and Path(split[2]).suffix in (".tar", ".parquet"):
+def _expand_part(part: str, settings: RemoteSettings) -> list[SourceName]:
+    split = None if exists(part, settings) else _SPLIT.fullmatch(part)
+    if split and not exists(split[1], settings) and Path(split[2]).suffix in (".tar", ".parquet"):
         split = None  # me@lab.tar
     base, behind = (split[1], split[2]) if split else (part, "")
-    names = []
-    for name in _braces(expand_home(base)):
-        if exists(name) or not glob.has_magic(name):
+    names, filled = [], _braces(expand_home(base))
+    if len(filled) > 1:
+        _list_parents(filled, settings)
+    for name in filled:
+        if exists(name, settings) or not glob.has_magic(name):
             names.append(name)
             continue
-        matches = _glob(name)
+        matches = _glob(as_path(name, settings))
         if not matches:
             raise FileNotFoundError(f"data source {part!r} does not exist: nothing matches {name!r}, check the pattern")
         names += matches
     return [SourceName(name, behind) for name in names]
+
+
+def _list_parents(names: list[str], settings: RemoteSettings) -> None:
+    """Ask a bucket for folders once, rather than for each of the names in them."""
+    paths = [as_path(name, settings) for name in names if not glob.has_magic(name)]
+    for parent in {path.parent for path in paths if isinstance(path, RemotePath)}:
+        _entries(parent)
+
+
+def _entries(folder: DataPath) -> Iterator[tuple[DataPath, bool]]:
+    """What a folder holds, and whether each is a folder; nothing where it is none."""
+    if not isinstance(folder, RemotePath) and not folder.is_dir():
+        return iter(())
+    try:
+        entries = list_folder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        if not isinstance(folder, RemotePath):
+            raise
+        return iter(())
+    return iter([(folder / entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries])
 
 
 def _braces(pattern: str) -> list[str]:
@@ -92,29 +119,32 @@ def _braces(pattern: str) -> list[str]:
     return [name for partly in filled for name in _braces(partly)]
 
 
-def _glob(pattern: str) -> list[str]:
+def _glob(path: DataPath) -> list[str]:
     """What a pattern matches, sorted; Python's own would take a folder that cannot be listed for an empty one."""
-    path = Path(pattern)
-    start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
-    return sorted({str(match) for match in _matches(start, parts) if not match.name.endswith(".index.npz")})
+    if isinstance(path, RemotePath):
+        scheme, bucket, *parts = re.split(r"(?<!/)/+", path.address)
+        start: DataPath = RemotePath(f"{scheme}//{bucket}", path.settings)
+    else:
+        start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
+    return sorted({str(match) for match in _matches(start, tuple(parts)) if not match.name.endswith(".index.npz")})
 
 
-def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+def _matches(folder: DataPath, parts: tuple[str, ...]) -> Iterator[DataPath]:
     if not parts:
         yield folder
         return
     first, *rest = parts
     if not glob.has_magic(first):
-        if exists(str(folder / first)):
+        if (rest and isinstance(folder, RemotePath)) or file_status(folder / first) is not None:
             yield from _matches(folder / first, tuple(rest))
         return
     if first == "**":
         yield from _matches(folder, tuple(rest))
-    for entry in list_folder(folder) if folder.is_dir() else ():
-        if entry.name.startswith(".") and not first.startswith("."):
+    for path, is_folder in _entries(folder):
+        if path.name.startswith(".") and not first.startswith("."):
             continue
         if first == "**":
-            if entry.is_dir(follow_symlinks=False):
-                yield from _matches(folder / entry.name, parts)
-        elif fnmatch.fnmatchcase(entry.name, first):
-            yield from _matches(folder / entry.name, tuple(rest))
+            if is_folder:
+                yield from _matches(path, parts)
+        elif fnmatch.fnmatchcase(path.name, first):
+            yield from _matches(path, tuple(rest))

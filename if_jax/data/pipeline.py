@@ -22,6 +22,8 @@ from if_jax.data.discovery import find_record_stores
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation, fit
+from if_jax.data.reading import in_flight
+from if_jax.data.remote import RemotePath, RemoteSettings
 from if_jax.data.sources import Stored, open_stored
 from if_jax.scenes import sources
 from if_jax.text.captions import prepare_captions
@@ -72,6 +74,7 @@ def batches(
     keep: Filter = Filter(),  # noqa: B008 (frozen)
     embeddings: str = "",
     encoder: str = "",
+    settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
 ) -> Iterator[dict[str, np.ndarray]]:
     """Open a source of captioned pictures as an endless iterator of batches.
 
@@ -92,6 +95,7 @@ def batches(
       keep: which stored records are used.
       embeddings: folder of text states that `if-jax embed` wrote for this source.
       encoder: hash of the encoder that wrote them.
+      settings: of buckets.
 
     Returns:
       dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,); with `embeddings`
@@ -103,10 +107,13 @@ def batches(
     _check(size, batch_size, seed, start_step, caption_dropout, shard_index, shard_count, threads, workers)
     if isinstance(source, str):
         check_workers(source, workers)
-        source = open_source(source, size, seed, preparation, keep)
+        source = open_source(source, size, seed, preparation, keep, settings)
     opened, rows = source, batch_size // shard_count
 
-    text = _text_states(opened, embeddings, preparation, encoder) if embeddings else _text_tokens(tokenize)
+    if embeddings:
+        text = _text_states(opened, Embeddings(embeddings, settings), preparation, encoder)
+    else:
+        text = _text_tokens(tokenize)
 
     def make(step: int) -> dict[str, np.ndarray]:
         positions = range(step * batch_size + shard_index * rows, step * batch_size + (shard_index + 1) * rows)
@@ -129,7 +136,15 @@ def check_workers(source: str, workers: int) -> None:
         raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
 
 
-def open_source(source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> Source:
+def open_source(
+    source: str,
+    size: int,
+    seed: int,
+    preparation: Preparation,
+    keep: Filter,
+    settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
+    exclude: str = "",
+) -> Source:
     """Open a source, or a mixture of sources, by position.
 
     Args:
@@ -138,15 +153,20 @@ def open_source(source: str, size: int, seed: int, preparation: Preparation, kee
       seed: decides scenes or shuffling, cuts and wording.
       preparation: what is done to stored records.
       keep: which stored records are used.
+      settings: of buckets.
+      exclude: a file that lists stored records which are not used.
 
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the source.
     """
+
+    def open_part(name: str) -> Source:
+        if name in sources.NAMES:
+            return _Drawn(name, size, seed)
+        return StoredPictures(name, size, seed, preparation, keep, settings, exclude)
+
     parts = parse_mixture(source)
-    opened = [
-        _Drawn(name, size, seed) if name in sources.NAMES else StoredPictures(name, size, seed, preparation, keep)
-        for _, name in parts
-    ]
+    opened = [open_part(name) for _, name in parts]
     return opened[0] if len(opened) == 1 else _Mixture(opened, [weight for weight, _ in parts])
 
 
@@ -158,7 +178,8 @@ def parse_mixture(source: str) -> list[tuple[float, str]]:
     Raises:
       ValueError: a term has no weight, or one that is not above 0.
     """
-    terms = [source] if patterns.exists(str(source)) else str(source).split(" + ")
+    one_term = " + " not in str(source) or patterns.exists(str(source))
+    terms = [str(source)] if one_term else str(source).split(" + ")
     matches = [_WEIGHTED.fullmatch(term) for term in terms]
     if len(matches) == 1 and (not matches[0] or _is_pattern(*matches[0].group(0, 2))):
         return [(1.0, str(source))]
@@ -178,13 +199,15 @@ def stored_parts(source: str) -> list[str]:
     return [name for _, name in parse_mixture(source) if name not in sources.NAMES]
 
 
-def describe_files(source: str) -> str:
+def describe_files(source: str, settings: RemoteSettings = RemoteSettings()) -> str:  # noqa: B008 (frozen)
     """What is on this host of a source's stored parts, as "3 files, 6f1c…": their names and sizes; cheap.
 
     Where a part cannot be opened it is the reason instead: hosts that differ in it do not see the same data.
     """
     try:
-        files = [f for name in stored_parts(source) for store in find_record_stores(name) for f in store.files()]
+        files = [
+            f for name in stored_parts(source) for store in find_record_stores(name, settings) for f in store.files()
+        ]
     except (OSError, ValueError) as error:
         return str(error)
     known = hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
@@ -200,10 +223,21 @@ class StoredPictures:
       seed: decides order, cuts and captions.
       preparation: what is done to a record.
       keep: which records are used.
+      settings: of buckets.
+      exclude: a file that lists records which are not used.
     """
 
-    def __init__(self, source: str, size: int, seed: int, preparation: Preparation, keep: Filter) -> None:
-        self.stored: Stored = open_stored(source, keep.at_least(size))
+    def __init__(
+        self,
+        source: str,
+        size: int,
+        seed: int,
+        preparation: Preparation,
+        keep: Filter,
+        settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
+        exclude: str = "",
+    ) -> None:
+        self.stored: Stored = open_stored(source, keep.at_least(size), exclude=exclude, settings=settings)
         self._size, self._seed, self._preparation = size, seed, preparation
         self._order = _shuffled(len(self.stored), seed)
 
@@ -213,7 +247,7 @@ class StoredPictures:
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         """The samples at these positions, decoded."""
-        return [self._read(int(position)) for position in positions]
+        return list(in_flight(lambda position: self._read(int(position)), positions, self.stored.remote))
 
     def _read(self, position: int) -> Sample:
         number, preparation = self._order(position), self._preparation
@@ -283,13 +317,20 @@ def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.nd
 
 
 def _text_states(
-    source: Source, folder: str, preparation: Preparation, encoder: str
+    source: Source, cache: Embeddings, preparation: Preparation, encoder: str
 ) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
     if not isinstance(source, StoredPictures):
-        raise ValueError(f"embeddings {folder!r} go with one stored source, not with drawn scenes or a mixture")
-    cache = Embeddings(folder)
+        raise ValueError(
+            f"embeddings {str(cache.folder)!r} go with one stored source, not with drawn scenes or a mixture"
+        )
     cache.check(source.stored, preparation, encoder)
-    return lambda samples: {"states": np.stack([cache.states(s.number, s.choice, s.caption) for s in samples])}
+    remote = isinstance(cache.folder, RemotePath)
+
+    def states(samples: list[Sample]) -> dict[str, np.ndarray]:
+        rows = in_flight(lambda s: cache.states(s.number, s.choice, s.caption), samples, remote)
+        return {"states": np.stack(list(rows))}
+
+    return states
 
 
 def _in_workers(made: grain.IterDataset, workers: int) -> grain.IterDataset:

@@ -1,7 +1,7 @@
-"""Files read so that an error which may pass by itself is tried again, and never becomes a property of the data.
+"""Files and objects read so that an error which may pass is tried again, and never becomes a property of the data.
 
-A network disk that stumbles once on one host would otherwise drop a record from that host's index for good. What stays
-wrong (no such file, no permission, a link to itself) is the data's own and is raised at once.
+A network disk or bucket that stumbles once on one host would otherwise drop a record from that host's index for good.
+What stays wrong (no such file, no permission, a link to itself) is the data's own and is raised at once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,25 @@ from __future__ import annotations
 import errno
 import io
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from absl import logging
 
+from if_jax.data.remote import DataPath, RemoteEntry, RemoteError, RemotePath, RemoteSettings, RemoteStatus, is_address
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth try
+IN_FLIGHT = 32  # requests to a bucket at a time, of one reader
+_CHUNK = 2**23  # bytes of one request where a whole object is read
 _LASTING = frozenset(
     (
         *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM),
@@ -30,22 +39,31 @@ _LASTING = frozenset(
 _NAMED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOMEM)
 
 
+def as_path(name: str, settings: RemoteSettings = RemoteSettings()) -> DataPath:  # noqa: B008 (frozen)
+    """A name as a path: of a bucket where it is an address (gs://…), else on a disk."""
+    if is_address(name):
+        return RemotePath(name.rstrip("/"), settings)
+    return Path(name.removeprefix("local://").removeprefix("file://"))
+
+
 def is_transient(error: Exception) -> bool:
     """Whether a read that failed so may succeed later: an input/output error, a stale handle, a lost connection."""
     return _transient_number(error) is not None
 
 
-def retried(read: Callable[[], Result], name: str | Path) -> Result:
+def retried(read: Callable[[], Result], name: str | DataPath) -> Result:
     """What a read returns, tried again after errors that may pass.
 
     Args:
       read: reads everything anew each time it is called.
-      name: what is read, for messages.
+      name: what is read, for messages; a `RemotePath` tries again by itself.
 
     Raises:
       OSError: after the last try, with the number of the error and the name.
       Exception: whatever `read` raises besides, at once.
     """
+    if isinstance(name, RemotePath):
+        return read()
     for pause in (*PAUSES, None):
         try:
             return read()
@@ -68,7 +86,7 @@ def _transient_number(error: Exception) -> int | None:
     return next((number for number in _NAMED if os.strerror(number) in str(error)), None)
 
 
-def file_status(path: Path) -> os.stat_result | None:
+def file_status(path: DataPath) -> os.stat_result | RemoteStatus | None:
     """A file's status; None where there is none, or it may not be asked for."""
     try:
         return retried(path.stat, path)
@@ -78,13 +96,15 @@ def file_status(path: Path) -> os.stat_result | None:
         return None
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: DataPath) -> bytes:
     """A whole file's bytes."""
     return retried(path.read_bytes, path)
 
 
-def read_ranges(path: Path, ranges: list[tuple[int, int]]) -> list[bytes]:
+def read_ranges(path: DataPath, ranges: list[tuple[int, int]]) -> list[bytes]:
     """Parts of a file, each (offset, length); shorter only where the file ends."""
+    if isinstance(path, RemotePath):
+        return retried(lambda: path.read_ranges(ranges), path)
 
     def read() -> list[bytes]:
         with open(path, "rb", buffering=0) as file:
@@ -93,8 +113,10 @@ def read_ranges(path: Path, ranges: list[tuple[int, int]]) -> list[bytes]:
     return retried(read, path)
 
 
-def list_folder(path: Path) -> list[os.DirEntry[str]]:
+def list_folder(path: DataPath) -> list[os.DirEntry[str]] | list[RemoteEntry]:
     """What a folder holds, by name."""
+    if isinstance(path, RemotePath):
+        return retried(path.entries, path)
 
     def read() -> list[os.DirEntry[str]]:
         with os.scandir(path) as entries:
@@ -103,10 +125,62 @@ def list_folder(path: Path) -> list[os.DirEntry[str]]:
     return retried(read, path)
 
 
+def in_flight(function: Callable[[Item], Result], items: Iterable[Item], remote: bool) -> Iterator[Result]:
+    """The results for all items in their order; from a bucket many at a time, from a disk one after another."""
+    if not remote:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(IN_FLIGHT)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == 2 * IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_chunks(path: DataPath) -> Iterator[bytes]:
+    """A whole file in order, in parts of 8 MB that are read side by side.
+
+    Raises:
+      RemoteError: it is shorter than its status says.
+    """
+    size = retried(path.stat, path).st_size
+    starts = range(0, size, _CHUNK)
+    lengths = [min(_CHUNK, size - start) for start in starts]
+    parts = in_flight(lambda part: read_ranges(path, [part])[0], zip(starts, lengths, strict=True), True)
+    for length, content in zip(lengths, parts, strict=True):
+        if len(content) < length:
+            raise RemoteError(f"{path} is shorter than the {size} bytes it is listed with: copy it there again")
+        yield content
+
+
+@contextmanager
+def local_copy(path: DataPath) -> Iterator[Path]:
+    """A file on this disk: itself, or a copy of an object that is removed afterwards."""
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=path.suffix) as file:
+        try:
+            for chunk in read_chunks(path):
+                file.write(chunk)
+            file.flush()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise RemoteError(f"{path} does not fit on the disk of {file.name}: set TMPDIR to a larger one") from None
+        yield Path(file.name)
+
+
 class RetryingFile(io.RawIOBase):
     """A file for readers that want one (tarfile), opened anew for every read; wrap it in a buffer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: DataPath) -> None:
         self._path, self._offset = path, 0
 
     def readable(self) -> bool:

@@ -1,16 +1,60 @@
-"""Files of records that are complete or not there: array_record shards, and folders that are built in several goes."""
+"""Files of records that are complete or not there: array_record shards, and folders that are built in several goes.
+
+Shards in a bucket are read whole, through the cache: array_record's own reader would open them by itself, and hang
+without a word where nobody is logged in.
+"""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints.files import atomic_file
+from if_jax.data.cache import whole_file
+from if_jax.data.remote import RemotePath
 
 PER_SHARD = 1024  # records
+_OPEN_SHARDS = 64  # files of one source that stay open
+
+
+class RemoteShards(Sequence[bytes]):
+    """The records of array_record shards in a bucket, numbered through.
+
+    Args:
+      paths: of the shards.
+      counts: records in each.
+    """
+
+    def __init__(self, paths: Sequence[RemotePath], counts: Sequence[int]) -> None:
+        self._paths, self._ends = list(paths), list(itertools.accumulate(counts))
+        self._readers: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, number: Any) -> Any:
+        """The bytes of record `number`; the whole shard is fetched where it is not in the cache."""
+        shard = bisect.bisect_right(self._ends, number)
+        return self._reader(shard).read([number - (self._ends[shard - 1] if shard else 0)])[0]
+
+    def _reader(self, shard: int) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader  # pyright: ignore[reportMissingImports]
+
+        with self._lock:
+            if shard not in self._readers:
+                file = whole_file(self._paths[shard])
+                self._readers[shard] = ArrayRecordReader(str(file), options="readahead_buffer_size:0")
+                if len(self._readers) > _OPEN_SHARDS:
+                    self._readers.popitem(last=False)
+            return self._readers[shard]
 
 
 def write_shard(path: Path, records: Callable[[], Iterable[bytes]], note: Callable[[], dict[str, Any]]) -> dict:

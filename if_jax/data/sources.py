@@ -22,9 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from if_jax.data.cached_records import read_cached
 from if_jax.data.discovery import discover
+from if_jax.data.exclusions import Exclusions, read_exclusions
 from if_jax.data.index import Filter, Index, Record, RecordStore, index_store, load_index
 from if_jax.data.preprocessing import UnusableRecord, read_picture
+from if_jax.data.reading import in_flight
+from if_jax.data.remote import RemotePath, RemoteSettings, forget_listings
 
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
 
@@ -42,13 +46,20 @@ class Stored:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @functools.cached_property
+    def remote(self) -> bool:
+        """Whether the records lie in a bucket, from where many are best read at a time."""
+        return any(isinstance(store.path, RemotePath) for store in self.stores)
+
     def __getitem__(self, number: int) -> Record:
-        """Record `number`; ValueError where it cannot be read any more."""
-        store, row = self.rows[number]
-        index = self.indexes[store]
-        key = index.key(row)
+        """Record `number`; ValueError where it cannot be read any more, or an object is not what was indexed."""
+        at, row = self.rows[number]
+        index, store = self.indexes[at], self.stores[at]
+        key, place = index.key(row), index.places[row]
         try:
-            return self.stores[store].read(key, index.places[row])
+            if isinstance(store.path, RemotePath):
+                return read_cached(store, store.path.settings, key, place, int(index.facts["content"][row]))
+            return store.read(key, place)
         except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
 
@@ -81,7 +92,13 @@ class Stored:
 
 
 def open_stored(
-    source: str, keep: Filter | None = None, *, workers: int | None = None, reindex: bool = False
+    source: str,
+    keep: Filter | None = None,
+    *,
+    workers: int | None = None,
+    reindex: bool = False,
+    exclude: str = "",
+    settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
 ) -> Stored:
     """Open a source, indexing what was not indexed before; progress is kept store by store.
 
@@ -90,12 +107,16 @@ def open_stored(
       keep: which records are used; all usable ones unless given.
       workers: processes that index tars side by side; None: one per core.
       reindex: index again what has changed since it was indexed, rather than refuse it.
+      exclude: a file that lists records which are not used, see `exclusions`.
+      settings: of buckets.
 
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the source; no record passes the filter.
     """
-    stores, unread = discover(source)
-    stored = _select(source, stores, _indexes(stores, workers, reindex), keep or Filter(), unread)
+    excluded = read_exclusions(exclude, settings)
+    stores, unread = discover(source, settings)
+    stored = _select(source, stores, _indexes(stores, workers, reindex), keep or Filter(), excluded, unread)
+    forget_listings()
     if not len(stored):
         raise ValueError(
             f"no usable picture in {source!r}: {'; '.join(summarise_skipped(stored.left_out)) or 'it is empty'}"
@@ -144,7 +165,8 @@ def cores() -> int:
 
 
 def _indexes(stores: tuple[RecordStore, ...], workers: int | None, reindex: bool) -> tuple[Index, ...]:
-    loaded = [load_index(store, reindex=reindex) for store in stores]
+    remote = any(isinstance(store.path, RemotePath) for store in stores)
+    loaded = list(in_flight(functools.partial(load_index, reindex=reindex), stores, remote))
     missing = [store for store, index in zip(stores, loaded, strict=True) if index is None]
     began = time.monotonic()
     index = functools.partial(index_store, reindex=reindex)
@@ -160,12 +182,13 @@ def _select(
     stores: tuple[RecordStore, ...],
     indexes: tuple[Index, ...],
     keep: Filter,
+    exclude: Exclusions | None,
     unread: dict[str, list[str]],
 ) -> Stored:
     rows, left_out = [np.zeros((0, 2), np.int64)], {reason: list(names) for reason, names in unread.items()}
     labels = _labels(stores)
     for number, index in enumerate(indexes):
-        used, dropped = index.select(keep)
+        used, dropped = index.select(keep, exclude, labels[number])
         rows.append(np.stack([np.full(len(used), number, np.int64), used], axis=1))
         before = f"{labels[number]}: " if len(stores) > 1 else ""
         for reason, which in dropped.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,9 @@ from typing import Any, cast
 from if_jax.data import clevr
 from if_jax.data.index import Record
 from if_jax.data.preprocessing import UnusableRecord, read_caption
-from if_jax.data.reading import is_transient, list_folder, retried
+from if_jax.data.reading import is_transient, list_folder, read_file, retried
+from if_jax.data.remote import DataPath, RemoteError, RemotePath
+from if_jax.data.shards import RemoteShards
 
 INFO = "dataset_info.json"
 BUILD_FILE = "if_jax.json"  # what our builders note beside the records
@@ -26,11 +29,11 @@ class TfdsFolder:
 
     kind = "prepared"
 
-    def __init__(self, path: Path, split: str = "train") -> None:
+    def __init__(self, path: DataPath, split: str = "train") -> None:
         import tensorflow_datasets as tfds  # slow to import, and scenes drawn on the fly need none of it
 
         self.path, self.split, self.name = path, split, str(path) + (f"@{split}" if split != "train" else "")
-        builder = tfds.builder_from_directory(str(path))
+        builder = _builder(path)
         if split not in builder.info.splits:
             raise ValueError(f"{str(path)!r} has no split {split!r}: it has {', '.join(sorted(builder.info.splits))}")
         stored = builder.info.file_format
@@ -42,29 +45,34 @@ class TfdsFolder:
         features = cast(Mapping[str, Any], builder.info.features)
         self._image, self._captions = _image_feature(features, path), _caption_reader(features, path)
         decoders = {self._image: tfds.decode.SkipDecoding()}
-        self._records: Sequence[Example] = builder.as_data_source(split=split, decoders=decoders)  # pyright: ignore
+        if isinstance(path, RemotePath):
+            info = builder.info.splits[split]
+            shards = RemoteShards([path / name for name in sorted(info.filenames)], info.shard_lengths)
+            self._records: Sequence[Example] = _Decoded(shards, builder.info.features, decoders)
+        else:
+            self._records = builder.as_data_source(split=split, decoders=decoders)  # pyright: ignore
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getstate__(self) -> tuple[Path, str]:
+    def __getstate__(self) -> tuple[DataPath, str]:
         return self.path, self.split
 
-    def __setstate__(self, state: tuple[Path, str]) -> None:
+    def __setstate__(self, state: tuple[DataPath, str]) -> None:
         self.__init__(*state)
 
     def fingerprint(self) -> str:
         """A hash of the description, and every file's size."""
-        known = hashlib.sha256((self.path / INFO).read_bytes())
+        known = hashlib.sha256(read_file(self.path / INFO))
         known.update(repr(self.files()).encode())
         return known.hexdigest()
 
     def files(self) -> list[tuple[str, int]]:
         """Names and sizes of the shards of every split."""
-        shards = sorted(path for path in self.path.iterdir() if "array_record" in path.name)
-        return [(path.name, path.stat().st_size) for path in shards]
+        shards = sorted(entry.name for entry in list_folder(self.path) if "array_record" in entry.name)
+        return [(name, retried((self.path / name).stat, self.path / name).st_size) for name in shards]
 
-    def index_file(self) -> Path:
+    def index_file(self) -> DataPath:
         """Within the folder."""
         return self.path / f".{self.split}.index.npz"
 
@@ -85,6 +93,8 @@ class TfdsFolder:
         """
         try:
             example = retried(lambda: self._records[int(place[0])], self.name)
+        except (RemoteError, FileNotFoundError):  # of the bucket, or of the cache on the way
+            raise
         except Exception as error:  # whatever the reader stumbles over in damaged bytes
             if is_transient(error):
                 raise
@@ -95,7 +105,20 @@ class TfdsFolder:
         return Record(key, example[self._image], tuple(map(read_caption, texts)), _metadata(example))
 
 
-def find_tfds_folder(source: str) -> Path | None:
+class _Decoded(Sequence[Example]):
+    """Records of shards in a bucket as examples: what `as_data_source` is for shards on a disk."""
+
+    def __init__(self, records: Sequence[bytes], features: Any, decoders: Mapping[str, Any]) -> None:
+        self._records, self._features, self._decoders = records, features, decoders
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._features.deserialize_example_np(self._records[number], decoders=self._decoders)
+
+
+def find_tfds_folder(source: str | DataPath) -> DataPath | None:
     """The folder of a prepared data set, the newest version of several; None where `source` is none.
 
     Args:
@@ -104,19 +127,36 @@ def find_tfds_folder(source: str) -> Path | None:
     Raises:
       FileNotFoundError: a known name that is not prepared; says how to prepare it.
     """
-    path = Path(source)
-    if path.is_dir():
+    path = Path(source) if isinstance(source, str) else source
+    if isinstance(path, RemotePath) or path.is_dir():
         if (path / INFO).is_file():
             return path
         folders = (path / entry.name for entry in list_folder(path) if not entry.is_file(follow_symlinks=False))
-        return max((folder for folder in folders if (folder / INFO).is_file()), default=None)
-    return _by_name(source) if source.replace("_", "").replace("/", "").replace(":", "").isalnum() else None
+        return max((folder for folder in folders if (folder / INFO).is_file()), default=None)  # pyright: ignore
+    return (
+        _by_name(source)
+        if isinstance(source, str) and source.replace("_", "").replace("/", "").replace(":", "").isalnum()
+        else None
+    )
 
 
-def read_note(path: Path) -> dict[str, Any]:
+def read_note(path: DataPath) -> dict[str, Any]:
     """What our builder noted about a built folder; empty for others' data sets."""
     file = path / BUILD_FILE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(read_file(file)) if file.is_file() else {}
+
+
+def _builder(path: DataPath) -> Any:
+    """TFDS's builder of a folder; of one in a bucket it is made of a copy of the files that describe it."""
+    import tensorflow_datasets as tfds
+
+    if not isinstance(path, RemotePath):
+        return tfds.builder_from_directory(str(path))
+    with tempfile.TemporaryDirectory() as copy:
+        for entry in list_folder(path):
+            if not entry.is_dir() and entry.name.endswith((".json", ".txt")):
+                (Path(copy) / entry.name).write_bytes(read_file(path / entry.name))
+        return tfds.builder_from_directory(copy)
 
 
 def _by_name(name: str) -> Path | None:
@@ -137,7 +177,7 @@ def _by_name(name: str) -> Path | None:
     )
 
 
-def _image_feature(features: Mapping[str, Any], path: Path) -> str:
+def _image_feature(features: Mapping[str, Any], path: DataPath) -> str:
     import tensorflow_datasets as tfds
 
     for name, feature in features.items():
@@ -146,7 +186,7 @@ def _image_feature(features: Mapping[str, Any], path: Path) -> str:
     raise ValueError(f"{str(path)!r} holds no pictures: its features are {', '.join(sorted(features))}")
 
 
-def _caption_reader(features: Mapping[str, Any], path: Path) -> Callable[[Example], tuple[str | bytes, ...]]:
+def _caption_reader(features: Mapping[str, Any], path: DataPath) -> Callable[[Example], tuple[str | bytes, ...]]:
     """Picks the captions out of an example of these features."""
     import tensorflow_datasets as tfds
 

@@ -83,14 +83,14 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
     """The cache that `data.embeddings` names: that it is whole, and of this source and encoder."""
 
     def read() -> tuple[str, None]:
-        cache, data = Embeddings(recipe.data.embeddings), recipe.data
+        cache, data = Embeddings(recipe.data.embeddings, recipe.data.remote), recipe.data
         if len(pipeline.parse_mixture(data.source)) > 1 or not pipeline.stored_parts(data.source):
             raise ValueError(
                 f"embeddings {data.embeddings!r} do not go with drawn scenes or a mixture: name one stored source, or "
                 "leave data.embeddings out"
             )
-        if all(load_index(store) for store in find_record_stores(data.source)):
-            stored = open_stored(data.source, data.keep.at_least(data.size))
+        if all(load_index(store) for store in find_record_stores(data.source, data.remote)):
+            stored = open_stored(data.source, data.keep.at_least(data.size), exclude=data.exclude, settings=data.remote)
             cache.check(stored, data.preparation, text.sha256 if text else "")
         return f"{data.embeddings}, {cache.spec.captions} captions", None
 
@@ -99,9 +99,10 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
 
 def _part(name: str, recipe: Recipe) -> str:
     keep = recipe.data.keep.at_least(recipe.data.size)
-    stores = find_record_stores(name)
+    stores = find_record_stores(name, recipe.data.remote)
     if all(load_index(store) is not None for store in stores):
-        return f"{name}: {len(open_stored(name, keep)):,} pictures"
+        stored = open_stored(name, keep, exclude=recipe.data.exclude, settings=recipe.data.remote)
+        return f"{name}: {len(stored):,} pictures"
     records = list(itertools.islice((record for store in stores for _, _, record in store.scan()), _LOOKED_AT))
     flaws = [str(record) for record in records if isinstance(record, UnusableRecord)]
     if len(flaws) == len(records):

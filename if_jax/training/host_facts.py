@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from if_jax.checkpoints.files import sha256_of
 from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.embeddings import NOTE, Embeddings
 from if_jax.data.index import Filter
+from if_jax.data.reading import as_path, read_file
 from if_jax.models import presets
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import hosts
@@ -33,12 +32,12 @@ def facts(recipe: Recipe, workdir: str, metadata: Mapping[str, Any]) -> dict[str
     """
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
     shared = {"workdir": workdir, "code": hosts.code_hash(), "recipe": digest, "devices": jax.local_device_count()}
-    shared["data"] = pipeline.describe_files(recipe.data.source)
+    shared["data"] = pipeline.describe_files(recipe.data.source, recipe.data.remote)
     if recipe.data.embeddings:
-        note = Path(recipe.data.embeddings) / NOTE
-        shared["embeddings"] = sha256_of(note)[:16] if note.is_file() else "missing"
+        note = as_path(recipe.data.embeddings, recipe.data.remote) / NOTE
+        shared["embeddings"] = hashlib.sha256(read_file(note)).hexdigest()[:16] if note.is_file() else "missing"
     if recipe.validation.every:
-        shared["validation data"] = pipeline.describe_files(recipe.validation.source)
+        shared["validation data"] = pipeline.describe_files(recipe.validation.source, recipe.data.remote)
     return shared
 
 
@@ -54,7 +53,7 @@ def data_facts(recipe: Recipe, source: pipeline.Source) -> dict[str, str]:
     """
     known = {"data": source.fingerprint()}
     if recipe.data.embeddings:
-        known["embeddings"] = Embeddings(recipe.data.embeddings).fingerprint()
+        known["embeddings"] = Embeddings(recipe.data.embeddings, recipe.data.remote).fingerprint()
     return known
 
 
@@ -63,7 +62,8 @@ def validation_facts(recipe: Recipe) -> dict[str, str]:
     if not recipe.validation.every:
         return {}
     validation, data = recipe.validation, recipe.data
-    opened = pipeline.open_source(validation.source, data.size, validation.seed, data.preparation, Filter())
+    arguments = (data.size, validation.seed, data.preparation, Filter(), data.remote, data.exclude)
+    opened = pipeline.open_source(validation.source, *arguments)
     return {"validation data": opened.fingerprint()}
 
 

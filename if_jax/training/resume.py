@@ -14,6 +14,7 @@ from if_jax.parallel import hosts
 # Recipe keys that name a place; what counts is the content there, which checkpoints keep under these names.
 _KNOWN_BY_CONTENT = {
     "data.source": "data",
+    "data.exclude": "data",
     "data.embeddings": "embeddings",
     "text_encoder_from": "text_encoder_sha256",
 }

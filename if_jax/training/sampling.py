@@ -76,7 +76,8 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     def held_out() -> tuple[list[str], np.ndarray]:
         v, side = recipe.validation, recipe.data.size
         preparation = dataclasses.replace(recipe.data.preparation, shift=0.0)
-        samples = pipeline.open_source(v.source, side, v.seed, preparation, Filter()).read(range(len(prompts)))
+        settings = (preparation, Filter(), recipe.data.remote, recipe.data.exclude)
+        samples = pipeline.open_source(v.source, side, v.seed, *settings).read(range(len(prompts)))
         return [s.caption for s in samples], np.stack([s.image for s in samples]).astype(np.float32) / 127.5 - 1.0
 
     def enlarged(params: Params) -> Sheet:

@@ -186,7 +186,9 @@ def open_source(recipe: Recipe) -> pipeline.Source:
     """
     data = recipe.data
     pipeline.check_workers(data.source, data.workers)
-    return pipeline.open_source(data.source, data.size, data.seed, data.preparation, data.keep)
+    return pipeline.open_source(
+        data.source, data.size, data.seed, data.preparation, data.keep, data.remote, data.exclude
+    )
 
 
 def open_batches(
@@ -223,6 +225,7 @@ def open_batches(
         keep=recipe.data.keep,
         embeddings=recipe.data.embeddings,
         encoder=encoder,
+        settings=recipe.data.remote,
     )
 
 

@@ -34,11 +34,11 @@ def check_source(recipe: Recipe) -> None:
     Raises:
       ValueError: they cannot be read; names the recipe key and its value.
     """
-    v = recipe.validation
+    v, data = recipe.validation, recipe.data
     if not v.every and not (recipe.sample.every and recipe.stage == "super-resolution"):
         return
     try:
-        pipeline.open_source(v.source, recipe.data.size, v.seed, recipe.data.preparation, Filter())
+        pipeline.open_source(v.source, data.size, v.seed, data.preparation, Filter(), data.remote, data.exclude)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"recipe key validation.source is {v.source!r}: {error}") from None
 
@@ -84,16 +84,17 @@ def make_validation(
 
 
 def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    v = recipe.validation
+    v, data = recipe.validation, recipe.data
+    preparation = dataclasses.replace(data.preparation, shift=0.0)
     return pipeline.batches(
-        v.source,
-        size=recipe.data.size,
+        pipeline.open_source(v.source, data.size, v.seed, preparation, Filter(), data.remote, data.exclude),
+        size=data.size,
         batch_size=batch_size,
         seed=v.seed,
         tokenize=tokenizer,
         caption_dropout=0.0,
         threads=0,
-        preparation=dataclasses.replace(recipe.data.preparation, shift=0.0),
+        preparation=preparation,
     )
 
 

@@ -1,10 +1,14 @@
 """How fast stored pictures reach training, beside Pillow alone on the same bytes, and how fast scenes are drawn.
 
     python tests/benchmarks/data_throughput.py [--source PATH] [--sizes 64 256] [--seconds 5]
+    python tests/benchmarks/data_throughput.py --bucket [--delay 0.02]
 
 Without --source it writes 300 JPEGs of 512 x 400 px into a tar and reads those. Prints, for one core: Pillow decoding
 each file (the ceiling), decoding, cutting and scaling it, and whole batches from `pipeline.batches`, with the share of
 the ceiling that is left. Last, scenes and tasks drawn by the ray caster, by one core too or by an accelerator.
+
+With --bucket it reads the same tar from the disk and from a bucket on localhost that takes --delay seconds to answer,
+without a cache, and prints batches a second of both, with the share that is left.
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -26,6 +33,7 @@ from PIL import Image
 
 from if_jax.data import pipeline, sources
 from if_jax.data.preprocessing import fit, read_picture
+from if_jax.data.remote import RemoteSettings
 from if_jax.scenes import raycast, sampling, tasks
 from if_jax.text.tokens import load_tokenizer
 
@@ -37,7 +45,16 @@ def main() -> None:
     parser.add_argument("--source")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--bucket", action="store_true")
+    parser.add_argument("--delay", type=float, default=0.02)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve:
+        serve(args.serve, args.delay)
+        return
+    if args.bucket:
+        print(json.dumps(bucket_share(args.sizes[0], args.delay, args.seconds)))
+        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever runs in threads
     with tempfile.TemporaryDirectory() as work:
@@ -56,9 +73,44 @@ def main() -> None:
         print(json.dumps({"drawn": name, "size": size, "per_second": round(drawing_rate(name, size, args.seconds), 1)}))
 
 
-def batches(source: str, size: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(source: str, size: int, **options: object) -> Iterator[dict[str, np.ndarray]]:
     tokenize = load_tokenizer("bytes")
-    return pipeline.batches(source, size=size, batch_size=BATCH, seed=0, tokenize=tokenize, threads=1)
+    return pipeline.batches(source, size=size, batch_size=BATCH, seed=0, tokenize=tokenize, **{"threads": 1} | options)
+
+
+def bucket_share(size: int, delay: float, seconds: float) -> dict[str, float]:
+    """Batches a second of wall time from a disk and from a bucket in a process of its own; two threads ahead."""
+    options = {"threads": 2, "settings": RemoteSettings(cache_size="0B")}
+    with tempfile.TemporaryDirectory() as work:
+        tar = write_tar(Path(work) / "pictures.tar")
+        rates = []
+        with served(tar, delay) as address:
+            for source in (str(tar), address):
+                rates.append(rate(lambda s=source: batches(s, size, **options), seconds, time.perf_counter))
+    near, far = rates
+    return {"delay_s": delay, "disk_per_second": near, "bucket_per_second": far, "bucket_share": far / near}
+
+
+@contextmanager
+def served(tar: Path, delay: float) -> Iterator[str]:
+    """The address of a tar in a bucket that another process serves."""
+    command = [sys.executable, __file__, "--serve", str(tar), "--delay", str(delay)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        os.environ.update(json.loads(server.stdout.readline()))
+        yield f"gs://bucket/{tar.name}"
+        server.stdin.close()
+
+
+def serve(tar: Path, delay: float) -> None:
+    """Serves a tar until standard input ends."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import bucket
+
+    with bucket.serve() as (far, variables):
+        far.put(tar.name, tar.read_bytes())
+        far.delay = delay
+        print(json.dumps(variables), flush=True)
+        sys.stdin.read()
 
 
 def drawing_rate(name: str, size: int, seconds: float) -> float:

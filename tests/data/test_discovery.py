@@ -173,7 +173,7 @@ def test_ways_to_name_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "../pictures.zip": "is compressed and has no random access: unpack it",
         "../list.tsv": "is a list, not pictures",
         "../one.jpg": "is one picture: name the folder it is in",
-        "gs://bucket/{00000..00001}.tar": "is not on a disk: copy it",
+        "ftp2://bucket/{00000..00001}.tar": "nothing known opens ftp2://: use gs://",
         "": "is empty: give a folder",
         "part-*/*.tgz": "nothing matches 'part-.*tgz'",
         "part-{0,7}/00000.tar": "tar 'part-7/00000.tar' does not exist",

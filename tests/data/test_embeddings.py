@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import record_stores
+import remote_sources
 import tiny
 
 from if_jax.checkpoints.stages import TextEncoder
@@ -133,3 +134,21 @@ def test_a_cache_is_refused_beside_anything_else(source: str, caches: dict, tmp_
         embeddings.Embeddings(tmp_path / "copy")
     with pytest.raises(FileNotFoundError, match="no cache of embeddings"):
         embeddings.Embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("form", embeddings.FORMS)
+def test_a_cache_in_a_bucket_is_that_on_a_disk(form: str, source: str, caches: dict, tmp_path: Path) -> None:
+    near = _batch(source, embeddings=str(caches[form]))
+    with remote_sources.served(tmp_path) as far:
+        address = remote_sources.upload(far, Path(source), "tars")
+        cache = remote_sources.upload(far, caches[form], "states")
+        there = _batch(address, embeddings=cache)
+        for name in near:
+            np.testing.assert_array_equal(there[name], near[name])
+        opened = embeddings.Embeddings(cache)
+        opened.verify()
+        assert opened.fingerprint() == embeddings.Embeddings(caches[form]).fingerprint()
+        shard = next(name for name in far.objects if "states-" in name)
+        del far.objects[shard]
+        with pytest.raises(FileNotFoundError, match=rf"{Path(shard).name} is missing: run `if-jax embed` again"):
+            embeddings.Embeddings(cache)

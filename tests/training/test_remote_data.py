@@ -1,0 +1,56 @@
+"""A stage trained from a bucket is the stage trained from a disk, and either goes on where the other ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import record_stores
+import remote_sources
+import tiny
+
+from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig
+from if_jax.data.remote import RemoteSettings
+from if_jax.models import presets
+from if_jax.training import loop
+
+RECIPE = Recipe(
+    unet="tiny-I",
+    text_encoder="tiny",
+    batch_size=8,
+    steps=4,
+    log_every=1,
+    checkpoint_every=2,
+    optimizer=OptimizerConfig(schedule="constant", learning_rate=3e-3, warmup_steps=1),
+    sample=SampleConfig(every=0),
+)
+
+
+def _train(workdir: Path, source: str, steps: int) -> list[tuple[float, ...]]:
+    """The step, losses and gradient norm of every step."""
+    data = DataConfig(source=source, size=8, threads=2, remote=RemoteSettings(cache_size="0B"))
+    loop.train(dataclasses.replace(RECIPE, steps=steps, data=data), str(workdir))
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(row[name] for name in ("step", "loss", "mse", "vb", "grad_norm")) for row in rows if "loss" in row]
+
+
+def test_a_stage_trains_from_a_bucket_as_from_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request in ten is answered 503."""
+    monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))
+    monkeypatch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
+    tars = record_stores.write_tars(tmp_path / "tars", 20, 7)
+    with remote_sources.served(tmp_path) as far:
+        address = remote_sources.upload(far, tars, "shards")
+        calls = itertools.count()
+        far.trouble = lambda request: 503 if next(calls) % 10 == 0 else None
+        wanted = _train(tmp_path / "near", str(tars), 4)
+        assert [row[0] for row in wanted] == [1, 2, 3, 4]
+        assert _train(tmp_path / "far", address, 2) == wanted[:2]
+        assert _train(tmp_path / "far", str(tars), 4) == wanted  # goes on from a disk
+        assert next(calls) > 30
+        far.put("shards/00009.tar", far.objects["shards/00000.tar"][0])
+        with pytest.raises(ValueError, match=r"was trained on other data: data\.source was .*20 records.*27 records"):
+            _train(tmp_path / "far", f"{address}/*.tar", 6)
