@@ -62,8 +62,9 @@ class Commands(click.Group):
         """Puts the home folder into the words of the command line that begin with `~/`, then parses them."""
 
         def expand(word: str) -> str:
-            option, path = re.fullmatch(r"(--[\w.-]+=)?(.*)", word, re.DOTALL).groups(default="")
-            return option + os.path.expanduser(path) if re.match(r"~(/|$)", path) else word
+            option = re.match(r"(--[\w.-]+=)?", word)
+            path = word[option.end() if option else 0 :]
+            return word.removesuffix(path) + os.path.expanduser(path) if re.match(r"~(/|$)", path) else word
 
         return super().parse_args(ctx, [expand(word) for word in args])
 

@@ -150,7 +150,7 @@ def _checked(value: Any, hint: Any, field: dataclasses.Field, key: str) -> Any:
             parser(value)
         except ValueError as error:
             raise ValueError(f"recipe key {key} is {value!r}: {error}") from None
-    return expand_home(value) if known.get("path") else value
+    return expand_home(str(value)) if known.get("path") else value
 
 
 def _check_limits(value: Any, known: Mapping[str, Any], key: str) -> None:
