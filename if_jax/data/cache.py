@@ -134,6 +134,11 @@ def _disk_class() -> Any:
             name, self._last.path = super().filename(*args, **kwargs)
             return name, self._last.path
 
+        def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+            if mode == diskcache.core.MODE_PICKLE:  # nothing here is stored so: another user's folder, perhaps
+                raise OSError("it holds what if_jax has not stored")
+            return super().fetch(mode, filename, value, read)
+
         def store(self, *args: Any, **kwargs: Any) -> Any:
             self._last.path = None
             try:

@@ -183,6 +183,12 @@ def test_the_cache_is_bounded_and_the_oldest_goes_first(tmp_path: Path, far: buc
             sources.open_stored(address, settings=RemoteSettings(str(tmp_path / size), size))
 
 
+def test_nothing_that_others_have_pickled_is_loaded(tmp_path: Path) -> None:
+    with diskcache.Cache(str(tmp_path)) as foreign:
+        foreign.set("key", ["an object"])
+    assert cache.get(RemoteSettings(cache_folder=str(tmp_path)), "key") is None
+
+
 def test_a_full_or_damaged_disk_never_ends_a_run(
     tmp_path: Path, far: bucket.Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
