@@ -53,6 +53,7 @@ def _slots(scene: Scene) -> np.ndarray:
 
 
 @needs_mitsuba
+@pytest.mark.slow
 def test_silhouettes_are_the_ray_casters(crowd: Scene) -> None:
     import mitsuba as mi
 

@@ -46,7 +46,9 @@ def _pictures(source, *, size, batch_size, seed, tokenize, caption_dropout=0.0, 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_pictures():
+    opened = pipeline.open_source
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "open_source", lambda name, *rest: name if name == "scenes" else opened(name, *rest))
         patch.setattr(pipeline, "batches", _pictures)
         yield
 
