@@ -18,10 +18,7 @@ PREDICTIONS: dict[Prediction, str] = {
     "x0": "sample",
 }  # our words → those of diffusers
 _SPACINGS = ("leading", "linspace", "trailing")
-_FIXED_VARIANCE = (
-    "; a net fine-tuned by DreamBooth still predicts its variance, untrained since IF: write learned_range into "
-    "scheduler_config.json to draw with that"
-)
+_VARIANCES = ("learned_range", "fixed_small")  # IF's; and what diffusers' DreamBooth and LoRA scripts leave
 _LATER = ("timestep_spacing", "steps_offset")  # keys that IF's own files lack: written only where they say something
 
 
@@ -38,7 +35,7 @@ class SchedulerConfig:
     num_train_timesteps: int = 1000
     beta_schedule: str = "squaredcos_cap_v2"
     prediction_type: str = "epsilon"
-    variance_type: str = "learned_range"
+    variance_type: str = "learned_range"  # fixed_small: the UNet's variance channels are not read
     trained_betas: tuple[float, ...] | None = None  # a schedule of its own, in place of beta_schedule
     timestep_spacing: str = "leading"  # how `num_inference_steps` is spread over the chain
     steps_offset: int = 0  # added to each of those steps where the spacing is "leading"
@@ -48,15 +45,14 @@ class SchedulerConfig:
             "num_train_timesteps": (1000,),
             "beta_schedule": ("squaredcos_cap_v2",),
             "prediction_type": tuple(PREDICTIONS.values()),
-            "variance_type": ("learned_range",),
+            "variance_type": _VARIANCES,
             "timestep_spacing": _SPACINGS,
             "steps_offset": range(self.num_train_timesteps),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 choices = "0…999" if name == "steps_offset" else " or ".join(map(repr, values))
-                remedy = _FIXED_VARIANCE if name == "variance_type" else ""
-                raise ValueError(f"scheduler {name} is {getattr(self, name)!r}: if_jax samples {choices}{remedy}")
+                raise ValueError(f"scheduler {name} is {getattr(self, name)!r}: if_jax samples {choices}")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             count = len(self.trained_betas)
             raise ValueError(f"scheduler trained_betas holds {count} numbers, one for each of 1000 steps is needed")

@@ -64,6 +64,19 @@ def guided(net: ConditionalNet, branches: Sequence[Any], combine: Combine) -> De
     return denoise
 
 
+def with_fixed_variance(denoise: Denoiser) -> Denoiser:
+    """The denoiser with the posterior variance in place of the one it predicts: diffusers' `fixed_small`.
+
+    Nets that were fine-tuned without the variational bound say of their variance what they said before, or less.
+    """
+
+    def fixed(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        predicted, variance = split_model_output(denoise(x_t, t))
+        return jnp.concatenate([predicted, -jnp.ones_like(variance)], axis=-1)
+
+    return fixed
+
+
 def classifier_free(weight: float | Array, positive_mixer: float | Array = 0.0) -> Combine:
     """Classifier-free guidance: equation (1) for two branches, (3) for three (conditional, positive, unconditional).
 

@@ -198,6 +198,7 @@ class _StaticOptions:
     guided: bool
     interval: bool
     projected: bool
+    fixed_variance: bool
 
     @classmethod
     def of(cls, settings: StageSettings, styled: bool) -> _StaticOptions:
@@ -209,6 +210,7 @@ class _StaticOptions:
             guided,
             guided and settings.guidance_interval is not None,
             guided and settings.apg is not None,
+            settings.scheduler.variance_type == "fixed_small",
         )
 
 
@@ -268,9 +270,10 @@ def _advance(
     branches, combine = _branches(inputs, low, options.guided), _combine(options, scales, training)
 
     def run_sampler(branches: tuple[Conditioning, ...], state: SamplerState, count: jax.Array) -> SamplerState:
+        denoise = make_denoiser(params, config, branches, combine, dtype)
         return samplers.run_sampler(
             samplers.make_update(options.sampler, scales.eta, options.clipped_eps),
-            make_denoiser(params, config, branches, combine, dtype),
+            guidance.with_fixed_variance(denoise) if options.fixed_variance else denoise,
             schedule,
             state,
             count,

@@ -212,8 +212,8 @@ CASES = [
     case(
         "fixed variance",
         "base",
-        told("scheduler/scheduler_config.json", variance_type="fixed_small"),
-        "variance_type is 'fixed_small'",
+        told("scheduler/scheduler_config.json", variance_type="fixed_large"),
+        "variance_type is 'fixed_large'",
     ),
     case(
         "ceiling in words",

@@ -321,7 +321,7 @@ def test_scheduler_files():
     assert clipped.sample_max_value == 1.0
     wrong = [
         {"beta_schedule": "linear"},
-        {"variance_type": "fixed_small"},
+        {"variance_type": "fixed_large"},
         {"prediction_type": "flow"},
         {"trained_betas": [0.1]},
         {"rescale_betas_zero_snr": True},
@@ -345,8 +345,8 @@ def test_schedulers_of_another_class_are_refused_by_name(copy):
     content = scheduler_to_diffusers(SchedulerConfig(1.5))
     with pytest.raises(ValueError, match=r"scheduler is a DDIMScheduler, .*choose a sampler when drawing"):
         scheduler_from_diffusers(content | {"_class_name": "DDIMScheduler"})
-    with pytest.raises(ValueError, match=r"'fixed_small': .*write learned_range into scheduler_config.json"):
-        scheduler_from_diffusers(content | {"variance_type": "fixed_small"})
+    fixed = scheduler_from_diffusers(content | {"variance_type": "fixed_small"})  # of diffusers' DreamBooth script
+    assert scheduler_to_diffusers(fixed)["variance_type"] == "fixed_small"
     change_json(copy / "stage_II/image_noising_scheduler/scheduler_config.json", beta_schedule="linear")
     with pytest.raises(ValueError, match=r"scheduler_config.json: image_noising_scheduler beta_schedule is 'linear'"):
         release.read_stage(copy / "stage_II", None)

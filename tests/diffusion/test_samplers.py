@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from if_jax.checkpoints.scheduler import SchedulerConfig
-from if_jax.diffusion import process, samplers
+from if_jax.diffusion import guidance, process, samplers
 from if_jax.diffusion.guidance import dynamic_threshold
 from if_jax.diffusion.samplers import array_noise, initial_noise, keyed_noise
 from if_jax.diffusion.schedule import cosine_betas, cosine_schedule, padded, parse_steps, respace
@@ -153,6 +153,27 @@ def test_every_step_matches_diffusers(reference, spec, max_value, prediction, sh
         assert np.abs(got - want).max() <= 1e-4 * np.abs(x_t).max(), f"t = {t}"
         if t >= 100:
             assert np.abs(got - want).max() <= 5e-6, f"t = {t}"
+
+
+def test_a_fixed_variance_is_that_of_diffusers(monkeypatch):
+    """Its pipelines drop the variance channels where the scheduler says `fixed_small`."""
+    schedule, rng = chain("smart27"), np.random.default_rng(2)
+    settings = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="fixed_small", **settings)
+    scheduler.set_timesteps(timesteps=schedule.timesteps[::-1].tolist())
+
+    @jax.jit
+    def step(out, x_t, i, z):
+        denoise, state = guidance.with_fixed_variance(lambda x, t: out), samplers.start(x_t, i)
+        return samplers.run_sampler(samplers.ddpm_update, denoise, schedule, state, 1, lambda i: z, **limits).x
+
+    limits = {"prediction": "eps", "sample_max_value": 1.5}
+    for i, t in enumerate(schedule.timesteps):
+        x_t, eps, v, z = rng.standard_normal((4, 2, *IMAGE)).astype(np.float32)
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, z=z, **kwargs: to_torch(z))
+        got = step(np.concatenate([eps, v], axis=-1), x_t, np.int32(i), z)
+        want = to_numpy(scheduler.step(to_torch(eps), int(t), to_torch(x_t)).prev_sample)
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(x_t).max(), f"t = {t}"
 
 
 def test_whole_loop_matches_diffusers(reference):

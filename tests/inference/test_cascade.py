@@ -84,6 +84,20 @@ def test_twenty_requests_compile_nothing(cascade):
         assert np.abs(before - after).mean() > 1e-3  # rounding alone gives 1e-6
 
 
+def test_a_fixed_variance_draws_as_a_net_that_always_predicts_it():
+    """Its upper half of channels says −1, the posterior variance, whatever it sees."""
+    stage = tiny.on_one_level(tiny.stages()[0])
+    kernel, bias = (stage.unet_params["conv_out"][name].copy() for name in ("kernel", "bias"))
+    kernel[..., 3:], bias[3:] = 0.0, -1.0
+    says_so = replace(stage, unet_params=dict(stage.unet_params, conv_out={"kernel": kernel, "bias": bias}))
+    fixed = replace(stage, scheduler=replace(stage.scheduler, variance_type="fixed_small"))
+    drawn = [
+        Cascade.of([each], tiny.DEFAULTS[:1]).dream("a", return_tensors=True)["I"] for each in (fixed, says_so, stage)
+    ]
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
+    assert np.abs(np.subtract(drawn[0], drawn[2])).mean() > 1e-3
+
+
 def test_what_depends_on_the_text_alone_is_computed_once(cascade, monkeypatch):
     """In the compiled program its products stand outside the loop: the compiler has moved them there."""
     programs = []
