@@ -121,6 +121,16 @@ def test_factors_alone_are_trained_and_resume_to_the_same_bits(
     assert list((tmp_path / "whole" / "samples").rglob("*.png"))
 
 
+@pytest.mark.slow  # two programs for eight devices
+def test_factors_in_parts_learn_what_whole_ones_do(cascade: Path, tmp_path: Path) -> None:
+    results = []
+    for name, mesh in (("whole", MeshConfig()), ("parts", MeshConfig(data=2, fsdp=2, tensor=2, rules="fsdp_tp"))):
+        loop.train(recipe_of(cascade, mesh=mesh, sample=SampleConfig(every=0)), str(tmp_path / name))
+        results.append(losses(tmp_path / name))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-4)
+
+
 def test_a_run_is_published_as_a_file_and_as_a_release(cascade: Path, tmp_path: Path) -> None:
     """The release holds the base with the factors in it, and the file the factors as they are."""
     recipe, workdir, baked, file = recipe_of(cascade), tmp_path / "run", tmp_path / "release", tmp_path / "style"
