@@ -114,16 +114,19 @@ def make_step(
         grads, metrics = gradients(state.params, frozen, batch, drawn)
         norm = optax.tree.norm(grads)
         good = _is_usual(state.guard, guard, norm, metrics["loss"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        n = state.guard.accepted.astype(jnp.float32)
-        ema = {}
-        for decay in decays:
-            rising = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
-            old = state.ema[ema_name(decay)]
-            ema[ema_name(decay)] = jax.tree.map(lambda e, p, d=rising: e + (1.0 - d) * (p - e), old, params)
-        new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
-        params, ema, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        def update(kept: tuple) -> tuple:
+            params, ema, opt_state = kept
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            n = state.guard.accepted.astype(jnp.float32)
+            averages = {}
+            for decay in decays:
+                rising = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+                old = ema[ema_name(decay)]
+                averages[ema_name(decay)] = jax.tree.map(lambda e, p, d=rising: e + (1.0 - d) * (p - e), old, params)
+            return params, averages, opt_state
+
+        params, ema, opt_state = jax.lax.cond(good, update, lambda kept: kept, (state.params, state.ema, state.opt_state))
         counted = _count(state.guard, good, norm)
         metrics |= {"grad_norm": norm, "param_norm": optax.tree.norm(params)}
         metrics |= {"skipped": counted.skipped, "skipped_in_a_row": counted.in_a_row}
