@@ -47,8 +47,7 @@ RECIPES = {"base": BASE, "super-resolution": SUPER_RESOLUTION}
 NETS = {"base": tiny.one_level(tiny.BASE), "super-resolution": tiny.one_level(tiny.SUPER_RESOLUTION)}
 MESHES = {"one": (1, 1, 1), "dp": (8, 1, 1), "fsdp": (2, 4, 1), "fsdp_tp": (2, 2, 2)}
 CASES = [("base", "fsdp_tp")]
-# fsdp_tp shards over the axes of dp and fsdp, and tensor too; the runs of test_loop.py are dp; a super-resolution batch
-# in parts on eight devices is compared below.
+# fsdp_tp shards over the axes of dp and fsdp, and tensor too; the runs of test_loop.py are dp.
 SLOW = [("base", "dp"), ("base", "fsdp"), ("super-resolution", "fsdp_tp")]
 CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
 STEPS, SGD_RATE = 10, 1.0
@@ -175,8 +174,8 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(stage, mesh_name):
 @pytest.mark.parametrize(
     ("mesh_name", "parts"),
     [
-        ("fsdp_tp", 4),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("one", 2), ("one", 4), ("fsdp_tp", 2)]),
+        ("one", 4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("one", 2), ("fsdp_tp", 2), ("fsdp_tp", 4)]),
     ],
 )
 def test_a_batch_in_parts_gives_the_loss_and_gradient_of_the_whole(mesh_name, parts):
