@@ -8,11 +8,13 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Machine code as it comes: most of the time goes into compiling programs that run a few times on tiny nets.
-# The older emitters compile faster; versions from 0.11 on have none, and stop at the word.
-OLDER = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.11" else ""
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    f" --xla_cpu_parallel_codegen_split_count=1{OLDER}"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        # The older emitters compile faster; versions from 0.11 on have none, and stop at the word.
+        *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib") < "0.11" else []),
+    )
 )
 
 import jax
