@@ -50,8 +50,10 @@ DISKCACHE = "diskcache>=5.6"  # what was read from a bucket, on the local disk
 
 RUFF = "ruff==0.17.6"
 
+MATPLOTLIB = "matplotlib>=3.8"  # curves of a setting that is swept
+
 # Colab brings them.
-NOTEBOOK = ["ipykernel>=6.17", "matplotlib>=3.8"]
+NOTEBOOK = ["ipykernel>=6.17", MATPLOTLIB]
 
 EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]", "gcsfs", DISKCACHE],
@@ -61,7 +63,7 @@ EXTRAS_REQUIRE = {
         "tensorflow>=2.18"
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
     # reads the words on signs (its opencv wants the system's libGL); side-by-side comparisons with PyTorch's pipelines
-    "eval": ["rapidocr-onnxruntime>=1.4.4", *TORCH],
+    "eval": ["rapidocr-onnxruntime>=1.4.4", MATPLOTLIB, *TORCH],
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
     "notebook": NOTEBOOK,

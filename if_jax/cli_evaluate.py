@@ -1,20 +1,30 @@
-"""The command that scores a cascade."""
+"""The command that scores a cascade: SynthEval's prompts, or captions against true pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
 from if_jax.cli_errors import cache_compilations, plain_errors
-from if_jax.cli_options import StageOptions, stage_words
+from if_jax.cli_options import StageOptions, refuse_without_effect, stage_words
+
+if TYPE_CHECKING:
+    from if_jax.evaluation.captioned import CaptionedSuite
+
+SUITES = ("synth", "coco")
+_CAPTIONED = ("captions", "reference", "reference_size", "features", "stages", "share", "keep_pictures", "sweep")
+_SWEPT = ("guidance", "steps", "sampler", "noise-level")
 
 
 @click.command()
 @click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package.")
-@click.option("--suite", default="synth", show_default=True, help="Which prompts and readers: synth.")
-@click.option("--prompts", type=int, help="How many [default: 420].")
+@click.option(
+    "--suite", type=click.Choice(SUITES), default="synth", show_default=True, help="synth: known truth; coco: captions."
+)
+@click.option("--prompts", type=int, help="How many [default: 420; coco: 30000].")
 @click.option("--seed", default=0, show_default=True, help="Another seed asks for and draws other pictures.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the report here too.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of report and pictures [default: out/SUITE].")
@@ -23,6 +33,14 @@ from if_jax.cli_options import StageOptions, stage_words
 @click.option("--sampler", multiple=True, help="ddpm, ddim or dpm++ of each stage; repeatable.")
 @click.option("--noise-level", multiple=True, type=int, help="0-999, of stage II; repeatable.")
 @click.option("--set", "words", multiple=True, help="Any word of a stage: I.eta=0.5. Repeatable.")
+@click.option("--captions", type=click.Path(), help="coco: captions as text, JSON lines or COCO's JSON.")
+@click.option("--reference", type=click.Path(), help="coco: folder of true pictures, or its reference.npz.")
+@click.option("--reference-size", type=int, help="coco: cut and scale the true pictures to so many pixels.")
+@click.option("--features", multiple=True, help="coco: inception=FILE, clip=FOLDER or reader; repeatable.")
+@click.option("--stages", type=int, help="coco: draw only so many stages, and measure the last.")
+@click.option("--share", help="coco: K/N, draw the K-th of N shares, beside other processes; K from 1.")
+@click.option("--keep-pictures", is_flag=True, help="coco: write the pictures too.")
+@click.option("--sweep", help=f"coco: WORD=VALUE,VALUE,… of stage I ({', '.join(_SWEPT)}).")
 @click.option("--overwrite", is_flag=True, help="Replace the pictures of another evaluation in OUT.")
 @plain_errors
 def evaluate(
@@ -32,43 +50,131 @@ def evaluate(
     seed: int,
     json_path: str | None,
     out: str | None,
+    captions: str | None,
+    reference: str | None,
+    reference_size: int | None,
+    features: tuple[str, ...],
+    stages: int | None,
+    share: str | None,
+    keep_pictures: bool,
+    sweep: str | None,
     overwrite: bool,
     **stage_options: Unpack[StageOptions],
 ) -> None:
-    """Score a cascade on prompts whose truth is known: objects, counts, colours, places and words, read by programs.
+    """Score a cascade.
 
-    Writes OUT/report.json, OUT/report.html and the pictures; the same command goes on where one was interrupted.
+    synth asks for prompts whose truth is known: objects, counts, colours, places and words, read by programs. coco
+    draws captions and compares the pictures with true ones: FID, KID, precision, recall, CLIP score, CMMD, in the
+    features of networks whose weights you have. The same command goes on where one was interrupted.
 
     \b
     Example:  if-jax evaluate --cascade demo --suite synth --prompts 60 --seed 1 --json scores.json
+              if-jax evaluate --suite coco --captions captions.txt --reference photos --features clip=clip-vit-l-14
     """
     from if_jax.checkpoints.files import write_json
     from if_jax.evaluation.draw_prompts import is_report
-    from if_jax.evaluation.synth import suite as synth
     from if_jax.inference.options import Bars
 
     if json_path and not Path(json_path).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json {json_path}: its folder does not exist; make it first")
     if json_path and Path(json_path).exists() and not is_report(Path(json_path)):
         raise ValueError(f"--json {json_path} exists and is no report, so it is not replaced: give another name")
-    words = stage_words(stage_options, ("I", "II"))  # the stages that are scored
-    options = {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
+    if suite == "synth":
+        refuse_without_effect(_CAPTIONED, "SynthEval brings its captions and readers; say --suite coco")
+    elif captions is None:
+        raise ValueError("--captions is missing: which captions are drawn? Give a file of them")
     out = out or f"out/{suite}"
+    words = stage_words(stage_options, ("I", "II", "III")[: stages or 2])  # the stages that are scored
     cache_compilations()
     with Bars("picture") as bars:
-        result = synth.evaluate(
-            cascade,
-            suite,
-            out,
-            count=synth.DEFAULT_PROMPTS if prompts is None else prompts,
-            seed=seed,
-            options=options,
-            overwrite=overwrite,
-            say=lambda line: click.echo(line, err=True),
-            progress=bars.show,
-        )
+        common: dict[str, Any] = {
+            "overwrite": overwrite,
+            "say": lambda line: click.echo(line, err=True),
+            "progress": bars.show,
+        }
+        if suite == "synth":
+            from if_jax.evaluation.synth import suite as synth
+
+            count = synth.DEFAULT_PROMPTS if prompts is None else prompts
+            result = synth.evaluate(cascade, suite, out, count=count, seed=seed, options=_options(words), **common)
+            lines, written = synth.summary(result), "report.html and report.json"
+        else:
+            from if_jax.evaluation import captioned
+
+            chosen = captioned.CaptionedSuite(
+                captions=captions or "",
+                reference=reference,
+                networks=_networks(features),
+                count=captioned.DEFAULT_PROMPTS if prompts is None else prompts,
+                seed=seed,
+                stages=stages,
+                reference_side=reference_size,
+                share=_share(share),
+                keep_pictures=keep_pictures,
+            )
+            if sweep:
+                _sweep(cascade, chosen, out, sweep, words, common)
+                return
+            result = captioned.evaluate(cascade, chosen, out, options=_options(words), **common)
+            if result is None:
+                return
+            lines, written = captioned.summary(result), "report.json"
     if json_path:
         write_json(Path(json_path), result)
-    for line in synth.summary(result):
+    for line in lines:
         click.echo(line)
-    click.echo(f"{out}/report.html and report.json written")
+    click.echo(f"{out}/{written} written")
+
+
+def _sweep(
+    cascade: str,
+    suite: CaptionedSuite,
+    out: str,
+    text: str,
+    words: dict[str, dict[str, object]],
+    common: dict[str, Any],
+) -> None:
+    from if_jax.evaluation import captioned, curve
+
+    name, _, values = text.partition("=")
+    if name not in _SWEPT or not all(values.split(",")):
+        raise ValueError(f"--sweep {text!r}: write WORD=VALUE,VALUE with one of {', '.join(_SWEPT)}")
+    settings = {}
+    for value in values.split(","):
+        options: Any = {"guidance": (), "steps": (), "sampler": (), "noise_level": (), "words": ()}
+        try:
+            typed = {"guidance": float, "noise-level": int}.get(name, str)(value)
+        except ValueError:
+            raise ValueError(f"--sweep {text!r}: {value!r} is no value of {name}") from None
+        options[name.replace("-", "_")] = (typed,)
+        swept = stage_words(options, tuple(words))
+        settings[value] = _options({stage: words[stage] | swept[stage] for stage in words})
+    rows = curve.sweep(cascade, suite, out, name, settings, **common)
+    for value, report in rows or ():
+        for line in captioned.summary(report):
+            click.echo(f"{name} {value:8} {line}")
+    if rows:
+        click.echo(f"{out}/curve.png, curve.html and curve.json written")
+
+
+def _options(words: dict[str, dict[str, object]]) -> dict[str, Any]:
+    return {f"if_{stage}_kwargs": kwargs for stage, kwargs in words.items() if kwargs}
+
+
+def _networks(features: Sequence[str]) -> dict[str, str | None]:
+    networks: dict[str, str | None] = {}
+    for text in features or ("reader",):
+        name, _, path = text.partition("=")
+        if name in networks:
+            raise ValueError(f"--features {name} is given twice: once each")
+        networks[name] = path or None
+    return networks
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    number, _, total = text.partition("/")
+    if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
+        raise ValueError(f"--share {text!r}: write K/N with 1 ≤ K ≤ N, such as 1/4")
+    return int(number) - 1, int(total)

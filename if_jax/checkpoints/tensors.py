@@ -99,11 +99,13 @@ def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, st
     return tensors, metadata
 
 
-def read_bin(path: Path) -> dict[str, Lazy]:
+def read_bin(path: Path, left_out: str = "", before_zip: bool = False) -> dict[str, Lazy]:
     """Open a PyTorch file of tensors, memory-mapped; whatever would run code while it is opened is refused.
 
     Args:
       path: the file.
+      left_out: ends of names that are passed over, whatever they hold.
+      before_zip: also read the form of PyTorch before 1.6, whole into memory.
 
     Returns:
       The tensors by name.
@@ -116,15 +118,18 @@ def read_bin(path: Path) -> dict[str, Lazy]:
     from pickle import UnpicklingError
 
     with open(path, "rb") as file:
-        if file.read(2) != b"PK":
+        is_zip = file.read(2) == b"PK"
+        if not (is_zip or before_zip):
             raise ValueError(f"{path}: no PyTorch file, or older than PyTorch 1.6; copy it, or torch.save it, again")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError:
         raise ValueError(f"{path}: refused, it holds more than tensors and could run code when opened") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise ValueError(f"{path}: not a whole PyTorch file ({reason}); copy it again") from None
+    if left_out and isinstance(state, dict):
+        state = {name: tensor for name, tensor in state.items() if not str(name).endswith(left_out)}
     pairs = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in pairs):
         raise ValueError(f"{path}: holds something else than named tensors; give a file of weights alone")

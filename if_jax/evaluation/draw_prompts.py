@@ -15,10 +15,11 @@ from if_jax.checkpoints.files import atomic_file, read_json, sha256_of
 from if_jax.inference.cascade import Cascade
 
 TILE = 8  # pictures of stage I in one program
-_LARGE_TILE = 4  # … of stage II
+LARGE_TILE = 4  # … of stage II
 REPORT_FILES = ("report.json", "report.html", "sheet.png")  # beside the folder of the pictures
 _KEYS = {"cascade_sha256", "prompts_sha256"}  # of an identity: what marks a folder as ours
-_PICTURE = re.compile(r"\d{4,}-(I|II|true-[\w-]+)\.png")
+FEATURES = "{:05d}-features.npz"  # of a chunk of pictures, by its number
+_OURS = re.compile(r"\d{4,}-((I|II|III|true-[\w-]+)\.png|features\.npz)")
 PictureProgress = Callable[[str, int, int], None]  # what, pictures done, of how many
 
 
@@ -45,8 +46,8 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool = Fa
             raise ValueError(
                 f"{folder} holds pictures of another cascade, seed or setting: give another --out, or --overwrite"
             )
-        for old in folder.glob("*.png"):
-            if _PICTURE.fullmatch(old.name):
+        for old in folder.iterdir():
+            if _OURS.fullmatch(old.name):
                 old.unlink()
         path.unlink()
     if not path.exists():
@@ -122,11 +123,11 @@ def stage_two(
     def draw(rows: Sequence[int]) -> list[Image.Image]:
         texts, pictures = [captions[row] for row in rows], [low_of[row] for row in rows]
         made = cascade.super_resolution(
-            tuple(pictures), texts, **options, first_picture=rows[0], stages=2, batch_size=_LARGE_TILE
+            tuple(pictures), texts, **options, first_picture=rows[0], stages=2, batch_size=LARGE_TILE
         )
         return made["II"]
 
-    return _in_tiles(name, list(captions), _LARGE_TILE, draw, folder, progress)
+    return _in_tiles(name, list(captions), LARGE_TILE, draw, folder, progress)
 
 
 def _in_tiles(

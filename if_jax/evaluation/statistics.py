@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from if_jax.evaluation.measures import cubic_mmd
+
 _Z = 1.959964  # of a 95 % interval
 
 
@@ -49,15 +51,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray | None = Non
     reference = b if scale is None else scale
     mean, deviation = reference.mean(0), reference.std(0) + 1e-6
     a, b = ((np.asarray(x, np.float64) - mean) / deviation for x in (a, b))
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x: np.ndarray) -> float:
-        k = kernel(x, x)
-        return float((k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)))
-
-    return within(a) + within(b) - 2 * float(kernel(a, b).mean())
+    return cubic_mmd(a, b)
 
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:

@@ -1,0 +1,143 @@
+"""The weights of networks that judge pictures, from files that the user has downloaded: CLIP and Inception-v3.
+
+Nothing is fetched. A file whose name carries the beginning of its SHA-256, as PyTorch's published ones do, must have
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from if_jax.checkpoints import names
+from if_jax.checkpoints.files import read_json, require_file, sha256_of
+from if_jax.checkpoints.names import Params
+from if_jax.checkpoints.tensors import read_bin, read_tensors, weight_files
+from if_jax.checkpoints.weights import load_params
+from if_jax.models.clip import Activation, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from if_jax.models.inception import Inception
+
+_HASHED = re.compile(r"-([0-9a-f]{8,64})\.\w+")  # the end of a file's name as torch.hub has it
+_COUNTERS = ".num_batches_tracked"  # of PyTorch's batch norms; no integer is needed to draw
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class CLIPWeights(NamedTuple):
+    """An opened CLIP; a tower that the folder lacks is None."""
+
+    text: tuple[CLIPTextConfig, Params] | None
+    vision: tuple[CLIPVisionConfig, Params] | None
+    mean: tuple[float, float, float]  # of the pictures it was trained on, RGB in 0 … 1
+    std: tuple[float, float, float]
+    sha256: str  # of the files of weights
+
+
+def read_clip(folder: str | Path, towers: tuple[str, ...] = ("text", "vision")) -> CLIPWeights:
+    """Open a CLIP in the layout of transformers: config.json, model.safetensors (or .bin), preprocessor_config.json.
+
+    Args:
+      folder: of `CLIPModel`, or of one tower with its projection.
+      towers: which to read.
+
+    Raises:
+      FileNotFoundError: names what is missing.
+      ValueError: another kind of network, a shape or an activation that is not computed, or damaged files.
+    """
+    folder = Path(folder)
+    require_file(folder / "config.json")
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in ("clip", "clip_text_model", "clip_vision_model"):
+        raise ValueError(
+            f"{folder}: config.json is of a {kind!r}, not of CLIP; give a folder of transformers' CLIPModel"
+        )
+    tensors, _ = read_tensors(folder, "model")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
+    made: dict[str, Any] = {}
+    for tower, (config_class, module) in {
+        "text": (CLIPTextConfig, CLIPText),
+        "vision": (CLIPVisionConfig, CLIPVision),
+    }.items():
+        own = {n: t for n, t in tensors.items() if n.startswith((f"{tower}_model.", _projection(tower)))}
+        made[tower] = None
+        if tower not in towers or not own:
+            continue
+        shape = _tower_config(folder, config, tower, config_class)
+        inputs = (
+            jax.ShapeDtypeStruct((1, shape.max_position_embeddings), jnp.int32)
+            if isinstance(shape, CLIPTextConfig)
+            else jax.ShapeDtypeStruct((1, shape.image_size, shape.image_size, 3), jnp.float32)
+        )
+        made[tower] = shape, _fitted(folder, own, module(shape), inputs, "clip")
+    if missing := [tower for tower in towers if made[tower] is None]:
+        raise ValueError(f"{folder}: holds no {missing[0]} tower of CLIP; give a folder of the whole CLIPModel")
+    picture = folder / "preprocessor_config.json"
+    facts = read_json(picture) if picture.is_file() else {}
+    mean, std = tuple(facts.get("image_mean", CLIP_MEAN)), tuple(facts.get("image_std", CLIP_STD))
+    hashes = "".join(sha256_of(path) for path in weight_files(folder, "model"))
+    return CLIPWeights(made["text"], made["vision"], mean, std, hashes)  # type: ignore[arg-type]  # three each
+
+
+def read_inception(path: str | Path) -> tuple[Params, str]:
+    """Open the Inception-v3 of FID, as pytorch-fid and torch-fidelity ship it (`pt_inception-2015-12-05-6726825d.pth`).
+
+    Args:
+      path: the file, PyTorch's or safetensors.
+
+    Returns:
+      The parameters, float32, and the SHA-256 of the file.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: another network, or damaged.
+    """
+    path = Path(path)
+    require_file(path)
+    digest = sha256_of(path)
+    if (published := _HASHED.search(path.name)) and not digest.startswith(published[1]):
+        raise ValueError(
+            f"{path}: its SHA-256 begins {digest[:8]}, its name says {published[1]}: damaged; copy it again"
+        )
+    if path.suffix == ".safetensors":
+        tensors, _ = read_tensors(path.parent, path.stem)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
+    else:
+        tensors = read_bin(path, left_out=_COUNTERS, before_zip=True)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "AuxLogits."))}
+    inputs = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+    return _fitted(path, tensors, Inception(), inputs, "inception"), digest
+
+
+def _fitted(path: Path, tensors: Mapping[str, Any], module: nn.Module, inputs: Any, kind: names.Kind) -> Params:
+    """The parameters of a network, float32 in memory, from tensors that must be its own."""
+    abstract = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs)["params"])
+    try:
+        return load_params(names.lazy_from_torch(tensors, abstract, kind))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _tower_config(folder: Path, config: Mapping[str, Any], tower: str, kind: Any) -> Any:
+    """The shape of a tower; what a configuration leaves out has transformers' default, which is ours."""
+    own = {"projection_dim": config.get("projection_dim", 512)}
+    own |= config.get(f"{tower}_config") or (config if config["model_type"] != "clip" else {})
+    if "projection_dim" in config:  # the whole net's counts, a tower's own may be left from elsewhere
+        own["projection_dim"] = config["projection_dim"]
+    if (act := own.get("hidden_act", "quick_gelu")) not in get_args(Activation):
+        raise ValueError(f"{folder}: hidden_act {act!r} is not computed here: {' or '.join(get_args(Activation))}")
+    known = {field.name for field in dataclasses.fields(kind)}
+    try:
+        return kind(**{name: value for name, value in own.items() if name in known and value is not None})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: config.json: {error}") from None
+
+
+def _projection(tower: str) -> str:
+    return {"text": "text_projection.", "vision": "visual_projection."}[tower]

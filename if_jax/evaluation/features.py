@@ -1,0 +1,142 @@
+"""Networks that turn pictures into vectors, behind one interface: Inception-v3, CLIP, and the package's own reader.
+
+A distance is named for its network. Only Inception's is "FID", whose figures compare with published ones; the reader's
+is a measure of this project alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from if_jax.checkpoints.feature_weights import read_clip, read_inception
+from if_jax.checkpoints.files import require_file, sha256_of
+from if_jax.evaluation.synth import reading
+from if_jax.models.clip import CLIPText, CLIPVision
+from if_jax.models.inception import FEATURES, Inception
+
+NETWORKS = ("inception", "clip", "reader")
+BATCH = 32  # pictures of one program; the last batch is filled up
+Pictures = Sequence[Image.Image]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """What measures pictures."""
+
+    name: str  # of NETWORKS
+    dimension: int
+    resizer: str  # what is done to a picture first
+    sha256: str  # of the weights
+    embed: Callable[[Pictures], np.ndarray] = field(repr=False)  # (B pictures) -> (B, dimension) float32
+    embed_texts: Callable[[Sequence[str]], np.ndarray] | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """All that its numbers depend on but the pictures."""
+        return {"network": self.name, "dimension": self.dimension, "resizer": self.resizer, "sha256": self.sha256}
+
+
+def open_network(name: str, weights: str | Path | None = None) -> FeatureNetwork:
+    """Open a network that measures pictures.
+
+    Args:
+      name: one of `NETWORKS`.
+      weights: inception: the file; clip: the folder; the reader brings its own.
+
+    Raises:
+      FileNotFoundError: there are no weights.
+      ValueError: an unknown name, no weights given, or those of another network.
+    """
+    makers = {"inception": _inception, "clip": _clip}
+    if name == "reader":
+        return _reader()
+    if name not in makers:
+        raise ValueError(f"the network {name!r} is unknown: use one of {', '.join(NETWORKS)}")
+    if weights is None:
+        what = {"inception": "pt_inception-2015-12-05-6726825d.pth", "clip": "transformers' folder of a CLIPModel"}
+        raise ValueError(f"{name} needs weights, which no package holds: give {name}=PATH, {what[name]}")
+    return makers[name](Path(weights))
+
+
+def clip_pixels(picture: Image.Image, side: int) -> np.ndarray:
+    """A picture as CLIP takes it, (side, side, 3) in 0 … 1: its short side scaled by Pillow's antialiased bicubic
+    filter, its middle cut out."""
+    width, height = picture.size
+    short = min(width, height)
+    scaled = (int(side * width / short), int(side * height / short))
+    fitted = picture.convert("RGB").resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (scaled[0] - side) // 2, (scaled[1] - side) // 2
+    return np.asarray(fitted.crop((left, top, left + side, top + side)), np.float32) / 255
+
+
+def _inception(path: Path) -> FeatureNetwork:
+    params, digest = read_inception(path)
+    apply = jax.jit(Inception().apply)
+
+    def embed(pictures: Pictures) -> np.ndarray:
+        rows = np.stack([np.asarray(picture.convert("RGB"), np.uint8) for picture in pictures])
+        return _in_batches(lambda batch: apply({"params": params}, batch), rows)
+
+    return FeatureNetwork("inception", FEATURES, "TensorFlow 1 bilinear to 299 px", digest, embed)
+
+
+def _clip(folder: Path) -> FeatureNetwork:
+    weights = read_clip(folder)
+    assert weights.text and weights.vision  # both were asked for
+    (text_config, text), (config, vision) = weights.text, weights.vision
+    pictures_of, texts_of = jax.jit(CLIPVision(config).apply), jax.jit(CLIPText(text_config).apply)
+    tokenize = _clip_tokenizer(folder, text_config.max_position_embeddings)
+    mean, std = np.asarray(weights.mean, np.float32), np.asarray(weights.std, np.float32)
+
+    def embed(pictures: Pictures) -> np.ndarray:
+        rows = np.stack([(clip_pixels(picture, config.image_size) - mean) / std for picture in pictures])
+        return _in_batches(lambda batch: pictures_of({"params": vision}, batch)[1], rows)
+
+    def embed_texts(captions: Sequence[str]) -> np.ndarray:
+        return _in_batches(lambda ids: texts_of({"params": text}, ids)[1], tokenize(captions))
+
+    resizer = f"Pillow bicubic, short side to {config.image_size} px, middle cut out"
+    return FeatureNetwork("clip", config.projection_dim, resizer, weights.sha256, embed, embed_texts)
+
+
+def _reader() -> FeatureNetwork:
+    def embed(pictures: Pictures) -> np.ndarray:
+        return reading.features(reading.to_array(pictures))
+
+    size = reading.features(np.zeros((1, reading.PIXELS, reading.PIXELS, 3), np.float32)).shape[1]
+    resizer = f"Pillow box to {reading.PIXELS} px"
+    return FeatureNetwork("reader", size, resizer, sha256_of(reading.WEIGHTS), embed)
+
+
+def _clip_tokenizer(folder: Path, length: int) -> Callable[[Sequence[str]], np.ndarray]:
+    """Captions to ids (B, length), cut where they are longer."""
+    from transformers import CLIPTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            require_file(folder / name)
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def tokenize(captions: Sequence[str]) -> np.ndarray:
+        encoded = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True)
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    return tokenize
+
+
+def _in_batches(apply: Callable[[jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
+    """(N, …) through one program of `BATCH` rows: (N, D) float32."""
+    made = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
+        made.append(np.asarray(apply(jnp.asarray(filled)), np.float32)[: len(part)])
+    return np.concatenate(made)
