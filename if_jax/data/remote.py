@@ -200,6 +200,14 @@ class RemotePath:
         """Puts an object, whole or not at all."""
         _call(self, lambda files: files.pipe_file(self.address, content))
 
+    def upload(self, file: Path) -> None:
+        """Puts a file of this disk as an object, whole or not at all."""
+        _call(self, lambda files: files.put_file(str(file), self.address))
+
+    def unlink(self) -> None:
+        """Removes an object."""
+        _call(self, lambda files: files.rm_file(self.address))
+
 
 DataPath = Path | RemotePath
 
