@@ -15,11 +15,7 @@ from if_jax.cli_recipe import joined, read_recipe
 @click.option("--batch-size", default=64, show_default=True, help="Captions encoded at a time.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
-    "--encoder-on",
-    default="host",
-    show_default=True,
-    type=click.Choice(["host", "all"]),
-    help="The encoder lies on the devices of each host, or on those of all.",
+    "--across-hosts", is_flag=True, help="Lay the encoder across the devices of all hosts: those of one do not hold it."
 )
 @click.option("--coordinator", help="HOST:PORT of process 0, as for train.")
 @click.option("--processes", type=int, help="How many processes embed together.")
@@ -33,7 +29,7 @@ def embed(
     form: str,
     batch_size: int,
     overwrite: bool,
-    encoder_on: str,
+    across_hosts: bool,
     coordinator: str | None,
     processes: int | None,
     process: int | None,
@@ -68,7 +64,7 @@ def embed(
             out or "data/embeddings",
             form=form,
             preparation=data.preparation,
-            mesh=mesh.make_mesh(*sizes) if encoder_on == "all" else host_mesh(*sizes, sharding_rules=layout.rules),
+            mesh=mesh.make_mesh(*sizes) if across_hosts else host_mesh(*sizes, sharding_rules=layout.rules),
             sharding_rules=rules.PRESETS[layout.rules],
             batch_size=batch_size,
             overwrite=overwrite,
