@@ -78,6 +78,7 @@ class Bucket:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the receipt of its head
     bucket: Bucket
 
     def _answer(self, code: int, content: bytes | dict = b"", **headers: str) -> None:
