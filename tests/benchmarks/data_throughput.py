@@ -119,8 +119,8 @@ def training_waits(delay: float, steps: int) -> dict[str, float]:
         subprocess.run([*command, "--workdir", f"{work}/run"], check=True, stdout=sys.stderr)
         rows = [json.loads(line) for line in Path(work, "run/metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "input_wait_share" in row][1:]
-    names = ("input_wait_share", "seconds_per_step", "steps_per_second")
-    return {name: statistics.median(row[name] for row in rows) for name in names if name in rows[0]}
+    names = ("input_wait_share", "step_seconds", "images_per_second")
+    return {name: statistics.median(row[name] for row in rows) for name in names}
 
 
 @contextmanager
