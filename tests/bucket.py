@@ -43,6 +43,7 @@ class Bucket:
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.lock, self.count, self.refused = threading.Lock(), itertools.count(1), []
         self.requests: list[str] = []  # answered or not
+        self.billed = ""  # the project that a reader must name; "": none
         self.delay = 0.0  # seconds before each answer
         self.trouble: Callable[[str], int | float | None] = lambda request: None  # a status, or seconds of silence
 
@@ -107,6 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(trouble, {"error": {"code": trouble, "message": "in trouble"}})
         if re.match(rf"/storage/v1/b/(?!{NAME}(/|$))", path):
             return self._answer(404, {"error": {"code": 404, "message": "The specified bucket does not exist."}})
+        if self.bucket.billed and asked.get("userProject") != self.bucket.billed:
+            message = "Bucket is a requester pays bucket but no user project provided."
+            return self._answer(400, {"error": {"code": 400, "message": message}})
         with self.bucket.lock:
             for method, pattern, handle in _ROUTES:
                 match = re.fullmatch(pattern, path)

@@ -26,8 +26,8 @@ import numpy as np
 
 from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import Preparation
-from if_jax.data.reading import as_path, list_folder, read_chunks, read_file, retried
-from if_jax.data.remote import DataPath, RemoteSettings
+from if_jax.data.reading import as_path, is_transient, list_folder, read_chunks, read_file, retried
+from if_jax.data.remote import DataPath, RemoteError, RemoteSettings
 from if_jax.data.shards import ShardReaders
 from if_jax.data.sources import Stored
 
@@ -205,7 +205,15 @@ class Embeddings:
         return table
 
     def _read(self, shard: int, row: int) -> bytes:
-        return retried(lambda: self._readers.read(shard, row), self.folder)
+        try:
+            return retried(lambda: self._readers.read(shard, row), self.folder)
+        except (RemoteError, FileNotFoundError):
+            raise
+        except Exception as error:  # whatever the reader stumbles over in damaged bytes
+            if is_transient(error):
+                raise
+            path = self.folder / self.spec.shard_name(shard)
+            raise ValueError(f"{path} is damaged or cut off: put it back, or run `if-jax embed` again") from None
 
 
 def pack(states: np.ndarray, tokens: int, spec: EmbeddingSpec) -> bytes:

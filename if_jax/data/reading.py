@@ -166,9 +166,10 @@ def read_chunks(path: DataPath) -> Iterator[bytes]:
     """A whole file in order, in parts of 8 MB that are read side by side.
 
     Raises:
-      RemoteError: it is shorter than its status says.
+      RemoteError: it is shorter than its status says, or was written again meanwhile.
     """
-    size = retried(path.stat, path).st_size
+    before = retried(path.stat, path)
+    size = before.st_size
     starts = range(0, size, _CHUNK)
     lengths = [min(_CHUNK, size - start) for start in starts]
     parts = in_flight(lambda part: read_ranges(path, [part])[0], zip(starts, lengths, strict=True), True)
@@ -176,6 +177,8 @@ def read_chunks(path: DataPath) -> Iterator[bytes]:
         if len(content) < length:
             raise RemoteError(f"{path} is shorter than the {size} bytes it is listed with: copy it there again")
         yield content
+    if isinstance(path, RemotePath) and path.stat_now() != before:
+        raise RemoteError(f"{path} was written again while it was read: wait until that is done, then start again")
 
 
 @contextmanager

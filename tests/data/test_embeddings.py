@@ -205,6 +205,9 @@ def test_a_cache_in_a_bucket_is_that_on_a_disk(form: str, source: str, caches: d
         opened.verify()
         assert opened.fingerprint() == embeddings.Embeddings(caches[form]).fingerprint()
         shard = next(name for name in far.objects if "states-" in name)
+        far.put(shard, far.objects[shard][0][:300])
+        with pytest.raises(ValueError, match=rf"{Path(shard).name} is damaged or cut off: put it back, or run"):
+            embeddings.Embeddings(cache).states(0, 0, "picture number 0")
         del far.objects[shard]
         with pytest.raises(FileNotFoundError, match=rf"{Path(shard).name} is missing: run `if-jax embed` again"):
             embeddings.Embeddings(cache)
