@@ -203,6 +203,13 @@ without() {
 # What workers complained about, with "; " between them.
 complaints() { sed -n 's/^\(worker [0-9]*: error: .*\)/\1/p' <<<"$1" | paste -sd ';' - | sed 's/;/; /g'; }
 
+# What workers complained about in $1, else what gcloud did.
+why() {
+  local said
+  said=$(complaints "$1")
+  printf '%s' "${said:-$(reason)}"
+}
+
 # All the scripts that talk to workers need a slice that is READY.
 need_ready() {
   local state

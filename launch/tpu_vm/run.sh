@@ -50,10 +50,4 @@ check_workers() {
   [[ $bad != *' '* ]] || fail "the workers have different commits ($bad), nothing was started: $(how setup)"
 }
 
-why() {
-  local said
-  said=$(complaints "$1")
-  printf '%s' "${said:-$(reason)}"
-}
-
 main "$@"

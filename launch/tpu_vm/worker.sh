@@ -4,6 +4,7 @@
 #
 #   install          make ~/if_jax-venv and install this checkout with the tpu extra
 #   check            may a run start here? "ready at COMMIT", "running …" or "error: …"
+#   data WORDS       reads a sample of the recipe's data from its bucket: a line "data …" for each thing it has seen
 #   start WORDS      if-jax train WORDS, detached; its log is ~/if_jax-run/log, each start adds to it
 #   status           idle | running … | ended CODE: … | stopped CODE: … | lost: …
 #   stop SECONDS     SIGTERM, which saves and ends the run; waits that long
@@ -46,6 +47,20 @@ check() {
   else
     say "ready at $(git rev-parse HEAD)"
   fi
+}
+
+# The doctor's "pass data speed: …" becomes "worker N: data speed: …", and what fails an error.
+data() {
+  local line last='it says nothing' seen=''
+  while read -r line || [[ -n $line ]]; do
+    case $line in
+      'pass data'*) say "${line#pass }"; seen=yes ;;
+      'warn data'*) say "${line#warn } (warning)"; seen=yes ;;
+      'fail '*) say "error: ${line#fail }"; seen=yes ;;
+      ?*) last=$line ;;
+    esac
+  done < <("$venv/bin/if-jax" doctor --data-only "$@" 2>&1)
+  [[ -n $seen ]] || say "error: if-jax doctor: $last"
 }
 
 # The process of the run, in pid, where there is one.
@@ -103,6 +118,7 @@ end() {
 
 case ${1:-} in
   install | check | status) "$1" ;;
+  data) shift; data "$@" ;;
   start) shift; start "$@" ;;
   stop) running && touch "$home/stopped"; stop "$2" ;;
   end) end "$2" ;;
