@@ -5,7 +5,8 @@
 #   install          make ~/if_jax-venv and install this checkout with the tpu extra
 #   check            may a run start here? "ready at COMMIT", "running …" or "error: …"
 #   data WORDS       reads a sample of the recipe's data from its bucket: a line "data …" for each thing it has seen
-#   start WORDS      if-jax train WORDS, detached; its log is ~/if_jax-run/log, each start adds to it
+#   start WORDS      if-jax train WORDS (or if-jax embed …, where that is the first of them), detached; its log is
+#                    ~/if_jax-run/log, each start adds to it
 #   status           idle | running … | ended CODE: … | stopped CODE: … | lost: …
 #   stop SECONDS     SIGTERM, which saves and ends the run; waits that long
 #   end SECONDS      the same, then SIGKILL
@@ -70,12 +71,13 @@ running() {
 
 start() {
   local i
+  [[ ${1:-} == embed ]] || set -- train "$@"
   running && { say "error: a run is going on, process $pid"; exit 1; }
   rm -f "$home"/{pid,code,stopped}
-  printf '== %s: %s: if-jax train %s\n' "$(date '+%F %T')" "$(git rev-parse --short HEAD)" "$*" >>"$home/log"
+  printf '== %s: %s: if-jax %s\n' "$(date '+%F %T')" "$(git rev-parse --short HEAD)" "$*" >>"$home/log"
   # shellcheck disable=SC2016  # the inner shell expands it: it outlives this one and notes how the run has ended
   nohup bash -c 'home=$1; shift; "$@" & echo $! >"$home/pid"; wait $!; echo $? >"$home/code.part"
-    mv "$home/code.part" "$home/code"' run "$home" "$venv/bin/if-jax" train "$@" >>"$home/log" 2>&1 </dev/null &
+    mv "$home/code.part" "$home/code"' run "$home" "$venv/bin/if-jax" "$@" >>"$home/log" 2>&1 </dev/null &
   for ((i = 0; i < 50; i++)); do
     [[ -s $home/pid ]] && { say "started, process $(cat "$home/pid")"; return; }
     sleep 0.1

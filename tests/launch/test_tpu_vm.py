@@ -108,6 +108,26 @@ def test_train_arguments_are_checked_before_anything(cloud, train, message):
     assert message in error_of(cloud("run")) and cloud.calls() == []
 
 
+def test_a_slice_embeds_before_it_trains(cloud):
+    cloud.set_up()
+    for words, message in (
+        ("()", "--config is missing in EMBED"),
+        ("(--config configs/demo_sr.py --out states)", 'EMBED has --out "states": all workers must see it'),
+    ):
+        cloud.settings(EMBED=words)
+        assert message in error_of(cloud("run", "--embed")) and cloud.calls() == []
+    cloud.settings(EMBED="(--config configs/demo_sr.py --out gs://bucket/states)")
+    cloud.plan("0", "runs")
+    assert cloud("run", "--embed").returncode == 0
+    time.sleep(0.3)
+    arguments = ["embed", "--config", "configs/demo_sr.py", "--out", "gs://bucket/states"]
+    assert (cloud.folder / "arguments").read_text().splitlines() == arguments
+    assert "worker 3: ended 0: step 2" in cloud("status").stdout
+    assert cloud("run").returncode == 0
+    time.sleep(0.3)
+    assert (cloud.folder / "arguments").read_text().splitlines() == ["train", *TRAIN]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_itself_and_refuses_what_it_does_not_know(cloud, script):
     helped = cloud(script, "--help")
