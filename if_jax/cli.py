@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import click
 
 from if_jax.cli_data import data
 from if_jax.cli_draw import COMMANDS
-from if_jax.cli_errors import Commands, cache_compilations, check_wandb_login
+from if_jax.cli_embed import embed
+from if_jax.cli_errors import Commands, check_wandb_login
 from if_jax.cli_errors import plain_errors as _plain_errors
 from if_jax.cli_evaluate import evaluate
 from if_jax.cli_options import read_loras, refuse_without_effect
+from if_jax.cli_recipe import joined, read_recipe
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-for _command in (*COMMANDS, data, evaluate):
+for _command in (*COMMANDS, data, evaluate, embed):
     main.add_command(_command)
 
 
@@ -56,31 +57,22 @@ def train(
     Example:  if-jax train --config configs/demo_base.py --workdir runs/I --config.batch_size=16
     """
     from if_jax.config import to_recipe
-    from if_jax.parallel import failures, hosts
-    from if_jax.parallel.rendezvous import ProcessMissing
+    from if_jax.parallel import hosts
     from if_jax.tracking.goodput import process_start
     from if_jax.training.loop import train as run_training
 
-    recipe = to_recipe(_read_recipe(config, context.args))
+    recipe = to_recipe(read_recipe(config, context.args))
     if not process:
         check_wandb_login(recipe.wandb, "recipe key wandb")
-    waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
     try:
-        hosts.connect(coordinator, processes, process, **waits)
-        cache_compilations()
-        run_training(recipe, workdir, began=process_start())
-    except ProcessMissing as error:
-        hosts.exit_process(str(error), hosts.EXIT_PROCESS_MISSING)
+        with joined(recipe, coordinator, processes, process):
+            run_training(recipe, workdir, began=process_start())
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(hosts.EXIT_TERMINATED)
     except KeyboardInterrupt:
         click.echo(f"\nError: interrupted; the same command goes on from the newest checkpoint of {workdir}", err=True)
         context.exit(hosts.EXIT_INTERRUPTED)
-    except Exception as error:
-        if not failures.is_transient(error):
-            raise
-        hosts.exit_process(f"{failures.one_line(error)} (this may pass: try again)", hosts.EXIT_TRANSIENT)
     click.echo(f"trained to step {recipe.steps}: {workdir}")
 
 
@@ -254,6 +246,7 @@ def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool, 
 @click.option("--processes", type=int, help="How many processes will train together.")
 @click.option("--process", type=int, help="Which of them this is: 0, 1, …")
 @click.option("--wait", default=60, show_default=True, help="Seconds to wait for other processes and for devices.")
+@click.option("--data-only", is_flag=True, help="Look only at what is read from buckets; touches no device.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list of {check, status, told, remedy}.")
 @click.pass_context
 @_plain_errors
@@ -273,7 +266,7 @@ def doctor(context: click.Context, config: str | None, as_json: bool, **options:
     if config is None and context.args:
         raise ValueError(f"unexpected argument {context.args[0]!r}: give a recipe with --config")
     findings = []
-    for finding in examine((lambda: _read_recipe(config, context.args)) if config else None, **options):
+    for finding in examine((lambda: read_recipe(config, context.args)) if config else None, **options):
         findings.append(finding)
         if not as_json:
             click.echo(finding.line())
@@ -282,73 +275,6 @@ def doctor(context: click.Context, config: str | None, as_json: bool, **options:
     code = int(any(finding.status == "fail" for finding in findings))
     disconnect(code)
     context.exit(code)
-
-
-@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option("--config", required=True, type=click.Path(), help="The recipe that will train with the embeddings.")
-@click.option("--out", help="Where to write [default: ./data/embeddings].")
-@click.option("--form", default="exact", show_default=True, type=click.Choice(["exact", "compact"]))
-@click.option("--batch-size", default=64, show_default=True, help="Captions encoded at a time.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.pass_context
-@_plain_errors
-def embed(context: click.Context, config: str, out: str | None, form: str, batch_size: int, overwrite: bool) -> None:
-    """Encode every caption of the recipe's data.source once, for training with --config.data.embeddings=OUT.
-
-    `exact` holds what the UNet attends, bit for bit; `compact` is several times smaller and an approximation. The same
-    command goes on with a cache that was interrupted.
-
-    \b
-    Example:  if-jax embed --config configs/if_I_L.py --config.data.source=data/mine --out data/mine-t5
-    """
-    from if_jax.checkpoints.release import read_text_encoder
-    from if_jax.config import to_recipe
-    from if_jax.data.embed import embed as write
-    from if_jax.data.sources import open_stored
-    from if_jax.parallel import mesh, rules
-
-    recipe = to_recipe(_read_recipe(config, context.args))
-    data = recipe.data
-    if not recipe.text_encoder_from:
-        raise ValueError("recipe key text_encoder_from is empty: only a frozen text encoder's states can be kept")
-    write(
-        open_stored(data.source, data.keep.at_least(data.size), exclude=data.exclude, settings=data.remote),
-        read_text_encoder(recipe.text_encoder_from, None),
-        out or "data/embeddings",
-        form=form,
-        preparation=recipe.data.preparation,
-        mesh=mesh.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor),
-        sharding_rules=rules.PRESETS[recipe.mesh.rules],
-        batch_size=batch_size,
-        overwrite=overwrite,
-        say=click.echo,
-    )
-
-
-def _read_recipe(path: str, overrides: list[str]) -> Any:
-    """A recipe file, or FILE:FORM, with `--config.KEY=VALUE` applied, through ml_collections' own flags."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    from if_jax.config import check_override
-
-    if not Path(path.partition(":")[0]).is_file():
-        raise FileNotFoundError(f"recipe {path!r} does not exist: give a file such as configs/demo_base.py")
-    for number, argument in enumerate(overrides):
-        if match := re.fullmatch(r"--?config\.([^=\s]+)(=(.*))?", argument, re.DOTALL):
-            following = overrides[number + 1] if number + 1 < len(overrides) else None
-            check_override(match[1], match[3] if match[2] else following)
-    values, arguments = flags.FlagValues(), ["if-jax", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        left_over = values(arguments)[1:]
-    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Of an error inside the file the flags library quotes the whole traceback; its last line says what is wrong.
-        message = str(error).strip().splitlines()[-1]
-        raise ValueError(f"recipe {path} cannot be read ({message}): correct it, or the --config.KEY=VALUE") from None
-    if left_over:
-        raise ValueError(f"unexpected argument {left_over[0]!r}: recipe keys are set with --config.KEY=VALUE")
-    return values.config
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run one training run as N real processes on this machine, and start it again when one of them ends badly.
+# Run `if-jax train` or `if-jax embed` as N real processes on this machine, and again when one of them ends badly.
 set -euo pipefail
 
 # shellcheck source=arguments.sh
@@ -7,17 +7,21 @@ source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 usage() {
   cat <<'TEXT'
-usage: launch/local.sh N -- TRAIN_ARGUMENTS
+usage: launch/local.sh N [train] -- TRAIN_ARGUMENTS
+       launch/local.sh N embed -- EMBED_ARGUMENTS
 
 Runs N processes of `python -m if_jax train TRAIN_ARGUMENTS`, one CPU device each unless JAX_PLATFORMS says otherwise.
-When one is lost the others are stopped and all start again from the newest checkpoint. A mistake in the recipe, the
-data or the command (exit code 1 or 2) is not tried again, and neither is a run that fails five times in a row before a
-minute is over. Before each further try it waits longer: IF_JAX_PAUSE (5) seconds, twice as long, and so on.
+When one is lost the others are stopped and all start again, from the newest checkpoint or with the shards that are not
+complete. A mistake in the recipe, the data or the command (exit code 1 or 2) is not tried again, and neither is a run
+that fails five times in a row before a minute is over. Before each further try it waits longer: IF_JAX_PAUSE (5)
+seconds, twice as long, and so on.
 
-Process 0 writes to the terminal, the others to launch-I.log in the folder of the run (--workdir).
+Process 0 writes to the terminal, the others to launch-I.log in the folder of the run (--workdir) or beside the cache
+(--out).
 
 example:
   launch/local.sh 2 -- --config configs/demo_base.py --workdir runs/two --config.mesh.fsdp=2 --config.mesh.rules=fsdp
+  launch/local.sh 2 embed -- --config configs/demo_sr.py --config.data.source=data/mine --out data/mine-t5
 TEXT
 }
 
@@ -31,19 +35,23 @@ main() {
   count=$1
   shift
   [[ $count =~ ^[1-9][0-9]*$ ]] || die "N is \"$count\": give a number of processes, 1 or more"
-  [[ ${1:-} == -- ]] || die "\"--\" is missing between N and the train arguments: launch/local.sh $count -- $*"
+  command=train
+  [[ ${1:-} != train && ${1:-} != embed ]] || { command=$1; shift; }
+  [[ ${1:-} == -- ]] || die "\"--\" is missing between N and the arguments of $command: launch/local.sh $count -- $*"
   shift
-  (($#)) || die "no train arguments: give at least --config and --workdir"
-  local workdir
-  workdir=$(value_of --workdir "$@")
-  [[ -n $workdir ]] || die "--workdir is missing: the folder of the run"
+  local option=--workdir folder
+  [[ $command == train ]] || option=--out
+  (($#)) || die "no $command arguments: give at least --config and $option"
+  folder=$(value_of "$option" "$@")
+  [[ -n $folder ]] || die "$option is missing: the folder of the $([[ $command == train ]] && echo run || echo cache)"
 
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   python=${PYTHON:-python}
   command -v "$python" >/dev/null \
     || die "$python not found: activate the environment if_jax is installed in, or set PYTHON"
-  logs=$workdir
-  [[ $workdir == *://* ]] && logs=.
+  logs=$folder
+  [[ $command == train ]] || logs=$(dirname "$folder")  # the cache itself comes whole
+  [[ $folder == *://* ]] && logs=.
   mkdir -p "$logs"
   export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-1}
   pids=()
@@ -76,9 +84,9 @@ start() {
   for ((i = 0; i < count; i++)); do
     local joined=(--coordinator "localhost:$port" --processes "$count" --process "$i")
     if ((i)); then
-      "$python" -m if_jax train "$@" "${joined[@]}" >>"$logs/launch-$i.log" 2>&1 &
+      "$python" -m if_jax "$command" "$@" "${joined[@]}" >>"$logs/launch-$i.log" 2>&1 &
     else
-      "$python" -m if_jax train "$@" "${joined[@]}" &
+      "$python" -m if_jax "$command" "$@" "${joined[@]}" &
     fi
     pids+=($!)
   done

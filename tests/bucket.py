@@ -43,6 +43,8 @@ class Bucket:
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.lock, self.count, self.refused = threading.Lock(), itertools.count(1), []
         self.requests: list[str] = []  # answered or not
+        self.location = "US"
+        self.billed = ""  # the project that a reader must name; "": none
         self.delay = 0.0  # seconds before each answer
         self.trouble: Callable[[str], int | float | None] = lambda request: None  # a status, or seconds of silence
 
@@ -78,6 +80,7 @@ class Bucket:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the receipt of its head
     bucket: Bucket
 
     def _answer(self, code: int, content: bytes | dict = b"", **headers: str) -> None:
@@ -106,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(trouble, {"error": {"code": trouble, "message": "in trouble"}})
         if re.match(rf"/storage/v1/b/(?!{NAME}(/|$))", path):
             return self._answer(404, {"error": {"code": 404, "message": "The specified bucket does not exist."}})
+        if self.bucket.billed and asked.get("userProject") != self.bucket.billed:
+            message = "Bucket is a requester pays bucket but no user project provided."
+            return self._answer(400, {"error": {"code": 400, "message": message}})
         with self.bucket.lock:
             for method, pattern, handle in _ROUTES:
                 match = re.fullmatch(pattern, path)
@@ -133,7 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
         return name not in self.bucket.objects
 
     def _about(self, asked: dict, body: bytes) -> None:
-        self._answer(200, {"kind": "storage#bucket", "name": NAME, "location": "US", "storageClass": "STANDARD"})
+        self._answer(
+            200, {"kind": "storage#bucket", "name": NAME, "location": self.bucket.location, "storageClass": "STANDARD"}
+        )
 
     def _list(self, asked: dict, body: bytes) -> None:
         self._answer(200, self.bucket.list(asked))
@@ -248,4 +256,24 @@ def serve():
         address = f"http://127.0.0.1:{server.server_port}"
         names = {"TENSORSTORE_GCS_HTTP_URL": address, "STORAGE_EMULATOR_HOST": address}
         yield bucket, names | {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        server.shutdown()
+
+
+@contextmanager
+def metadata_server(zone: str):
+    """Yields the HOST:PORT of what tells a machine of Google Cloud its zone."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path == "/computeMetadata/v1/instance/zone" and self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(f"projects/1/zones/{zone}".encode() if known else b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with _Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,3 +46,17 @@ def upload(far: bucket.Bucket, folder: Path, prefix: str) -> str:
         if path.is_file() and "index" not in path.name:
             far.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
     return f"gs://{bucket.NAME}/{prefix}"
+
+
+def silent(seconds: float, after: int) -> Callable[[str], float | None]:
+    """Trouble of a bucket: from its request `after` on nothing is answered for so long, then all is."""
+    count, since = itertools.count(), []
+
+    def trouble(request: str) -> float | None:
+        if next(count) < after:
+            return None
+        since.append(time.monotonic())
+        left = since[0] + seconds - time.monotonic()
+        return left if left > 0 else None
+
+    return trouble

@@ -6,6 +6,7 @@ import fcntl
 import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,9 +16,11 @@ from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
 
+import bucket
 import jax
 import pytest
 import record_stores
+import remote_sources
 import tiny
 import tiny_recipe
 from click.testing import CliRunner
@@ -29,7 +32,7 @@ from if_jax.cli import main
 from if_jax.config import Recipe, recipe_to_dict
 from if_jax.data import pipeline
 from if_jax.data.sources import open_stored
-from if_jax.doctor import fit, machine, processes
+from if_jax.doctor import data_access, fit, machine, processes
 from if_jax.models import presets
 from if_jax.parallel import rendezvous
 
@@ -348,3 +351,51 @@ def test_two_processes_whose_data_differ(place):
         assert "process 0 on" in bad[0]["told"] and "copy the same files" in bad[0]["remedy"]
         assert "2 × cpu" in out and "all processes see" in out
     assert not list(place.glob(".if_jax*"))
+
+
+@pytest.mark.parametrize(
+    ("region", "location", "parts", "same"),
+    [
+        ("us-east5", "US-EAST5", (), True),
+        ("us-east5", "US-EAST1", (), False),
+        ("us-east5", "US", (), True),
+        ("europe-west4", "US", (), False),
+        ("us-east1", "NAM4", (), True),
+        ("us-east5", "NAM4", (), False),
+        ("us-east5", "US", ("US-EAST5", "US-EAST1"), True),
+        ("us-west4", "US", ("US-EAST5", "US-EAST1"), False),
+        ("us-west4", "MARS7", (), None),
+    ],
+)
+def test_regions_of_buckets(region, location, parts, same):
+    assert data_access.compare_regions(region, location, parts) is same
+
+
+def test_data_in_a_bucket_are_read_before_it_costs_money(place, no_tracing, monkeypatch):
+    monkeypatch.setattr(data_access, "_SECONDS", 0.2)
+    tars = record_stores.write_tars(place / "tars", 20, 10)
+    with remote_sources.served(place) as far, bucket.metadata_server("us-east5-b") as host:
+        monkeypatch.setenv("GCE_METADATA_HOST", host)
+        source = f"--config.data.source={remote_sources.upload(far, tars, 'tars')}"
+        far.location = "US-EAST5"
+        code, rows = _doctor("--data-only", source)
+        assert code == 0 and list(rows) == ["data speed", "data region"]
+        speed, batch = re.fullmatch(
+            r"gs://bucket/tars: ([\d.,]+) MB/s on this host; its part of a batch is (\S+) MB, .* every \S+ s",
+            rows["data speed"]["told"],
+        ).groups()
+        sizes = [len(content) for name, (content, _) in far.objects.items() if name.endswith(".tar")]
+        assert float(speed) > 0 and float(batch) == pytest.approx(8 * sum(sizes) / 20 / 1e6, rel=0.3)
+        assert rows["data region"]["told"] == "gs://bucket is in US-EAST5, this machine in us-east5"
+        far.location = "EUROPE-WEST4"
+        code, rows = _doctor(source)
+        assert code == 0 and rows["data region"]["status"] == "warn" and "data speed" in rows
+        assert re.search(r"every pass over it is [\d.]+ MB of traffic between regions", rows["data region"]["told"])
+        assert "copy it to a bucket in us-east5" in rows["data region"]["remedy"]
+        far.trouble = lambda request: 403 if request == "GET /storage/v1/b/bucket" else None
+        _, rows = _doctor("--data-only", source)
+        assert rows["data region"]["told"].startswith("this account may not see where gs://bucket lies")
+        far.trouble = lambda request: 403
+        code, rows = _doctor("--data-only", source)
+        assert code == 1 and "Storage Object Viewer" in rows["data speed"]["remedy"]
+        assert _doctor("--data-only")[1]["data"]["told"] == "scenes: not in a bucket"

@@ -29,12 +29,13 @@ from blocks import Block, blocks, commands
 from click.testing import CliRunner
 from PIL import Image
 
-from if_jax import Cascade, cli
+from if_jax import Cascade
 from if_jax.checkpoints.lora import write_lora
 from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.weights import boxed_params
 from if_jax.cli import main
+from if_jax.cli_recipe import read_recipe
 from if_jax.config import to_recipe
 from if_jax.models.lora import init_factors
 
@@ -208,7 +209,7 @@ def check(words: list[str]) -> None:
     if words[0] == "if-jax":
         context = main.commands[words[1]].make_context(words[1], words[2:])  # raises for an unknown option
         if words[1] == "train":
-            to_recipe(cli._read_recipe(context.params["config"], context.args))
+            to_recipe(read_recipe(context.params["config"], context.args))
     elif words[0] == "mkdocs":
         assert words == ["mkdocs", "build", "--strict"] and (ROOT / "mkdocs.yml").is_file()
     elif words[0] == "pip":

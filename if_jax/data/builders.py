@@ -198,7 +198,7 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
             record = tf_example_pb2.Example.FromString(encoded)  # pyright: ignore[reportAttributeAccessIssue]
             yield record.SerializeToString(deterministic=True)
 
-    return write_shard(shard.path, records, lambda: facts)
+    return write_shard(shard.path, records, lambda file: facts)
 
 
 def _examples(shard: _Shard) -> Iterator[Row]:

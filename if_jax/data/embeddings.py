@@ -5,6 +5,9 @@ bit), its two byte planes apart so that the shard's compression finds the repeat
 only, as int8 with a scale each, and the mean of the padded ones, which cannot be rebuilt without the encoder: it is an
 approximation, several times smaller.
 
+A shard holds the captions of so many records, whatever the others hold: so shards are made by any number of processes,
+and reading one caption takes the table of its shard, not of all. The manifest comes last and makes a cache of them.
+
 A cache belongs to one encoder, one source and one way of preparing captions, and is refused beside any other.
 """
 
@@ -12,31 +15,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from if_jax.checkpoints.files import sha256_of
 from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import Preparation
-from if_jax.data.reading import as_path, in_flight, list_folder, read_chunks, read_file, retried
-from if_jax.data.remote import DataPath, RemotePath, RemoteSettings
-from if_jax.data.shards import PER_SHARD, RemoteShards, continue_or_clear, finish, write_shard
+from if_jax.data.reading import as_path, is_transient, list_folder, read_chunks, read_file, retried
+from if_jax.data.remote import DataPath, RemoteError, RemoteSettings
+from if_jax.data.shards import ShardReaders
 from if_jax.data.sources import Stored
-from if_jax.text.captions import prepare_captions
 
 FORMS = ("exact", "compact")
-NOTE = "if_jax.json"
-ROWS = "rows.npz"
-VERSION = 2  # 2: the source is known by its content
-
-Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> states (B, L, D) bfloat16, tokens (B,)
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+NOTE = "if_jax.json"  # the manifest, which is written last
+VERSION = 3  # 3: a shard holds the captions of so many records, and knows them
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_KEPT_TABLES = 1024  # of 12 kB each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +48,62 @@ class EmbeddingSpec:
     width: int
     source: str
     fingerprint: str  # of the source
-    captions: int  # the empty one included
+    records: int  # of the source
+    per_shard: int  # records whose captions one shard holds
     clean: bool
     preserve_case: bool
     batch_size: int
     version: int = VERSION
 
     @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return -(-self.records // self.per_shard)
+
+    @property
     def raw_bytes(self) -> int:
-        """Size before compression."""
+        """Size of one caption before compression."""
         if self.form == "exact":
-            return self.captions * self.length * self.width * 2
-        return self.captions * (self.length // 4) * self.width  # about a quarter of the positions are tokens
+            return self.length * self.width * 2
+        return self.length // 4 * self.width  # about a quarter of the positions are tokens
+
+    def shard_name(self, shard: int) -> str:
+        """The file of a shard."""
+        return f"states-{shard:05d}-of-{self.shards:05d}.array_record"
+
+    def span(self, shard: int) -> range:
+        """Numbers of the records whose captions a shard holds."""
+        return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.records))
+
+
+class Table(NamedTuple):
+    """What a shard's last record says of the others: row 0 is the empty caption, then come those of each record."""
+
+    ends: np.ndarray  # (R + 1,) int64, rows before the captions of record r, and of the one behind the last
+    hashes: np.ndarray  # (rows,) uint64, of `hash_caption`
+
+    @classmethod
+    def of(cls, counts: Sequence[int], captions: Sequence[int]) -> Table:
+        """The table of R records.
+
+        Args:
+          counts: (R,) captions of each.
+          captions: hashes of all captions, the empty one first.
+        """
+        ends = 1 + np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
+        return cls(ends, np.asarray(captions, np.uint64))
+
+    def pack(self) -> bytes:
+        """As a record."""
+        counts = np.diff(self.ends).astype("<u4")
+        return len(counts).to_bytes(4, "little") + counts.tobytes() + self.hashes.astype("<u8").tobytes()
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Table:
+        """From a record."""
+        count = int.from_bytes(record[:4], "little")
+        counts = np.frombuffer(record, "<u4", count, 4)
+        return cls.of(counts.tolist(), np.frombuffer(record, "<u8", -1, 4 + 4 * count).tolist())
 
 
 class Embeddings:
@@ -70,15 +113,24 @@ class Embeddings:
         self.folder = as_path(expand_home(folder), settings) if isinstance(folder, str) else folder
         self.note = _read_note(self.folder)
         self.spec = EmbeddingSpec(**self.note["plan"])
-        with np.load(io.BytesIO(read_file(self.folder / ROWS))) as rows:
-            self._first, self._hashes = rows["first"], rows["hashes"]
-        self._open()
+        names = [self.spec.shard_name(shard) for shard in range(self.spec.shards)]
+        missing = sorted({*names}.difference(entry.name for entry in list_folder(self.folder)))
+        if missing:
+            raise FileNotFoundError(f"{self.folder / missing[0]} is missing: run `if-jax embed` again")
+        self._readers = ShardReaders([self.folder / name for name in names])
+        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> DataPath:
         return self.folder
 
     def __setstate__(self, folder: DataPath) -> None:
         self.__init__(folder)
+
+    @property
+    def captions(self) -> int:
+        """How many captions there are, the empty one not counted."""
+        return self.note["captions"]
 
     def check(self, stored: Stored, preparation: Preparation, encoder: str = "") -> None:
         """Refuse a cache of another encoder, another source or other preparation.
@@ -119,10 +171,14 @@ class Embeddings:
         Raises:
           ValueError: the caption is not the one that was encoded.
         """
-        row = int(self._first[number]) + choice if caption else 0
-        if self._hashes[row] != _hash(caption):
+        shard, row = divmod(number, self.spec.per_shard)
+        table, place = self._table(shard), 0
+        if caption:
+            first, end = table.ends[row : row + 2]
+            place = int(first) + choice if first + choice < end else -1
+        if place < 0 or table.hashes[place] != hash_caption(caption):
             raise ValueError(f"{str(self.folder)!r}: record {number} has another caption now; run `if-jax embed` again")
-        return unpack(retried(lambda: self._records[row], self.folder), self.spec)
+        return unpack(self._read(shard, place), self.spec)
 
     def fingerprint(self) -> str:
         """A hash of the shards' checksums, wherever the cache lies."""
@@ -137,124 +193,27 @@ class Embeddings:
             if digest.hexdigest() != expected:
                 raise ValueError(f"{self.folder / name} is damaged: run `if-jax embed` again")
 
-    def _open(self) -> None:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
+    def _table(self, shard: int) -> Table:
+        with self._lock:
+            table = self._tables.get(shard)
+        if table is None:
+            table = Table.unpack(self._read(shard, -1))
+            with self._lock:
+                self._tables[shard] = table
+                if len(self._tables) > _KEPT_TABLES:
+                    self._tables.popitem(last=False)
+        return table
 
-        if isinstance(self.folder, RemotePath):
-            list_folder(self.folder)  # one request, not one for each shard
-        missing = [name for name in self.note["sha256"] if not (self.folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{self.folder / missing[0]} is missing: run `if-jax embed` again")
-        paths = [self.folder / name for name in sorted(self.note["sha256"])]
-        if isinstance(self.folder, RemotePath):
-            left = range(self.spec.captions, 0, -PER_SHARD)
-            self._records = RemoteShards(paths, [min(PER_SHARD, count) for count in left])  # pyright: ignore
-        else:
-            self._records = ArrayRecordDataSource([str(path) for path in paths])
-
-
-def read_captions(stored: Stored, preparation: Preparation) -> list[list[str]]:
-    """The captions of every record as they go into the encoder."""
-    clean, preserve_case = preparation.clean, preparation.preserve_case
-    records = in_flight(stored.__getitem__, range(len(stored)), stored.remote)
-    return [prepare_captions(record.captions, clean, preserve_case) for record in records]
-
-
-def make_spec(
-    stored: Stored,
-    captions: Sequence[Sequence[str]],
-    preparation: Preparation,
-    *,
-    form: str,
-    encoder: str,
-    length: int,
-    width: int,
-    batch_size: int,
-) -> EmbeddingSpec:
-    """What a cache of all captions of a source will be.
-
-    Args:
-      stored: the source.
-      captions: of every record, as `read_captions` gives them.
-      preparation: how they were prepared.
-      form: one of `FORMS`.
-      encoder: the text encoder's hash.
-      length: positions L of the text states.
-      width: features D of the text states.
-      batch_size: captions encoded at a time.
-
-    Raises:
-      ValueError: no such form.
-    """
-    if form not in FORMS:
-        raise ValueError(f"form {form!r} is unknown: choose {' or '.join(FORMS)}")
-    return EmbeddingSpec(
-        form=form,
-        encoder=encoder,
-        length=length,
-        width=width,
-        source=stored.name,
-        fingerprint=stored.fingerprint(),
-        captions=1 + sum(map(len, captions)),
-        clean=preparation.clean,
-        preserve_case=preparation.preserve_case,
-        batch_size=batch_size,
-    )
-
-
-def write_embeddings(
-    captions: Sequence[Sequence[str]],
-    spec: EmbeddingSpec,
-    encode: Encode,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    progress: Callable[[int], Any] = lambda count: None,
-) -> dict[str, Any]:
-    """Encode every caption of a source and write the cache; the same call goes on after an interruption.
-
-    Args:
-      captions: of every record, as `read_captions` gives them.
-      spec: of `make_spec`.
-      encode: text states of `spec.batch_size` prepared captions, the same bits whatever stands beside a caption.
-      out: the folder to write.
-      overwrite: replace an earlier cache at `out`.
-      progress: called with the number of captions done since the last call.
-
-    Returns:
-      The cache's note: spec, bytes per caption, sha256 of every shard.
-
-    Raises:
-      FileExistsError: `out` exists and is not to be replaced, or is no cache.
-    """
-    out = Path(expand_home(str(out)))
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{str(out)!r} exists: choose another --out, or replace it with --overwrite")
-    if out.exists() and not (out / ROWS).is_file():
-        raise FileExistsError(f"{str(out)!r} is no cache of embeddings and is kept: choose another --out")
-    partial = out.parent / f".{out.name}.partial"
-    continue_or_clear(partial, dataclasses.asdict(spec))
-    every = ["", *(caption for some in captions for caption in some)]
-    shards = -(-spec.captions // PER_SHARD)
-    notes = {}
-    for number in range(shards):
-        rows = every[number * PER_SHARD : (number + 1) * PER_SHARD]
-        path = partial / f"states-{number:05d}-of-{shards:05d}.array_record"
-        notes[path.name] = write_shard(path, lambda rows=rows: _encoded(rows, spec, encode), lambda: {})
-        progress(len(rows))
-    counts = np.array([len(some) for some in captions], np.int64)
-    hashes = np.array([_hash(caption) for caption in every], np.uint64)
-    np.savez(partial / ROWS, first=1 + np.cumsum(counts) - counts, hashes=hashes)
-    sizes = {name: (partial / name).stat().st_size for name in notes}
-    note = {
-        "kind": "embeddings",
-        "plan": dataclasses.asdict(spec),
-        "bytes_per_caption": sum(sizes.values()) / spec.captions,
-        "sha256": {name: sha256_of(partial / name) for name in notes},
-    }
-    (partial / NOTE).write_text(json.dumps(note, indent=1))
-    finish(partial, out)
-    return note
+    def _read(self, shard: int, row: int) -> bytes:
+        try:
+            return retried(lambda: self._readers.read(shard, row), self.folder)
+        except (RemoteError, FileNotFoundError):
+            raise
+        except Exception as error:  # whatever the reader stumbles over in damaged bytes
+            if is_transient(error):
+                raise
+            path = self.folder / self.spec.shard_name(shard)
+            raise ValueError(f"{path} is damaged or cut off: put it back, or run `if-jax embed` again") from None
 
 
 def pack(states: np.ndarray, tokens: int, spec: EmbeddingSpec) -> bytes:
@@ -281,32 +240,27 @@ def unpack(record: bytes, spec: EmbeddingSpec) -> np.ndarray:
     if spec.form == "exact":
         half = spec.length * spec.width
         planes = np.frombuffer(record, np.uint8).reshape(2, half)
-        return np.stack([planes[1], planes[0]], axis=1).view(_BFLOAT16).reshape(spec.length, spec.width)
+        return np.stack([planes[1], planes[0]], axis=1).view(BFLOAT16).reshape(spec.length, spec.width)
     tokens = record[0]
     rows = tokens + (tokens < spec.length)
     scale = np.frombuffer(record, np.float32, rows, 1)
     steps = np.frombuffer(record, np.int8, rows * spec.width, 1 + 4 * rows).reshape(rows, spec.width)
     states = steps * scale[:, None]  # (tokens + 1, D); the last row stands for all padding
-    return states[np.minimum(np.arange(spec.length), rows - 1)].astype(_BFLOAT16)
+    return states[np.minimum(np.arange(spec.length), rows - 1)].astype(BFLOAT16)
 
 
-def _encoded(captions: Sequence[str], spec: EmbeddingSpec, encode: Encode) -> Iterator[bytes]:
-    for start in range(0, len(captions), spec.batch_size):
-        some = list(captions[start : start + spec.batch_size])
-        states, tokens = encode(some + [""] * (spec.batch_size - len(some)))  # one shape, one compilation
-        for row in range(len(some)):
-            yield pack(states[row], int(tokens[row]), spec)
-
-
-def _hash(caption: str) -> int:
+def hash_caption(caption: str) -> int:
+    """64 bits that stand for a prepared caption."""
     return int.from_bytes(hashlib.blake2b(caption.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def _read_note(folder: DataPath) -> dict[str, Any]:
     path = folder / NOTE
-    if not path.is_file() or not (folder / ROWS).is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no cache of embeddings: make one with `if-jax embed`")
     note = json.loads(read_file(path))
+    if note.get("kind") != "embeddings":
+        raise FileNotFoundError(f"{str(folder)!r} is a data set, no cache of embeddings: make one with `if-jax embed`")
     if note["plan"].get("version") != VERSION:
         raise ValueError(f"{str(folder)!r} is a cache of another version: run `if-jax embed` again")
     return note

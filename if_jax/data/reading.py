@@ -7,9 +7,11 @@ What stays wrong (no such file, no permission, a link to itself) is the data's o
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,7 @@ Result = TypeVar("Result")
 
 PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth try
 IN_FLIGHT = 32  # requests to a bucket at a time, of one reader
+_THREAD = threading.local()  # .reads: whether this is a thread of `in_flight`
 _CHUNK = 2**23  # bytes of one request where a whole object is read
 _LASTING = frozenset(
     (
@@ -131,7 +134,10 @@ def in_flight(function: Callable[[Item], Result], items: Iterable[Item], remote:
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(IN_FLIGHT)
+    # Threads that are kept take half the processor's time of new ones. What such a thread calls has threads of its own:
+    # those that are kept may all wait for it.
+    nested = getattr(_THREAD, "reads", False)
+    pool = _new_pool() if nested else _kept_pool(os.getpid())
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -140,16 +146,30 @@ def in_flight(function: Callable[[Item], Result], items: Iterable[Item], remote:
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        if nested:
+            pool.shutdown(wait=False)
+
+
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(IN_FLIGHT, initializer=lambda: setattr(_THREAD, "reads", True))
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_pool(process: int) -> ThreadPoolExecutor:
+    """Of this process: threads are not inherited."""
+    return _new_pool()
 
 
 def read_chunks(path: DataPath) -> Iterator[bytes]:
     """A whole file in order, in parts of 8 MB that are read side by side.
 
     Raises:
-      RemoteError: it is shorter than its status says.
+      RemoteError: it is shorter than its status says, or was written again meanwhile.
     """
-    size = retried(path.stat, path).st_size
+    before = retried(path.stat, path)
+    size = before.st_size
     starts = range(0, size, _CHUNK)
     lengths = [min(_CHUNK, size - start) for start in starts]
     parts = in_flight(lambda part: read_ranges(path, [part])[0], zip(starts, lengths, strict=True), True)
@@ -157,6 +177,8 @@ def read_chunks(path: DataPath) -> Iterator[bytes]:
         if len(content) < length:
             raise RemoteError(f"{path} is shorter than the {size} bytes it is listed with: copy it there again")
         yield content
+    if isinstance(path, RemotePath) and path.stat_now() != before:
+        raise RemoteError(f"{path} was written again while it was read: wait until that is done, then start again")
 
 
 @contextmanager

@@ -21,19 +21,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from absl import logging as absl_logging
 
+from if_jax.data.remote_errors import RemoteError, http_status, missing, translate
+
 Response = TypeVar("Response")
 
 PAUSES = (1.0, 4.0, 15.0, 60.0, 120.0)  # seconds between tries; gcsfs and s3fs make several by themselves in each
 SILENCE = 60.0  # seconds without a byte after which a request is given up, and made again
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]+://")
 _GAP = 2**16  # bytes between two ranges below which one request is quicker than two
-_PASSING = frozenset((408, 429, *range(500, 505)))  # statuses of HTTP
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 _VERSIONS = ("md5Hash", "crc32c", "ETag", "etag", "generation", "mtime", "LastModified", "created")
-
-
-class RemoteError(ValueError):
-    """What is wrong with a bucket, or with reading from it, and will not pass: never a property of its records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +126,12 @@ class RemotePath:
         listing = _LISTINGS.get(self.parent.address)
         if listing is not None:
             if self.name not in listing:
-                raise FileNotFoundError(_missing(self))
+                raise FileNotFoundError(missing(self.address))
             return listing[self.name].status
+        return self.stat_now()
+
+    def stat_now(self) -> RemoteStatus:
+        """Size and version, asked anew."""
         return _call(self, lambda files: _status(files.info(self.address)))
 
     def exists(self) -> bool:
@@ -171,7 +172,7 @@ class RemotePath:
             try:
                 return files.cat_file(self.address, start=offset, end=offset + length)
             except Exception as error:
-                if _http_status(error) == 416:  # it begins behind the object's end
+                if http_status(error) == 416:  # it begins behind the object's end
                     return b""
                 raise
 
@@ -198,7 +199,15 @@ class RemotePath:
 
     def write_bytes(self, content: bytes) -> None:
         """Puts an object, whole or not at all."""
-        _call(self, lambda files: files.pipe_file(self.address, content))
+        _call(self, lambda files: files.pipe_file(self.address, content), writes=True)
+
+    def upload(self, file: Path) -> None:
+        """Puts a file of this disk as an object, whole or not at all."""
+        _call(self, lambda files: files.put_file(str(file), self.address), writes=True)
+
+    def unlink(self) -> None:
+        """Removes an object."""
+        _call(self, lambda files: files.rm_file(self.address), writes=True)
 
 
 DataPath = Path | RemotePath
@@ -246,7 +255,7 @@ def open_filesystem(scheme: str, requester_pays: str) -> Any:
     return fsspec.filesystem(scheme, **options)
 
 
-def _call(path: RemotePath, request: Callable[[Any], Response]) -> Response:
+def _call(path: RemotePath, request: Callable[[Any], Response], *, writes: bool = False) -> Response:
     """What a request to a file system returns, tried again after errors that may pass."""
     scheme = path.address.partition("://")[0]
     try:
@@ -258,15 +267,15 @@ def _call(path: RemotePath, request: Callable[[Any], Response]) -> Response:
         raise RemoteError(f"{path}: {scheme}:// needs {package}, which is not installed: pip install {extra}") from None
     except Exception as error:
         if "Protocol not known" not in str(error):
-            raise _translated(path, error) from None
+            raise translate(path.address, error, SILENCE, writes) from None
         raise RemoteError(f"{path}: nothing known opens {scheme}://: use gs:// or s3://, or a folder") from None
     for pause in (*PAUSES, None):
         try:
             return request(files)
         except FileNotFoundError:
-            raise FileNotFoundError(_missing(path)) from None
+            raise FileNotFoundError(missing(path.address)) from None
         except Exception as error:  # as different as the libraries of object stores are
-            known = _translated(path, error)
+            known = translate(path.address, error, SILENCE, writes)
         if not isinstance(known, OSError):
             raise known
         if pause is None:
@@ -279,70 +288,13 @@ def _call(path: RemotePath, request: Callable[[Any], Response]) -> Response:
     raise AssertionError  # the last try returns or raises
 
 
-def _translated(path: RemotePath, error: Exception) -> Exception:
-    """What an error of a library means: `RemoteError` where it stays, `OSError` with a number where it may pass."""
-    words, kinds = " ".join(str(error).split()), {kind.__name__ for kind in type(error).__mro__}
-    status = _http_status(error)
-    if status in _PASSING:
-        return OSError(errno.EIO, f"status {status}", str(path))
-    if status == 403 or isinstance(error, PermissionError) or words.startswith("Forbidden"):
-        return RemoteError(_forbidden(path))
-    if status == 401 or kinds & {
-        "RefreshError",
-        "DefaultCredentialsError",
-        "NoCredentialsError",
-        "TokenRetrievalError",
-    }:
-        return RemoteError(_no_login(path))
-    if "requester pays" in words.lower():
-        return RemoteError(
-            f"{path}: the bucket's reader pays: name the project that is billed, --config.data.remote.requester_pays="
-        )
-    if kinds & {"TimeoutError", "FSTimeoutError", "ReadTimeout"}:
-        return OSError(errno.EIO, f"no answer for {SILENCE:g} s", str(path))
-    if kinds & {"ClientError", "RequestException", "TransportError", "OSError"} and status is None:
-        return OSError(errno.EIO, words[:200] or type(error).__name__, str(path))
-    return RemoteError(f"{path} cannot be read: {words[:300] or type(error).__name__}")
-
-
-def _http_status(error: Exception) -> int | None:
-    """The status of HTTP in an error of gcsfs, aiohttp or botocore."""
-    status = getattr(error, "code", None) or getattr(error, "status", None)
-    if status is None and isinstance(response := getattr(error, "response", None), dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return int(str(status)) if str(status).isdigit() else None
-
-
-def _missing(path: RemotePath) -> str:
-    return f"{path} does not exist: check the bucket's name, and what lies in it"
-
-
-def _forbidden(path: RemotePath) -> str:
-    bucket = "/".join(path.address.split("/")[:3])
-    if path.address.startswith("gs://"):
-        return (
-            f"{path}: this account may not read it (403): give it the role Storage Object Viewer by `gcloud "
-            f"storage buckets add-iam-policy-binding {bucket} --member=serviceAccount:ACCOUNT "
-            "--role=roles/storage.objectViewer`"
-        )
-    return f"{path}: this account may not read it (403): let it list {bucket} and get its objects"
-
-
-def _no_login(path: RemotePath) -> str:
-    remedy = "log in, or set the credentials of this machine"
-    if path.address.startswith("gs://"):
-        remedy = (
-            "`gcloud auth application-default login`, or start the VM with a service account and the scope storage-ro"
-        )
-    return f"{path}: nobody is logged in here, or the login has expired (401): {remedy}"
-
-
 def _name(details: dict[str, Any]) -> str:
     return details["name"].rstrip("/").rpartition("/")[2]
 
 
 def _status(details: dict[str, Any]) -> RemoteStatus:
-    version = next((str(details[name]) for name in _VERSIONS if details.get(name)), "")
+    version: Any = next((details[name] for name in _VERSIONS if details.get(name)), "")
+    version = str(version.timestamp() if hasattr(version, "timestamp") else version)  # listings and statuses differ
     return RemoteStatus(
         int(details.get("size") or 0), version, stat.S_IFDIR if details["type"] == "directory" else stat.S_IFREG
     )

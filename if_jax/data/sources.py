@@ -29,6 +29,7 @@ from if_jax.data.index import Filter, Index, Record, RecordStore, index_store, l
 from if_jax.data.preprocessing import UnusableRecord, read_picture
 from if_jax.data.reading import in_flight
 from if_jax.data.remote import RemotePath, RemoteSettings, forget_listings
+from if_jax.data.tars import Tar
 
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
 
@@ -62,6 +63,17 @@ class Stored:
             return store.read(key, place)
         except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        """Captions of record `number`, of tars without its picture; ValueError where they cannot be read any more.
+
+        They are not held against the index: whoever keeps what comes of them compares when it is used.
+        """
+        at, row = self.rows[number]
+        store = self.stores[at]
+        if isinstance(store, Tar):
+            return store.captions(self.indexes[at].key(row), self.indexes[at].places[row])
+        return self[number].captions
 
     def decode(self, number: int) -> tuple[Record, Image.Image]:
         """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more."""

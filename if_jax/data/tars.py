@@ -52,6 +52,18 @@ class Tar(SingleFile):
             raise ValueError(f"{self.name}: sample {key} cannot be read any more ({record})")
         return record
 
+    def captions(self, key: str, place: Place) -> tuple[str, ...]:
+        """The captions of the sample at `place` alone; ValueError where they cannot be read any more."""
+        text, metadata = ((int(place[i]), max(0, int(place[i + 1]))) for i in (2, 4))
+        own = place[3] >= 0
+        (content,) = read_ranges(self.path, [text if own else metadata])
+        try:
+            if len(content) < (text if own else metadata)[1]:
+                raise UnusableRecord(_ENDED)
+            return (_caption(content, {}) if own else _caption(None, _parse(content)),)
+        except UnusableRecord as flaw:
+            raise ValueError(f"{self.name}: sample {key} cannot be read any more ({flaw})") from None
+
 
 def _try(path: DataPath, key: str, place: Place) -> Record | UnusableRecord:
     if place[1] < 0:

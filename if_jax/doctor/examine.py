@@ -28,6 +28,7 @@ def examine(
     processes: int | None = None,
     process: int | None = None,
     wait: int = 60,
+    data_only: bool = False,
 ) -> Iterator[Finding]:
     """Yields the findings as they are made.
 
@@ -38,7 +39,11 @@ def examine(
       processes: likewise.
       process: likewise.
       wait: seconds for other processes, and for devices.
+      data_only: look at what the recipe reads from buckets, and at nothing else: no device is touched.
     """
+    if data_only:
+        yield from _check_data_alone(read_recipe, (coordinator, processes, process), wait)
+        return
     yield (versions := machine.versions())
     if versions.status == "fail":
         return  # importing jax may fail, and nothing it says could be trusted
@@ -86,6 +91,22 @@ def disconnect(code: int) -> None:
         os._exit(code)
 
 
+def _check_data_alone(
+    read_recipe: Callable[[], Mapping[str, Any]] | None, options: tuple[str | None, int | None, int | None], wait: int
+) -> Iterator[Finding]:
+    from if_jax.config import to_recipe
+    from if_jax.doctor.data_access import remote_data
+    from if_jax.parallel.rendezvous import resolve_address
+
+    finding, recipe = attempt("recipe", "correct the recipe", lambda: ("", to_recipe((read_recipe or dict)())))
+    if recipe is None:
+        yield finding
+        return
+    _, address = attempt("coordinator", "", lambda: ("", resolve_address(*options, wait)))
+    findings = list(remote_data(recipe, address.processes if address else 1))
+    yield from findings or [Finding("data", "pass", f"{recipe.data.source}: not in a bucket")]
+
+
 def _join(finding: Finding, options: tuple[str | None, int | None, int | None], wait: int) -> tuple[Finding, bool]:
     from if_jax.parallel import hosts
 
@@ -106,7 +127,7 @@ def _check_run(
             yield storage.same_run(workdir, recipe)
     text, checkpoint = None, 0
     if recipe:
-        text = yield from _check_inputs(recipe)
+        text = yield from _check_inputs(recipe, address.processes if address else 1)
         checkpoint = yield from _check_fit(recipe, text, devices, address.processes if address else 1)
     if workdir:
         yield storage.disk_space(workdir, recipe if checkpoint else None, checkpoint)
@@ -117,9 +138,10 @@ def _check_run(
             yield processes.shared_folder(workdir, address.process, wait)
 
 
-def _check_inputs(recipe: Recipe) -> Generator[Finding, None, FrozenText | None]:
+def _check_inputs(recipe: Recipe, count: int) -> Generator[Finding, None, FrozenText | None]:
     """The findings; returns the frozen text encoder, None where there is none."""
     from if_jax.doctor import input_checks
+    from if_jax.doctor.data_access import remote_data
 
     text = None
     if recipe.text_encoder_from:
@@ -127,7 +149,9 @@ def _check_inputs(recipe: Recipe) -> Generator[Finding, None, FrozenText | None]
         yield finding
     if recipe.init_from:
         yield input_checks.initial_weights(recipe)
-    yield input_checks.data_source("data", recipe.data.source, recipe, recipe.data.workers)
+    yield (source := input_checks.data_source("data", recipe.data.source, recipe, recipe.data.workers))
+    if source.status != "fail":
+        yield from remote_data(recipe, count)
     if recipe.validation.every:
         yield input_checks.data_source("validation data", recipe.validation.source, recipe)
     if recipe.data.embeddings:

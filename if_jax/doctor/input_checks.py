@@ -92,7 +92,7 @@ def text_states(recipe: Recipe, text: FrozenText | None) -> Finding:
         if all(load_index(store) for store in find_record_stores(data.source, data.remote)):
             stored = open_stored(data.source, data.keep.at_least(data.size), exclude=data.exclude, settings=data.remote)
             cache.check(stored, data.preparation, text.sha256 if text else "")
-        return f"{data.embeddings}, {cache.spec.captions} captions", None
+        return f"{data.embeddings}, {cache.captions} captions", None
 
     return attempt("text states", "run `if-jax embed` again", read)[0]
 

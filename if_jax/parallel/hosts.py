@@ -137,19 +137,22 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def require_same_facts(facts: Mapping[str, Any], seconds: int = 300, topic: str = "preflight") -> None:
+def require_same_facts(
+    facts: Mapping[str, Any], seconds: int = 300, topic: str = "preflight", *, while_alive: bool = False
+) -> None:
     """Compares what the processes of a run, of which there are several, are about to train.
 
     Args:
       facts: of this process, JSON values.
       seconds: how long to wait for the others.
       topic: what they are about; each is compared once.
+      while_alive: as for `exchange`.
 
     Raises:
       ValueError: naming the process and host that differs, and in what.
       rendezvous.ProcessMissing: as `exchange`.
     """
-    first, *others = exchange(topic, {"host": socket.gethostname(), **facts}, seconds)
+    first, *others = exchange(topic, {"host": socket.gethostname(), **facts}, seconds, while_alive=while_alive)
     for index, other in enumerate(others, start=1):
         if differing := [name for name in facts if other.get(name) != first.get(name)]:
             pairs = "; ".join(f"{name} {other.get(name)!r}, not {first.get(name)!r}" for name in differing)

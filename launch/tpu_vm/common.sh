@@ -7,7 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 # shellcheck source=../arguments.sh
 source "$root/launch/arguments.sh"
-known='NAME|TYPE|ZONE|PROJECT|TIER|TRAIN|RUNTIME|REPO|REV|CREATE_FLAGS|SSH_FLAGS|PRICE|POLL_SECONDS'
+known='NAME|TYPE|ZONE|PROJECT|TIER|TRAIN|EMBED|RUNTIME|REPO|REV|CREATE_FLAGS|SSH_FLAGS|PRICE|POLL_SECONDS'
 
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*" >&2; }
 
@@ -48,7 +48,7 @@ read_settings() {
   problem=$(bash -n "$settings" 2>&1) || die "settings are not bash: ${problem%%$'\n'*}"
   problem=$(sed -n 's/^ *\([A-Za-z_][A-Za-z_0-9]*\)=.*/\1/p' "$settings" | grep -vxE "$known" || true)
   [[ -z $problem ]] || die "unknown setting ${problem%%$'\n'*} in $settings: there are ${known//|/, }"
-  NAME='' TYPE='' ZONE='' PROJECT='' TIER=spot TRAIN=() RUNTIME='' REPO='' REV='' CREATE_FLAGS=() SSH_FLAGS=()
+  NAME='' TYPE='' ZONE='' PROJECT='' TIER=spot TRAIN=() EMBED=() RUNTIME='' REPO='' REV='' CREATE_FLAGS=() SSH_FLAGS=()
   PRICE='' POLL_SECONDS=30
   # shellcheck source=settings.example.sh
   source "$settings" || die "settings failed: $settings"
@@ -202,6 +202,13 @@ without() {
 
 # What workers complained about, with "; " between them.
 complaints() { sed -n 's/^\(worker [0-9]*: error: .*\)/\1/p' <<<"$1" | paste -sd ';' - | sed 's/;/; /g'; }
+
+# What workers complained about in $1, else what gcloud did.
+why() {
+  local said
+  said=$(complaints "$1")
+  printf '%s' "${said:-$(reason)}"
+}
 
 # All the scripts that talk to workers need a slice that is READY.
 need_ready() {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Start `if-jax train` with the TRAIN arguments of the settings on all workers, detached.
 #
-# usage: launch/tpu_vm/run.sh [--settings FILE] [--dry-run]
+# usage: launch/tpu_vm/run.sh [--embed] [--settings FILE] [--dry-run]
 #
+# With --embed it starts `if-jax embed` with the EMBED arguments instead, which divides its work over the workers.
 # A lost connection does not end the run. Each worker keeps its log in ~/if_jax-run/log. The same call resumes a run that
 # has ended: from the newest checkpoint in --workdir. Starts on all workers or on none.
 
@@ -11,12 +12,21 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 main() {
   begin "$@"
-  no_more_arguments ${rest[@]+"${rest[@]}"}
-  check_train ${TRAIN[@]+"${TRAIN[@]}"}
+  local -a words=()
+  if [[ ${rest[0]:-} == --embed ]]; then
+    rest=(${rest[@]+"${rest[@]:1}"})
+    no_more_arguments ${rest[@]+"${rest[@]}"}
+    check_words EMBED --out ${EMBED[@]+"${EMBED[@]}"}
+    words=(embed "${EMBED[@]}")
+  else
+    no_more_arguments ${rest[@]+"${rest[@]}"}
+    check_words TRAIN --workdir ${TRAIN[@]+"${TRAIN[@]}"}
+    words=("${TRAIN[@]}")
+  fi
   need_ready
   check_workers
   local answer bad
-  answer=$(on_workers all 'worker 0: started, process 1' start "${TRAIN[@]}") || true
+  answer=$(on_workers all 'worker 0: started, process 1' start "${words[@]}") || true
   bad=$(without 'started, ' "$answer")
   if [[ -n $bad ]]; then
     on_workers all '' end 20 >/dev/null || true
@@ -26,15 +36,16 @@ main() {
   costs
 }
 
-# A run on many hosts needs a recipe they all have and a folder they all see.
-check_train() {
-  local config workdir
+# Many hosts need a recipe they all have and a folder they all see. $1 is the setting, $2 the option that names the folder.
+check_words() {
+  local setting=$1 option=$2 config folder
+  shift 2
   config=$(value_of --config "$@")
-  workdir=$(value_of --workdir "$@")
-  [[ -n $config ]] || die "--config is missing in TRAIN of $settings: which recipe?"
-  [[ -f $root/${config%%:*} ]] || die "TRAIN has --config $config: not in this checkout, so not on the workers"
-  [[ $workdir == gs://* ]] || die "TRAIN has --workdir \"$workdir\": all workers must see it, give a gs:// path"
-  [[ $workdir != gs://BUCKET/* ]] || die "TRAIN has --workdir $workdir: put the name of your bucket there"
+  folder=$(value_of "$option" "$@")
+  [[ -n $config ]] || die "--config is missing in $setting of $settings: which recipe?"
+  [[ -f $root/${config%%:*} ]] || die "$setting has --config $config: not in this checkout, so not on the workers"
+  [[ $folder == gs://* ]] || die "$setting has $option \"$folder\": all workers must see it, give a gs:// path"
+  [[ $folder != gs://BUCKET/* ]] || die "$setting has $option $folder: put the name of your bucket there"
 }
 
 check_workers() {
@@ -48,12 +59,6 @@ check_workers() {
   [[ -z $bad ]] || fail "worker(s) $bad of $count are not set up, nothing was started: $(how setup)"
   bad=$(sed -n 's/^worker [0-9]*: ready at //p' <<<"$answer" | sort -u | paste -sd ' ' -)
   [[ $bad != *' '* ]] || fail "the workers have different commits ($bad), nothing was started: $(how setup)"
-}
-
-why() {
-  local said
-  said=$(complaints "$1")
-  printf '%s' "${said:-$(reason)}"
 }
 
 main "$@"

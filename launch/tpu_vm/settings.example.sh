@@ -9,6 +9,7 @@ TIER=spot             # spot (cheap, taken away at any time: use watch.sh), on-d
 TRAIN=(--config configs/demo_base.py --workdir gs://BUCKET/runs/base)  # what `if-jax train` gets
 
 # All of these may stay.
+EMBED=()              # what `if-jax embed` gets from run.sh --embed: (--config … --out gs://BUCKET/states)
 RUNTIME=''            # image of the VMs; '' is the usual one of TYPE
 REPO=''               # where the workers clone from; '' is origin of this checkout, as https
 REV=''                # the commit they check out; '' is HEAD of this checkout

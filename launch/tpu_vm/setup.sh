@@ -5,6 +5,9 @@
 #
 # Every worker clones REPO into ~/if_jax, checks out REV (or --rev) and installs it with the tpu extra in ~/if_jax-venv.
 # May be called again at any time; a checkout or an environment that is there is brought up to date.
+#
+# Then each worker reads a sample of what TRAIN trains on, where that lies in a bucket: whether it may, in which region the
+# bucket is, and how many MB/s come.
 
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -29,11 +32,21 @@ main() {
     --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=20 ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"}) || true
   bad=$(without 'ready at ' "$answer")
   if [[ -n $bad ]]; then
-    local why
-    why=$(complaints "$answer")
-    fail "setup failed on worker(s) $bad of $count: ${why:-$(reason)}; mend it and call $(how setup) again"
+    fail "setup failed on worker(s) $bad of $count: $(why "$answer"); mend it and call $(how setup) again"
   fi
-  say "all $count worker(s) are at ${rev:0:12}; next: $(how run)"
+  say "all $count worker(s) are at ${rev:0:12}"
+  look_at_data ${TRAIN[@]+"${TRAIN[@]}"}
+  say "next: $(how run)"
+}
+
+# What each worker reads of the data. A run that could not read it has cost a start.
+look_at_data() {
+  [[ -n $(value_of --config "$@") ]] || return 0
+  local answer bad
+  answer=$(on_workers all 'worker 0: data gs://bucket: as a worker sees it' data "$@") || true
+  grep -E '^worker [0-9]+: data (speed|region)' <<<"$answer" | sort -u >&2 || true
+  bad=$(without 'data' "$answer")
+  [[ -z $bad ]] || fail "worker(s) $bad of $count cannot read the data: $(why "$answer"); mend it and call $(how setup) again"
 }
 
 # Workers hold no ssh keys of yours.

@@ -4,7 +4,9 @@
 #
 #   install          make ~/if_jax-venv and install this checkout with the tpu extra
 #   check            may a run start here? "ready at COMMIT", "running …" or "error: …"
-#   start WORDS      if-jax train WORDS, detached; its log is ~/if_jax-run/log, each start adds to it
+#   data WORDS       reads a sample of the recipe's data from its bucket: a line "data …" for each thing it has seen
+#   start WORDS      if-jax train WORDS (or if-jax embed …, where that is the first of them), detached; its log is
+#                    ~/if_jax-run/log, each start adds to it
 #   status           idle | running … | ended CODE: … | stopped CODE: … | lost: …
 #   stop SECONDS     SIGTERM, which saves and ends the run; waits that long
 #   end SECONDS      the same, then SIGKILL
@@ -48,6 +50,20 @@ check() {
   fi
 }
 
+# The doctor's "pass data speed: …" becomes "worker N: data speed: …", and what fails an error.
+data() {
+  local line last='it says nothing' seen=''
+  while read -r line || [[ -n $line ]]; do
+    case $line in
+      'pass data'*) say "${line#pass }"; seen=yes ;;
+      'warn data'*) say "${line#warn } (warning)"; seen=yes ;;
+      'fail '*) say "error: ${line#fail }"; seen=yes ;;
+      ?*) last=$line ;;
+    esac
+  done < <("$venv/bin/if-jax" doctor --data-only "$@" 2>&1)
+  [[ -n $seen ]] || say "error: if-jax doctor: $last"
+}
+
 # The process of the run, in pid, where there is one.
 running() {
   pid=$(cat "$home/pid" 2>/dev/null) && [[ -n $pid ]] && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q if-jax
@@ -55,12 +71,13 @@ running() {
 
 start() {
   local i
+  [[ ${1:-} == embed ]] || set -- train "$@"
   running && { say "error: a run is going on, process $pid"; exit 1; }
   rm -f "$home"/{pid,code,stopped}
-  printf '== %s: %s: if-jax train %s\n' "$(date '+%F %T')" "$(git rev-parse --short HEAD)" "$*" >>"$home/log"
+  printf '== %s: %s: if-jax %s\n' "$(date '+%F %T')" "$(git rev-parse --short HEAD)" "$*" >>"$home/log"
   # shellcheck disable=SC2016  # the inner shell expands it: it outlives this one and notes how the run has ended
   nohup bash -c 'home=$1; shift; "$@" & echo $! >"$home/pid"; wait $!; echo $? >"$home/code.part"
-    mv "$home/code.part" "$home/code"' run "$home" "$venv/bin/if-jax" train "$@" >>"$home/log" 2>&1 </dev/null &
+    mv "$home/code.part" "$home/code"' run "$home" "$venv/bin/if-jax" "$@" >>"$home/log" 2>&1 </dev/null &
   for ((i = 0; i < 50; i++)); do
     [[ -s $home/pid ]] && { say "started, process $(cat "$home/pid")"; return; }
     sleep 0.1
@@ -103,6 +120,7 @@ end() {
 
 case ${1:-} in
   install | check | status) "$1" ;;
+  data) shift; data "$@" ;;
   start) shift; start "$@" ;;
   stop) running && touch "$home/stopped"; stop "$2" ;;
   end) end "$2" ;;

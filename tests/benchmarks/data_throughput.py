@@ -2,13 +2,15 @@
 
     python tests/benchmarks/data_throughput.py [--source PATH] [--sizes 64 256] [--seconds 5]
     python tests/benchmarks/data_throughput.py --bucket [--delay 0.02]
+    python tests/benchmarks/data_throughput.py --bucket --train [--steps 12]
 
 Without --source it writes 300 JPEGs of 512 x 400 px into a tar and reads those. Prints, for one core: Pillow decoding
 each file (the ceiling), decoding, cutting and scaling it, and whole batches from `pipeline.batches`, with the share of
 the ceiling that is left. Last, scenes and tasks drawn by the ray caster, by one core too or by an accelerator.
 
 With --bucket it reads the same tar from the disk and from a bucket on localhost that takes --delay seconds to answer,
-without a cache, and prints batches a second of both, with the share that is left.
+without a cache, and prints batches a second of both (of a core's time: `_cpu`), with the share that is left.
+With --train it trains the demo's stage I on that bucket instead, and prints the share of the time that waits for input.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import io
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -37,7 +40,7 @@ from if_jax.data.remote import RemoteSettings
 from if_jax.scenes import raycast, sampling, tasks
 from if_jax.text.tokens import load_tokenizer
 
-BATCH = 16
+BATCH, TURNS = 16, 5
 
 
 def main() -> None:
@@ -47,10 +50,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--bucket", action="store_true")
     parser.add_argument("--delay", type=float, default=0.02)
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.serve, args.delay)
+        return
+    if args.bucket and args.train:
+        print(json.dumps(training_waits(args.delay, args.steps)))
         return
     if args.bucket:
         print(json.dumps(bucket_share(args.sizes[0], args.delay, args.seconds)))
@@ -79,16 +87,40 @@ def batches(source: str, size: int, **options: object) -> Iterator[dict[str, np.
 
 
 def bucket_share(size: int, delay: float, seconds: float) -> dict[str, float]:
-    """Batches a second of wall time from a disk and from a bucket in a process of its own; two threads ahead."""
+    """Batches a second from a disk and, in turns, from a bucket in a process of its own; two threads.
+
+    Of wall time, and of this process's time on a core, which other programs disturb less.
+    """
     options = {"threads": 2, "settings": RemoteSettings(cache_size="0B")}
     with tempfile.TemporaryDirectory() as work:
         tar = write_tar(Path(work) / "pictures.tar")
-        rates = []
+        rates: dict[str, list[float]] = {"disk": [], "bucket": [], "disk_cpu": [], "bucket_cpu": []}
         with served(tar, delay) as address:
-            for source in (str(tar), address):
-                rates.append(rate(lambda s=source: batches(s, size, **options), seconds, time.perf_counter))
-    near, far = rates
-    return {"delay_s": delay, "disk_per_second": near, "bucket_per_second": far, "bucket_share": far / near}
+            for _ in range(TURNS):
+                for where, source in (("disk", str(tar)), ("bucket", address)):
+                    before, used = time.perf_counter(), time.process_time()
+                    rates[where].append(rate(lambda s=source: batches(s, size, **options), seconds, time.perf_counter))
+                    share = (time.process_time() - used) / (time.perf_counter() - before)
+                    rates[f"{where}_cpu"].append(rates[where][-1] / share)
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    shares = {"bucket_share": middle["bucket"] / middle["disk"]}
+    shares |= {"bucket_share_of_core_time": middle["bucket_cpu"] / middle["disk_cpu"]}
+    return {"delay_s": delay, **{name: round(value, 3) for name, value in (middle | shares).items()}}
+
+
+def training_waits(delay: float, steps: int) -> dict[str, float]:
+    """The demo's stage I, batch 16 at 64 px, on a bucket: medians of its metrics, those of the first steps left out."""
+    root = Path(__file__).parents[2]
+    keys = {"batch_size": BATCH, "steps": steps, "log_every": 2, "sample.every": 0, "validation.every": 0}
+    keys |= {"data.remote.cache_size": "0B", "checkpoint_every": steps}
+    with tempfile.TemporaryDirectory() as work, served(write_tar(Path(work) / "pictures.tar"), delay) as address:
+        words = [f"--config.{name}={value}" for name, value in (keys | {"data.source": address}).items()]
+        command = [sys.executable, "-m", "if_jax", "train", "--config", root / "configs/demo_base.py", *words]
+        subprocess.run([*command, "--workdir", f"{work}/run"], check=True, stdout=sys.stderr)
+        rows = [json.loads(line) for line in Path(work, "run/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "input_wait_share" in row][1:]
+    names = ("input_wait_share", "step_seconds", "images_per_second")
+    return {name: statistics.median(row[name] for row in rows) for name in names}
 
 
 @contextmanager

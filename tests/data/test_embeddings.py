@@ -14,8 +14,9 @@ import remote_sources
 import tiny
 
 from if_jax.checkpoints.stages import TextEncoder
-from if_jax.data import embed, embeddings, pipeline, sources
+from if_jax.data import embed, embedding_shards, embeddings, pipeline, sources
 from if_jax.data.preprocessing import Preparation
+from if_jax.data.remote import RemotePath
 from if_jax.parallel import mesh, rules
 from if_jax.text.tokens import load_tokenizer
 
@@ -38,7 +39,8 @@ def caches(source: str, text: TextEncoder, tmp_path_factory: pytest.TempPathFact
     root, stored, lines = tmp_path_factory.mktemp("caches"), sources.open_stored(source), []
     for form in embeddings.FORMS:
         embed.embed(stored, text, root / form, form=form, mesh=mesh.make_mesh(), say=lines.append, **OPTIONS)
-    assert lines[0].startswith("22 captions, exact: at most 0.1 MB, about 0.0 min") and "bytes each" in lines[1]
+    assert lines[0].startswith("21 captions, exact: at most 0.1 MB, about 0.0 min") and "bytes each" in lines[1]
+    assert lines[1].startswith(f"{root / 'exact'}: 21 captions, exact, ")
     return {form: root / form for form in embeddings.FORMS}
 
 
@@ -68,41 +70,95 @@ def test_compact_states_are_near_and_much_smaller(source: str, text: TextEncoder
     tokens = _batch(source)["mask"].astype(bool)
     error = np.linalg.norm(exact - compact, axis=-1) / np.linalg.norm(exact, axis=-1)
     assert error[tokens].max() < 0.02  # int8 steps, bfloat16
-    sizes = {form: len(embeddings.Embeddings(path)._records[5]) for form, path in caches.items()}
+    sizes = {form: len(embeddings.Embeddings(path)._read(0, 5)) for form, path in caches.items()}
     assert sizes["exact"] == 77 * 32 * 2 and sizes["compact"] < sizes["exact"] / 4
 
 
-def test_a_killed_cache_goes_on_to_the_same_bytes(
-    source: str, text: TextEncoder, caches: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stored, encoded = sources.open_stored(source), []
-    captions = embeddings.read_captions(stored, Preparation())
-    monkeypatch.setattr(embeddings, "PER_SHARD", 6)
-    spec = embeddings.make_spec(
-        stored, captions, Preparation(), form="exact", encoder="b", length=77, width=4, batch_size=3
-    )
+class _Encoder:
+    """States that tell a caption's length; dies when it is called once too often."""
 
-    def encode(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded.append(some)
-        states = np.stack([np.full((77, 4), len(caption)) for caption in some])
-        return states.astype(embeddings._BFLOAT16), np.asarray([1 + len(caption) for caption in some])
+    def __init__(self, calls: int = 1000) -> None:
+        self.calls, self.encoded = calls, 0
 
-    def dies(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if len(encoded) == 5:
+    def __call__(self, some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self.encoded == self.calls:
             raise KeyboardInterrupt
-        return encode(some)
+        self.encoded += 1
+        states = np.stack([np.full((77, 4), len(caption)) for caption in some])
+        return states.astype(embeddings.BFLOAT16), np.asarray([1 + len(caption) for caption in some])
 
-    whole = embeddings.write_embeddings(captions, spec, encode, tmp_path / "whole")
-    encoded.clear()
-    with pytest.raises(KeyboardInterrupt):
-        embeddings.write_embeddings(captions, spec, dies, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    encoded.clear()
-    resumed = embeddings.write_embeddings(captions, spec, encode, tmp_path / "out")
-    assert len(encoded) == 4  # of eight batches: two shards of two batches were complete
-    assert resumed["sha256"] == whole["sha256"] and len(whole["sha256"]) == 4
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        embeddings.write_embeddings(captions, spec, encode, tmp_path / "out")
+
+def _write(stored: sources.Stored, out: Path | RemotePath, encode: _Encoder, overwrite: bool = False) -> Any:
+    shape = {"form": "exact", "encoder": "b", "length": 77, "width": 4, "batch_size": 3}
+    spec = embedding_shards.make_spec(stored, Preparation(), **shape)
+    target = embedding_shards.CacheFolder(out, spec)
+    target.begin(overwrite)
+    for shard in target.open_shards():
+        target.write(
+            shard, lambda shard=shard: embedding_shards.shard_records(stored, shard, spec, encode, lambda count: None)
+        )
+    return target.close()
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_killed_cache_goes_on_to_the_same_bytes(
+    where: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_shards, "PER_SHARD", 6)
+    stored, encode = sources.open_stored(source), _Encoder()
+    whole = _write(stored, tmp_path / "whole", encode)
+    assert encode.encoded == 3 + 3 + 3 + 2 and len(whole["sha256"]) == 4 and whole["captions"] == COUNT
+    with remote_sources.served(tmp_path) as far:
+        out = tmp_path / "out" if where == "disk" else RemotePath("gs://bucket/out")
+        with pytest.raises(KeyboardInterrupt):
+            _write(stored, out, _Encoder(7))
+        with pytest.raises(FileNotFoundError, match="no cache of embeddings"):
+            embeddings.Embeddings(out)
+        encode = _Encoder()
+        assert _write(stored, out, encode) == whole
+        assert encode.encoded == 5  # two shards were complete
+        if where == "disk":
+            files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        else:
+            files = {name.removeprefix("out/"): content for name, (content, _) in far.objects.items()}
+            assert not far.refused
+        assert files == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+        cache = embeddings.Embeddings(out)
+        assert [cache.states(number, 0, f"picture number {number}")[0, 0] for number in (0, 10, 20)] == [16, 17, 17]
+        assert cache.states(20, 0, "")[0, 0] == 0
+        with pytest.raises(FileExistsError, match="exists: choose another --out, or"):
+            _write(stored, out, encode)
+        assert where == "bucket" or _write(stored, out, encode, overwrite=True) == whole
+
+
+def test_what_is_there_is_not_written_over(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = sources.open_stored(source)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(FileExistsError, match="is no cache of embeddings and is kept"):
+        _write(stored, tmp_path / "pictures", _Encoder(), overwrite=True)
+    with remote_sources.served(tmp_path) as far:
+        far.put("tars/00000.tar", b"a tar")
+        with pytest.raises(FileExistsError, match="'gs://bucket/tars' holds something else: choose another --out"):
+            _write(stored, RemotePath("gs://bucket/tars"), _Encoder())
+        monkeypatch.setattr(embedding_shards, "PER_SHARD", 6)
+        with pytest.raises(KeyboardInterrupt):
+            _write(stored, RemotePath("gs://bucket/out"), _Encoder(4))
+        monkeypatch.setattr(embedding_shards, "PER_SHARD", 7)
+        with pytest.raises(FileExistsError, match="beginning of a cache of another source, encoder or form"):
+            _write(stored, RemotePath("gs://bucket/out"), _Encoder())
+
+
+def test_records_of_any_number_of_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_shards, "PER_SHARD", 4)
+    folder = record_stores.write_prepared(tmp_path / "data", "coco", *record_stores.coco_like(10))
+    stored = sources.open_stored(str(folder))
+    assert _write(stored, tmp_path / "out", _Encoder())["captions"] == 30
+    cache = embeddings.Embeddings(tmp_path / "out")
+    for number, choice in ((0, 0), (3, 2), (4, 0), (9, 2)):
+        cache.states(number, choice, f"caption {choice} of {number}")
+    for number, choice, caption in ((9, 3, "caption 3 of 9"), (3, 1, "caption 2 of 3"), (2, 3, "caption 0 of 3")):
+        with pytest.raises(ValueError, match=f"record {number} has another caption now"):
+            cache.states(number, choice, caption)
 
 
 def test_a_cache_is_refused_beside_anything_else(source: str, caches: dict, tmp_path: Path) -> None:
@@ -149,6 +205,9 @@ def test_a_cache_in_a_bucket_is_that_on_a_disk(form: str, source: str, caches: d
         opened.verify()
         assert opened.fingerprint() == embeddings.Embeddings(caches[form]).fingerprint()
         shard = next(name for name in far.objects if "states-" in name)
+        far.put(shard, far.objects[shard][0][:300])
+        with pytest.raises(ValueError, match=rf"{Path(shard).name} is damaged or cut off: put it back, or run"):
+            embeddings.Embeddings(cache).states(0, 0, "picture number 0")
         del far.objects[shard]
         with pytest.raises(FileNotFoundError, match=rf"{Path(shard).name} is missing: run `if-jax embed` again"):
             embeddings.Embeddings(cache)

@@ -18,7 +18,7 @@ import reading
 import record_stores
 import remote_sources
 
-from if_jax.data import cache, pipeline, remote, sources
+from if_jax.data import cache, embeddings, pipeline, remote, sources
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 from if_jax.data.remote import RemoteSettings
@@ -146,6 +146,64 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, far: bucket.Bucket, monke
     remote_sources.forget()
     with pytest.raises(ValueError, match=r"gs:// needs gcsfs, which is not installed: pip install 'if_jax\[data\]'"):
         sources.open_stored("gs://bucket/tars")
+
+
+@pytest.mark.parametrize("kind", ["prepared", "states"])
+@pytest.mark.parametrize(("status", "words"), [(401, "nobody is logged in here"), (403, "account may not read it")])
+def test_array_record_never_asks_a_bucket_by_itself(
+    kind: str, status: int, words: str, tmp_path: Path, far: bucket.Bucket
+) -> None:
+    """Its own reader hangs without a word where nobody is logged in."""
+    address = remote_sources.upload(far, WRITE["prepared"](tmp_path / "data"), "data")
+    if kind == "prepared":
+        sources.open_stored(address)  # an index is there
+        stored = sources.open_stored(address, settings=RemoteSettings(str(tmp_path / "empty")))
+        far.trouble = lambda request: status
+        with pytest.raises(ValueError, match=words):
+            stored[0]
+        read = lambda: sources.open_stored(address)  # noqa: E731
+    else:
+        far.trouble = lambda request: status
+        read = lambda: embeddings.Embeddings("gs://bucket/states")  # noqa: E731
+    with pytest.raises(ValueError, match=rf"gs://bucket/(data|states).*{words}"):
+        read()
+
+
+def test_a_prefix_with_nothing_in_it_is_one_line(far: bucket.Bucket) -> None:
+    far.put("nothing/", b"")  # as consoles make a folder
+    with pytest.raises((ValueError, FileNotFoundError), match="gs://bucket/nothing") as caught:
+        sources.open_stored("gs://bucket/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_whose_reader_pays_is_told_the_project(tmp_path: Path, far: bucket.Bucket) -> None:
+    folder = WRITE["tars"](tmp_path / "tars")
+    address = remote_sources.upload(far, folder, "tars")
+    far.billed = "my-project"
+    with pytest.raises(ValueError, match=r"the bucket's reader pays: name the project .*remote\.requester_pays="):
+        sources.open_stored(address)
+    settings = RemoteSettings(requester_pays="my-project")
+    _same_batches(reading.batches(address, 1, settings=settings), reading.batches(str(folder), 1))
+
+
+def test_an_object_that_is_written_while_it_is_fetched_is_not_kept(
+    tmp_path: Path, far: bucket.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("if_jax.data.reading._CHUNK", 100)
+    address = remote_sources.upload(far, WRITE["prepared"](tmp_path / "data"), "data")
+    (shard,) = (name for name in far.objects if "array_record" in name)
+    asked = itertools.count()
+
+    def write_again(request: str) -> None:
+        if "/download/" in request and "array_record" in request and next(asked) == 5:
+            far.put(shard, far.objects[shard][0][::-1])
+
+    far.trouble = write_again
+    with pytest.raises(
+        ValueError, match=r"00000-of-00001 was written again while it was read: wait until that is done"
+    ):
+        sources.open_stored(address)
+    assert not list((tmp_path / "cache").rglob("*.val"))
 
 
 @pytest.mark.parametrize("change", ["other pixels", "cut off", "gone"])

@@ -38,6 +38,7 @@ FLAGS = {
     "tpu-vm delete": {"--zone", "--async"},
     "tpu-vm ssh": SSH | {"--command", "--output-directory"},
     "tpu-vm scp": SSH - {"--ssh-flag"} | {"--scp-flag", "--recurse", "--compress"},
+    "storage buckets": {"--location", "--member", "--role"},
     "storage rsync": {"--recursive", "--exclude", "--delete-unmatched-destination-objects"},
 }
 
@@ -50,7 +51,7 @@ def main() -> None:
     if verb not in FLAGS:
         sys.exit(f"ERROR: (gcloud) Invalid choice: '{verb}'.")
     flags, names = parse(verb, words)
-    if verb != "storage rsync" and "--zone" not in flags:
+    if not verb.startswith("storage ") and "--zone" not in flags:
         refuse(verb, "The required property [zone] is not set.")
     cloud = load()
     for action in due(verb):
@@ -79,7 +80,7 @@ def parse(verb: str, words: list[str]) -> tuple[dict, list[str]]:
                 sys.exit(f"ERROR: (gcloud.{verb}) argument {flag}: expected one argument")
             value = words.pop(0)
         flags[flag] = [*flags.get(flag, []), value] if flag == "--ssh-flag" else value
-    if len(names) != (2 if verb in ("tpu-vm scp", "storage rsync") else 1):
+    if len(names) != (2 if verb in ("tpu-vm scp", "storage rsync", "storage buckets") else 1):
         sys.exit(f"ERROR: (gcloud.{verb}) unrecognized arguments: {names}")
     return flags, names
 
@@ -293,6 +294,11 @@ def storage_rsync(cloud: dict, flags: dict, source: str, destination: str) -> No
     os.mkdir(f"{destination}/samples")
     if not flags.get("--exclude", "").startswith("^checkpoints/"):
         os.mkdir(f"{destination}/checkpoints")
+
+
+def storage_buckets(cloud: dict, flags: dict, act: str, bucket: str) -> None:
+    needed = {"create": {"--location"}, "add-iam-policy-binding": {"--member", "--role"}}[act]
+    assert bucket.startswith("gs://") and flags.keys() == needed, (act, flags)
 
 
 if __name__ == "__main__":

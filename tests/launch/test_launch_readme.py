@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ import test_clusters as clusters
 import tpu_cloud
 from blocks import blocks, commands
 
+from if_jax.cli import main
+
 ROOT = Path(__file__).parents[2]
 BLOCKS = {block.heading: block.text for block in blocks(ROOT / "docs/launch.md")}
+FROM_A_BUCKET = "From an img2dataset bucket to a run"
 origin, cloud, home = tpu_cloud.origin, tpu_cloud.cloud, clusters.home
 
 # Accepts the options of the block, runs the script as a batch job of one node, as Slurm 22.05 and later would.
@@ -46,7 +50,7 @@ done
 
 
 def test_there_is_a_test_for_every_block():
-    assert BLOCKS.keys() == {"A TPU slice", "GKE", "Slurm", "A Slurm of one node"}
+    assert BLOCKS.keys() == {"A TPU slice", FROM_A_BUCKET, "GKE", "Slurm", "A Slurm of one node"}
 
 
 def test_a_slurm_of_one_node_is_that_of_the_slow_test():
@@ -85,6 +89,33 @@ def test_a_tpu_slice(cloud, tmp_path):
         os.close(terminal)
         assert done.returncode == 0, (line, done.stderr)
     assert (checkout / "fetched/if-base/worker-3.log").is_file() and cloud.state() == {}
+
+
+def test_from_a_bucket_to_a_run(cloud, tmp_path):
+    """img2dataset is not run, and what if-jax does with a bucket is tested in tests/data; the rest is, as it stands."""
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "-q", cloud.repo, checkout], check=True)
+    shutil.copytree(ROOT / "configs", checkout / "configs")
+    keys = "--config.data.source=gs://b/shards"
+    cloud.settings(
+        TRAIN=f"(--config configs/if_I_L.py {keys} --workdir gs://b/run)",
+        EMBED=f"(--config configs/if_I_L.py {keys} --out gs://b/states)",
+    )
+    shutil.copy(cloud.folder / "settings.sh", checkout / "launch/tpu_vm")
+    cloud.plan("0", "runs")
+    for words in commands(BLOCKS[FROM_A_BUCKET]):
+        if words[0] == "img2dataset":
+            continue
+        if words[0] == "if-jax":
+            main.commands["data"].commands[words[2]].make_context(words[2], words[3:])  # raises for an unknown option
+            continue
+        environment = cloud.environment()
+        done = subprocess.run(
+            words, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, (words, done.stderr)
+        time.sleep(0.3)
+    assert cloud.starts(3) == [cloud.commits[0]] * 2
 
 
 @pytest.mark.parametrize("heading", ["GKE", "Slurm"])

@@ -36,11 +36,11 @@ def launch(home: Path, *arguments: str, **variables: str):
     )
 
 
-def _local(home, plan, *arguments, pause="0"):
+def _local(home, plan, *arguments, pause="0", command=()):
     (home / "python").write_text(FAKE_TRAINING)
     (home / "python").chmod(0o755)
     (home / "plan").write_text("\n".join(plan) + "\n")
-    done = launch(home, "2", "--", *arguments, PYTHON=str(home / "python"), IF_JAX_PAUSE=pause)
+    done = launch(home, "2", *command, "--", *arguments, PYTHON=str(home / "python"), IF_JAX_PAUSE=pause)
     starts = [(home / f"starts-{i}").read_text().splitlines() for i in range(2)]
     return done, starts
 
@@ -53,6 +53,14 @@ def test_local_starts_all_processes_again_when_one_is_lost(home):
     joined = "--coordinator localhost:4321 --processes 2 --process"
     for i in range(2):
         assert starts[i] == [f"-m if_jax train --config a b.py --workdir={home}/run {joined} {i}"] * 3
+
+
+def test_local_embeds_as_it_trains(home):
+    done, starts = _local(home, ["lost", "well"], "--config", "a.py", f"--out={home}/states", command=["embed"])
+    assert done.returncode == 0, done.stderr
+    assert (home / "launch-1.log").read_text() == "process 1\n" and not (home / "states").exists()
+    words = f"-m if_jax embed --config a.py --out={home}/states --coordinator localhost:4321 --processes 2 --process"
+    assert starts == [[f"{words} {i}"] * 2 for i in range(2)]
 
 
 def test_local_does_not_repeat_mistakes(home):
@@ -79,6 +87,8 @@ def test_local_gives_up_on_a_run_that_never_gets_going(home):
         (["2", "a"], '"--" is missing'),
         (["2", "--"], "no train arguments"),
         (["2", "--", "--config", "a.py"], "--workdir is missing"),
+        (["2", "embed", "--", "--config", "a.py"], "--out is missing"),
+        (["2", "dream", "--", "--config", "a.py"], '"--" is missing'),
         ([], "usage"),
     ],
 )

@@ -8,10 +8,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
+import bucket
 import pytest
+import record_stores
+import remote_sources
 import tpu_cloud
+from bucket import metadata_server
 from tpu_cloud import COSTS, ROOT, SCRIPTS, TRAIN, Cloud, error_of
 
 origin, cloud = tpu_cloud.origin, tpu_cloud.cloud
@@ -103,6 +108,26 @@ def test_train_arguments_are_checked_before_anything(cloud, train, message):
     assert message in error_of(cloud("run")) and cloud.calls() == []
 
 
+def test_a_slice_embeds_before_it_trains(cloud):
+    cloud.set_up()
+    for words, message in (
+        ("()", "--config is missing in EMBED"),
+        ("(--config configs/demo_sr.py --out states)", 'EMBED has --out "states": all workers must see it'),
+    ):
+        cloud.settings(EMBED=words)
+        assert message in error_of(cloud("run", "--embed")) and cloud.calls() == []
+    cloud.settings(EMBED="(--config configs/demo_sr.py --out gs://bucket/states)")
+    cloud.plan("0", "runs")
+    assert cloud("run", "--embed").returncode == 0
+    time.sleep(0.3)
+    arguments = ["embed", "--config", "configs/demo_sr.py", "--out", "gs://bucket/states"]
+    assert (cloud.folder / "arguments").read_text().splitlines() == arguments
+    assert "worker 3: ended 0: step 2" in cloud("status").stdout
+    assert cloud("run").returncode == 0
+    time.sleep(0.3)
+    assert (cloud.folder / "arguments").read_text().splitlines() == ["train", *TRAIN]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_itself_and_refuses_what_it_does_not_know(cloud, script):
     helped = cloud(script, "--help")
@@ -130,7 +155,7 @@ def test_dry_run_prints_every_command_and_calls_none(cloud, script):
     commands = [line for line in shown.stdout.splitlines() if line.startswith("gcloud ")]
     expected = {
         "create": ["queued-resources create"],
-        "setup": ["tpu-vm ssh"],
+        "setup": ["tpu-vm ssh", "tpu-vm ssh"],
         "run": ["tpu-vm ssh", "tpu-vm ssh"],
         "stop": ["tpu-vm ssh"],
         "logs": ["tpu-vm ssh"],
@@ -138,7 +163,7 @@ def test_dry_run_prints_every_command_and_calls_none(cloud, script):
         "fetch": ["storage rsync", "tpu-vm scp"],
         "delete": ["tpu-vm ssh", "queued-resources delete"],
         "watch": ["tpu-vm ssh", "queued-resources delete", "queued-resources create", *["tpu-vm ssh"] * 3]
-        + ["tpu-vm ssh"] * 3,
+        + ["tpu-vm ssh"] * 4,
     }
     verbs = [re.sub(r"^gcloud (compute tpus )?(\S+ \S+) .*", r"\2", line) for line in commands]
     assert [verb for verb in verbs if not verb.endswith(" describe")] == expected[script]
@@ -220,6 +245,56 @@ def test_setup_that_fails_on_one_worker_names_it(cloud):
     assert "No space left on device" in done.stderr and COSTS in done.stderr
     (cloud.folder / "fail").unlink()
     assert cloud("setup").returncode == 0
+
+
+def test_setup_says_how_each_worker_reads_the_data(cloud):
+    cloud.granted()
+    lines = ["pass data speed: gs://b/t: 90.0 MB/s on this host", "warn data region: gs://b is in EU: billed → copy it"]
+    (cloud.folder / "data").write_text("\n".join(["W tried again in 1 s", *lines]))
+    done = cloud("setup")
+    assert done.returncode == 0 and "next: launch/tpu_vm/run.sh" in done.stderr, done.stderr
+    for worker in range(4):
+        assert f"worker {worker}: data speed: gs://b/t: 90.0 MB/s on this host\n" in done.stderr
+        assert f"worker {worker}: data region: gs://b is in EU: billed → copy it (warning)\n" in done.stderr
+    (cloud.folder / "data").write_text(
+        "fail data speed: gs://b/t: this account may not read it (403) → give it the role"
+    )
+    error = error_of(cloud("setup"))
+    assert error.startswith("error: worker(s) 0 1 2 3 of 4 cannot read the data: worker ")
+    assert error.count("error: data speed: gs://b/t: this account may not read it (403) → give it the role") == 4
+    (cloud.folder / "data").write_text("Error: No such option: --data-only")
+    assert "worker 0: error: if-jax doctor: Error: No such option" in error_of(cloud("setup"))
+
+
+REAL = """#!/bin/bash
+export JAX_PLATFORMS=cpu PYTHONPATH={root} {variables}
+exec {python} -W ignore -m if_jax "$@"
+"""
+
+
+@pytest.mark.slow
+def test_workers_read_a_sample_of_a_bucket(cloud, tmp_path):
+    """The real doctor, on four workers in us-east5-b, of a bucket on localhost that is in europe-west4."""
+    with bucket.serve() as (far, variables), metadata_server("us-east5-b") as host:
+        far.location = "EUROPE-WEST4"
+        remote_sources.upload(far, record_stores.write_tars(tmp_path / "tars", 40, 20), "tars")
+        words = " ".join(f"{name}={value}" for name, value in (variables | {"GCE_METADATA_HOST": host}).items())
+        cloud._program("tools/if-jax", REAL.format(root=ROOT, python=sys.executable, variables=words))
+        train = (
+            f"(--config {ROOT}/configs/demo_base.py --config.data.source=gs://bucket/tars --workdir gs://bucket/run)"
+        )
+        cloud.settings(TRAIN=train)
+        cloud.granted()
+        done = cloud("setup")
+        assert done.returncode == 0, done.stderr
+        for worker in range(4):
+            assert re.search(rf"worker {worker}: data speed: gs://bucket/tars: [\d.]+ MB/s on this host", done.stderr)
+            region = (
+                f"worker {worker}: data region: gs://bucket is in EUROPE-WEST4, this machine in us-east5: every pass"
+            )
+            assert region in done.stderr
+        far.trouble = lambda request: 403
+        assert "worker 3: error: data speed: gs://bucket/tars: this account may not read it" in error_of(cloud("setup"))
 
 
 def test_setup_with_a_commit_that_was_not_pushed(cloud):

@@ -27,8 +27,10 @@ PIP = """#!/bin/bash
 [[ ${HOSTNAME##*-w-} == "$(cat "$HOME/../fail" 2>/dev/null)" ]] && { echo "No space left on device" >&2; exit 1; }
 echo "$@" >>"$HOME/pip"
 """
-# A training process. Line N of $CLOUD/plan is what the N-th start does on each worker: an exit code, or "runs".
+# The doctor says what is in $CLOUD/data. A training process: line N of $CLOUD/plan is what the N-th start does on each
+# worker: an exit code, or "runs".
 IF_JAX = """#!/bin/bash
+[[ $1 == doctor ]] && { cat "$HOME/../data" 2>/dev/null || echo "pass data: scenes: not in a bucket"; exit; }
 starts="$HOME/../starts-${HOSTNAME##*-w-}"
 printf '%s\\n' "$@" >"$HOME/../arguments"
 git rev-parse HEAD >>"$starts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -37,18 +38,24 @@ def _train(workdir: Path, source: str, steps: int) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in ("step", "loss", "mse", "vb", "grad_norm")) for row in rows if "loss" in row]
 
 
-def test_a_stage_trains_from_a_bucket_as_from_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request in ten is answered 503."""
+@pytest.mark.parametrize("silence", [1.0, pytest.param(30.0, marks=pytest.mark.slow)])
+def test_a_stage_trains_from_a_bucket_as_from_a_disk(
+    silence: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request in ten is answered 503, and for a while none is."""
     monkeypatch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))
     monkeypatch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
     tars = record_stores.write_tars(tmp_path / "tars", 20, 7)
     with remote_sources.served(tmp_path) as far:
         address = remote_sources.upload(far, tars, "shards")
         calls = itertools.count()
-        far.trouble = lambda request: 503 if next(calls) % 10 == 0 else None
+        silent = remote_sources.silent(silence, 25)
+        far.trouble = lambda request: silent(request) or (503 if next(calls) % 10 == 0 else None)
         wanted = _train(tmp_path / "near", str(tars), 4)
         assert [row[0] for row in wanted] == [1, 2, 3, 4]
+        began = time.monotonic()
         assert _train(tmp_path / "far", address, 2) == wanted[:2]
+        assert time.monotonic() - began > silence
         assert _train(tmp_path / "far", str(tars), 4) == wanted  # goes on from a disk
         assert next(calls) > 30
         far.put("shards/00009.tar", far.objects["shards/00000.tar"][0])
