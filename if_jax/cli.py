@@ -99,6 +99,7 @@ def goodput(workdir: str, fault_hours: float, as_json: bool) -> None:
 @click.option(
     "--lora", metavar="OUT", help="Write the factors of one LoRA run alone: a folder, or a .safetensors file."
 )
+@click.option("--new-words", metavar="OUT", help="Write the words of one run alone: a folder, or a .safetensors file.")
 @click.option("--steps", multiple=True, help="Default steps of stage I, II, …; repeatable.")
 @click.option("--guidance", multiple=True, type=float, help="Default guidance scale of stage I, II, …; repeatable.")
 @click.option("--noise-level", multiple=True, type=int, help="Default noise level (0-999) of stage II, …; repeatable.")
@@ -112,6 +113,7 @@ def export(
     folders: tuple[str, ...],
     dtype: str,
     lora: str | None,
+    new_words: str | None,
     steps: tuple[str, ...],
     guidance: tuple[float, ...],
     noise_level: tuple[int, ...],
@@ -124,7 +126,8 @@ def export(
     """Publish the EMA weights of RUNS (stage I, II, …) as a release that stock diffusers opens.
 
     One super-resolution run alone becomes a stage folder rather than a cascade. The factors of a LoRA run go into its
-    weights, or with --lora into a file that diffusers' load_lora_weights opens.
+    weights, or with --lora into a file that diffusers' load_lora_weights opens. New words go into the text encoder, or
+    with --new-words into a file.
 
     \b
     Example:  if-jax export runs/I runs/II my_cascade --dtype float16
@@ -132,17 +135,22 @@ def export(
     """
     from if_jax.checkpoints.files import parse_bytes, read_json
     from if_jax.checkpoints.tensors import Storage
-    from if_jax.training.publish import publish, publish_lora
+    from if_jax.training.publish import publish, publish_lora, publish_words
 
-    if lora:
-        release_only = ("steps", "guidance", "noise_level", "max_shard_size", "variant", "scores")
-        refuse_without_effect(release_only, "--lora writes the factors alone; leave it out")
+    if lora or new_words:
+        option, what = ("--lora", "factors") if lora else ("--new-words", "words")
+        without = ["steps", "guidance", "noise_level", "max_shard_size", "variant", "scores"]
+        without += ["new_words"] if lora else ["dtype"]
+        refuse_without_effect(without, f"{option} writes the {what} alone; leave it out")
         if len(folders) != 1:
             raise ValueError(
-                f"--lora writes the factors of one run, but {len(folders)} folders are given: name one run"
+                f"{option} writes the {what} of one run, but {len(folders)} folders are given: name one run"
             )
-        written = publish_lora(folders[0], lora, dtype=dtype, ema_decay=ema_decay, overwrite=overwrite)
-        click.echo(f"{written}: LoRA, {dtype}")
+        if lora:
+            written = publish_lora(folders[0], lora, dtype=dtype, ema_decay=ema_decay, overwrite=overwrite)
+        else:
+            written = publish_words(folders[0], str(new_words), ema_decay=ema_decay, overwrite=overwrite)
+        click.echo(f"{written}: " + (f"LoRA, {dtype}" if lora else "new words, float32"))
         return
     *runs, cascade = folders
     if not runs:
@@ -173,6 +181,7 @@ def export(
     help="Layout to write.",
 )
 @click.option("--merge", multiple=True, metavar="FILE[:WEIGHT]", help="Bake a LoRA file into the weights; repeatable.")
+@click.option("--new-words", multiple=True, metavar="FILE", help="Put trained words into it; repeatable.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Precision [default: as it is].")
 @click.option("--max-shard-size", help="Largest weight file, such as 5GB [default: one file].")
 @click.option("--variant", help="Word in the names of the weight files, such as fp16.")
@@ -184,6 +193,7 @@ def convert(
     destination: str,
     layout: str,
     merge: tuple[str, ...],
+    new_words: tuple[str, ...],
     dtype: str | None,
     max_shard_size: str | None,
     variant: str | None,
@@ -207,6 +217,8 @@ def convert(
 
     storage = Storage(dtype, parse_bytes(max_shard_size) if max_shard_size else None, variant)
     model = converter.open_model(source, text_encoder)
+    if new_words:
+        model = converter.with_new_words(model, new_words)
     if merge:
         model = converter.with_merged(model, read_loras(merge, "--merge"))
     with tqdm(total=converter.stored_bytes(model, storage), unit="B", unit_scale=True, desc=layout) as bar:

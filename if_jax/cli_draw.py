@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SHARED = (
     click.option("--cascade", default="demo", show_default=True, help="Release folder, or the demo in the package."),
     click.option("--lora", multiple=True, metavar="FILE[:WEIGHT]", help="Draw with a LoRA file; repeatable."),
+    click.option("--new-words", multiple=True, metavar="FILE", help="Draw with words that were trained; repeatable."),
     click.option("--out", default="out", show_default=True, type=click.Path(file_okay=False), help="Folder for PNGs."),
     click.option("--seed", default=0, show_default=True, help="The same seed draws the same pictures."),
     click.option("--stages", type=int, help="Draw only so many stages [default: all]."),
@@ -50,6 +51,7 @@ class DrawOptions(StageOptions):
 
     cascade: str
     lora: tuple[str, ...]
+    new_words: tuple[str, ...]
     out: str
     seed: int
     stages: int | None
@@ -71,7 +73,7 @@ _FOR_DRAWING = (
 )
 _DECIDED_BY_LIKE = (
     *("seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level", "words"),
-    *("batch_size", "dtype", "text_int8", "aspect_ratio", "lora"),
+    *("batch_size", "dtype", "text_int8", "aspect_ratio", "lora", "new_words"),
 )
 
 
@@ -234,6 +236,7 @@ def _load(options: DrawOptions) -> Cascade:
         options["cascade"],
         stages=options["stages"],
         lora=read_loras(options["lora"], "--lora"),
+        new_words=options["new_words"],
         dtype=jnp.dtype(options["dtype"]),
         param_dtype=options["dtype"],
         text_dtype="int8" if options["text_int8"] else options["dtype"],
@@ -263,6 +266,7 @@ def _repeat(path: str, options: DrawOptions) -> None:
     repeated |= {"cascade": cascade, "seed": notes["options"]["seed"], "first_picture": notes["picture"]}
     repeated |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
     repeated |= {"lora": tuple(f"{file}:{weight}" for file, weight in notes.get("lora", {}).items())}
+    repeated |= {"new_words": tuple(notes.get("new_words", ()))}
     _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, cast(DrawOptions, repeated))
 
 
@@ -284,6 +288,8 @@ def _notes(
     shared |= {"dtype": options["dtype"], "text_int8": options["text_int8"], "embeds": "prompt_embeds" in request}
     if options["lora"]:
         shared["lora"] = {str(file): weight for file, weight in read_loras(options["lora"], "--lora").items()}
+    if options["new_words"]:
+        shared["new_words"] = list(options["new_words"])
     first = options.get("first_picture", 0)
     return lambda stage, row: {**shared, "stage": stage, "picture": first + row, "prompt": names[row]}
 

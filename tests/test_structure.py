@@ -25,7 +25,7 @@ EDGES: dict[str, set[str]] = {
     "tracking": set(),
     "checkpoints": {"diffusion", "models", "text"},
     "data": {"checkpoints", "models", "parallel", "scenes", "text"},
-    "config": {"checkpoints", "data", "diffusion", "models", "parallel"},
+    "config": {"checkpoints", "data", "diffusion", "models", "parallel", "text"},
     "recipes": {"checkpoints", "config"},
     "inference": {"checkpoints", "data", "diffusion", "models", "parallel", "text"},
     "training": {

@@ -9,7 +9,7 @@ identity of the text encoder, defaults of a cascade) and `t5/` (the text encoder
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from if_jax.checkpoints import deepfloyd, lora, names, release
+from if_jax.checkpoints import deepfloyd, lora, names, release, words
 from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
@@ -100,6 +100,21 @@ def with_merged(model: Model, loras: Mapping[str | Path, float]) -> Model:
     if not model.stages:
         raise ValueError(f"{model.folder} is a text encoder alone: a LoRA goes into a stage or a cascade")
     return replace(model, stages=tuple(lora.with_loras(model.stages, loras)))
+
+
+def with_new_words(model: Model, files: Sequence[str | Path]) -> Model:
+    """The model with the words of files in its text encoder.
+
+    Args:
+      model: an opened one.
+      files: see `words.read_words`.
+
+    Raises:
+      FileNotFoundError, ValueError: as for `words.with_word_files`; or the model is a text encoder alone.
+    """
+    if not model.stages:
+        raise ValueError(f"{model.folder} is a text encoder alone: new words go into a stage or a cascade")
+    return replace(model, stages=tuple(words.with_word_files(model.stages, files)))
 
 
 def write_model(

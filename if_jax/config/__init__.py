@@ -11,6 +11,7 @@ from if_jax.config.keys import (
     HostsConfig,
     LoraConfig,
     MeshConfig,
+    NewWordsConfig,
     OptimizerConfig,
     Recipe,
     SampleConfig,

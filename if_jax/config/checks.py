@@ -10,6 +10,7 @@ from if_jax.checkpoints.weights import abstract_params
 from if_jax.config.keys import LoraConfig, Recipe, ValidationConfig
 from if_jax.models import presets
 from if_jax.models.lora import check_rank, kernels_of, target_paths
+from if_jax.text.captions import prepare_captions
 
 
 def check(recipe: Recipe) -> None:
@@ -23,7 +24,9 @@ def check(recipe: Recipe) -> None:
     _check_start(recipe)
     _check_data(recipe)
     _check_networks(recipe)
+    _check_beside(recipe)
     _check_lora(recipe)
+    _check_new_words(recipe)
     _check_sides(recipe)
 
 
@@ -73,6 +76,49 @@ def _check_networks(recipe: Recipe) -> None:
         )
 
 
+def _check_beside(recipe: Recipe) -> None:
+    """What is trained beside frozen weights needs those."""
+    if not recipe.keeps_base:
+        return
+    rank, words = recipe.lora.rank, recipe.new_words.tokens
+    beside, kind = (f"lora.rank {rank}", "a LoRA keeps") if rank else (f"new_words.tokens {words!r}", "new words keep")
+    if not recipe.init_from:
+        raise ValueError(f"recipe key init_from is empty, with {beside}: name the stage folder to fine-tune")
+    if recipe.init_only:
+        raise ValueError(f"recipe key init_only is {recipe.init_only!r}: {kind} all weights of init_from")
+    if not recipe.text_encoder_from:
+        raise ValueError(
+            f"recipe key text_encoder_from is empty, with {beside}: name the release whose encoder the "
+            f"stage reads, such as {recipe.init_from}"
+        )
+
+
+def _check_new_words(recipe: Recipe) -> None:
+    words = recipe.new_words
+    if not words.tokens:
+        if words.init:
+            raise ValueError(
+                f"recipe key new_words.init is {words.init!r} without new_words.tokens: name the words too"
+            )
+        return
+    if recipe.lora.rank:
+        raise ValueError(f"recipe key lora.rank is {recipe.lora.rank} with new_words.tokens: train one after the other")
+    if recipe.stage != "base":
+        raise ValueError("recipe key new_words.tokens: a super-resolution stage brings no text encoder to add words to")
+    if recipe.data.embeddings:
+        raise ValueError(
+            f"recipe key data.embeddings is {recipe.data.embeddings!r} with new_words.tokens: what the text encoder "
+            "says of a new word changes every step; leave one of them out"
+        )
+    for word in words.tokens:
+        cleaned = prepare_captions([f"a {word} here"], True, recipe.data.preparation.preserve_case)[0]
+        if not word or cleaned != f"a {word} here":
+            raise ValueError(
+                f"recipe key new_words.tokens holds {word!r}, which the cleaning of captions makes {cleaned[2:-5]!r}: "
+                "use letters, digits and single hyphens, such as sks-toy"
+            )
+
+
 def _check_lora(recipe: Recipe) -> None:
     lora = recipe.lora
     if not lora.rank:
@@ -84,17 +130,6 @@ def _check_lora(recipe: Recipe) -> None:
                 "such as 16"
             )
         return
-    if not recipe.init_from:
-        raise ValueError(
-            f"recipe key init_from is empty, with lora.rank {lora.rank}: name the stage folder to fine-tune"
-        )
-    if recipe.init_only:
-        raise ValueError(f"recipe key init_only is {recipe.init_only!r}: a LoRA keeps all weights of init_from")
-    if not recipe.text_encoder_from:
-        raise ValueError(
-            f"recipe key text_encoder_from is empty, with lora.rank {lora.rank}: name the release whose encoder the "
-            f"stage reads, such as {recipe.init_from}"
-        )
     if lora.text_encoder and recipe.stage != "base":
         raise ValueError("recipe key lora.text_encoder is True, but a super-resolution stage brings no text encoder")
     if lora.text_encoder and recipe.data.embeddings:

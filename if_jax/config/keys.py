@@ -174,6 +174,14 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class NewWordsConfig:
+    """Words that the frozen text encoder gets rows for; those rows are all that is trained (textual inversion)."""
+
+    tokens: tuple[str, ...] = ()  # the words, as captions spell them and part of no other word; () = none
+    init: str = ""  # the text whose tokens' rows they begin as the mean of, such as "a dog"; "" = of all rows
+
+
+@dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When an update is left out, and when a run stops: a gradient that is not finite, or far above its average."""
 
@@ -231,6 +239,7 @@ class Recipe:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
+    new_words: NewWordsConfig = NewWordsConfig()
     mesh: MeshConfig = key(MeshConfig(), resumable=True)
     validation: ValidationConfig = key(ValidationConfig(), resumable=True, compiled=False)
     guard: GuardConfig = GuardConfig()
@@ -238,6 +247,11 @@ class Recipe:
     # project on Weights & Biases, "" = not used; WANDB_MODE=offline works without a network
     wandb: str = key("", resumable=True, compiled=False)
     sample: SampleConfig = key(SampleConfig(), resumable=True, compiled=False)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the weights of `init_from` stay as they are, and something beside them is trained."""
+        return bool(self.lora.rank or self.new_words.tokens)
 
 
 def resumable(name: str, section: Any = Recipe) -> bool:

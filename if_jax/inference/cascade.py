@@ -35,6 +35,7 @@ from if_jax.checkpoints.lora import with_loras
 from if_jax.checkpoints.release import read_cascade
 from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
 from if_jax.checkpoints.weights import Params
+from if_jax.checkpoints.words import with_word_files
 from if_jax.inference import inputs, loading, modes
 from if_jax.inference.batching import StageRequest, draw_pictures
 from if_jax.inference.loading import Placement
@@ -77,6 +78,7 @@ class Cascade:
         stages: int | None = None,
         dtype: DTypeLike = jnp.float32,
         lora: Mapping[str | Path, float] | None = None,
+        new_words: Sequence[str | Path] = (),
         **placement: Unpack[PlacementOptions],
     ) -> Cascade:
         """Open a release.
@@ -87,12 +89,13 @@ class Cascade:
           dtype: what to compute in.
           lora: LoRA files (of if_jax, diffusers, peft or kohya), each with its weight: {"style.safetensors": 0.8}. Each
             goes into the weights of the stage it fits.
+          new_words: files of words that were trained (of if_jax, or of diffusers' textual inversion).
           **placement: `param_dtype`, `text_dtype` (also "int8"), `low_memory`, `mesh`, `rules`: see
             `loading.Placement`.
 
         Raises:
           FileNotFoundError: naming what is missing.
-          ValueError: where parts do not belong together, or a LoRA fits no stage.
+          ValueError: where parts do not belong together, a LoRA fits no stage, or the text encoder knows a new word.
         """
         if str(folder) == "demo":
             folder = DEMO
@@ -101,6 +104,8 @@ class Cascade:
         opened, defaults = read_cascade(folder, None, stages)
         if stages is not None and stages > len(opened):
             raise ValueError(f"stages is {stages}, but {folder} has {len(opened)}: use {len(opened)} or fewer")
+        if new_words:
+            opened = with_word_files(opened, new_words)
         if lora:
             opened = with_loras(opened, lora)
         return cls.of(opened, defaults, dtype, **placement)

@@ -89,6 +89,20 @@ def _pair(key: jax.Array) -> Scene:
     return _compose(place_key, u[32:44], kinds, counts, jnp.full((MAX_LETTERS,), -1), False)
 
 
+@jax.jit
+def sample_alone(indices: jax.Array, seed: int) -> Scene:
+    """Sample scenes of one solid, number `indices` (B,) of a seed, with a leading B; no held-out combination."""
+    base = jax.random.fold_in(jax.random.key(seed), 10)  # other scenes than those of the tasks and the pairs
+    return jax.vmap(lambda index: _alone(jax.random.fold_in(base, index)))(jnp.asarray(indices, jnp.uint32))
+
+
+def _alone(key: jax.Array) -> Scene:
+    content_key, place_key = jax.random.split(key)
+    u = jax.random.uniform(content_key, (42,))
+    kinds = _draw_kinds(u[: _NOVEL_KIND.size], jnp.zeros(()), False, TASKS.index("single"))
+    return _compose(place_key, u[30:42], kinds, jnp.asarray([1, 0]), jnp.full((MAX_LETTERS,), -1), False)
+
+
 def novelties(scene: Scene) -> list[str]:
     """The held-out combinations a scene on the host shows; empty for every scene of the training split."""
     present = grammar.groups(scene)

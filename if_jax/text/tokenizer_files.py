@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ TEXT_LENGTH = 77
 PAD, EOS, UNKNOWN = 0, 1, 2
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+# How an added token is found: wherever its very letters stand.
+_AS_IT_STANDS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": False}
 _PUBLISHED = re.compile(r"<pad>|</s>|<unk>|<extra_id_[0-9]+>")
 
 
@@ -75,10 +78,28 @@ def _check_numbering(numbering: tuple[int | None, ...]) -> None:
         raise ValueError(f"numbers pad, end of text and unknown {numbering} instead of {(PAD, EOS, UNKNOWN)}")
 
 
-def save_config(folder: Path, class_name: str, sentinels: int) -> None:
-    """Write the tokenizer_config.json by which transformers opens the folder."""
+def json_with_tokens(model: bytes, tokens: Sequence[str], first: int) -> bytes:
+    """The bytes of a tokenizer.json with further tokens, whose ids begin at `first`."""
+    content = json.loads(model)
+    rows = [{"id": first + number, "content": token, **_AS_IT_STANDS} for number, token in enumerate(tokens)]
+    content["added_tokens"] = [*(content.get("added_tokens") or []), *rows]
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def save_config(
+    folder: Path, class_name: str, sentinels: int, added: Mapping[str, int] | None = None, first_sentinel: int = 0
+) -> None:
+    """Write the files by which transformers opens the folder.
+
+    Args:
+      folder: of the tokenizer; it is made.
+      class_name: of transformers.
+      sentinels: how many the vocabulary has.
+      added: tokens added to it, with their ids.
+      first_sentinel: id of sentinel 0 of ByT5, whose class in transformers would else number them after the added ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": class_name,
         "pad_token": "<pad>",
         "eos_token": "</s>",
@@ -86,4 +107,12 @@ def save_config(folder: Path, class_name: str, sentinels: int) -> None:
         "extra_ids": sentinels,
         "model_max_length": TEXT_LENGTH,
     }
+    if added:
+        decoder = {number: {"content": token, **_AS_IT_STANDS} for token, number in added.items()}
+        if first_sentinel:
+            names = {number: f"<extra_id_{number}>" for number in range(sentinels)}
+            sentinel = {**_AS_IT_STANDS, "special": True}
+            decoder |= {first_sentinel + number: {"content": name, **sentinel} for number, name in names.items()}
+        config["added_tokens_decoder"] = {str(number): decoder[number] for number in sorted(decoder)}
+        (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

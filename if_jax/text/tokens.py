@@ -9,22 +9,22 @@ gives stock diffusers the same conditioning.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from if_jax.text.spelled import bytes_of_parts, check_words, plain, split_spelled, token_id
 from if_jax.text.tokenizer_files import (
     EOS,
     PAD,
     TEXT_LENGTH,
-    UNKNOWN,
     added_tokens,
     class_name_of,
+    json_with_tokens,
     open_json,
     open_sentencepiece,
     save_config,
@@ -33,6 +33,7 @@ from if_jax.text.tokenizer_files import (
 _LOG = logging.getLogger(__name__)
 _T5_FILES = ("spiece.model", "tokenizer.json")
 _BYTE_SENTINELS, _T5_SENTINELS = 125, 100
+_BYTES_END = 3 + 256  # the special tokens and the bytes
 
 
 class Tokenizer(Protocol):
@@ -56,6 +57,14 @@ class Tokenizer(Protocol):
 
     def pieces(self) -> list[str]:
         """Texts that together use the whole vocabulary: two tokenizers that cut them alike are the same."""
+        ...
+
+    def with_words(self, words: Sequence[str]) -> Tokenizer:
+        """The tokenizer with further words as tokens of their own; their ids begin at `vocab_size`.
+
+        Raises:
+          ValueError: a word is a token already, or cannot be one.
+        """
         ...
 
     def save(self, folder: str | Path) -> None:
@@ -84,17 +93,12 @@ def load_tokenizer(source: str | Path) -> ByteTokenizer | T5Tokenizer:
         )
     name, added = class_name_of(path / "tokenizer_config.json"), added_tokens(path)
     if name == "ByT5Tokenizer":
-        if added:
-            raise ValueError(_cannot_add(path, added, "bytes"))
-        return ByteTokenizer()
+        return _with_added(path, ByteTokenizer(), added, "bytes")
     if name not in (None, "T5Tokenizer", "T5TokenizerFast"):
         raise ValueError(f'tokenizer "{source}" is a {name}: if_jax reads ByT5Tokenizer and T5Tokenizer folders')
-    for file_name in reversed(_T5_FILES) if added else _T5_FILES:  # SentencePiece knows nothing of added tokens
+    for file_name in reversed(_T5_FILES) if added else _T5_FILES:  # tokenizer.json may hold some of the added tokens
         if (path / file_name).is_file():
-            tokenizer = _open_t5(path / file_name)
-            if lost := [token for token in added if tokenizer.token_id(token) != added[token]]:
-                raise ValueError(_cannot_add(path / file_name, lost, "pieces"))
-            return tokenizer
+            return _with_added(path / file_name, _open_t5(path / file_name), added, "pieces")
     raise FileNotFoundError(f'tokenizer folder "{source}" is incomplete: it needs {" or ".join(_T5_FILES)}')
 
 
@@ -106,10 +110,15 @@ class ByteTokenizer:
     ("</s>", "<extra_id_0>"), which transformers reads as the tokens themselves.
     """
 
+    words: tuple[str, ...] = ()  # added, by id
     _reported: set[int] = field(default_factory=set, repr=False, compare=False)  # lengths at which a cut was reported
 
     class_name = "ByT5Tokenizer"
-    vocab_size = 384
+
+    @property
+    def vocab_size(self) -> int:
+        """Special tokens, bytes, sentinels and added words."""
+        return _BYTES_END + _BYTE_SENTINELS + len(self.words)
 
     def __call__(
         self, captions: Sequence[str], length: int = TEXT_LENGTH, *, always_warn: bool = False
@@ -138,8 +147,9 @@ class ByteTokenizer:
         ids = np.where(position < ends, ids, np.where(position == ends, EOS, PAD)).astype(np.int32)
         mask = (position <= ends).astype(np.int32)
         for row, caption in enumerate(captions):
-            if "<" in caption and len(parts := _split_spelled(caption, _BYTE_SENTINELS)) > 1:
-                tokens = _bytes_of_parts(parts)
+            spells = "<" in caption or any(word in caption for word in self.words)
+            if spells and len(parts := split_spelled(caption, _BYTE_SENTINELS, self.words)) > 1:
+                tokens = bytes_of_parts(parts, _BYTES_END)
                 sizes[row] = len(tokens)
                 ids[row], mask[row] = _fit(tokens, length, repeat_eos=False)
         _report_cut(captions, sizes > room, length, self._reported, always_warn)
@@ -147,11 +157,16 @@ class ByteTokenizer:
 
     def pieces(self) -> list[str]:
         """See `Tokenizer.pieces`: bytes have no vocabulary of their own."""
-        return [chr(code) for code in range(128)]
+        return [chr(code) for code in range(128)] + list(self.words)
+
+    def with_words(self, words: Sequence[str]) -> ByteTokenizer:
+        """See `Tokenizer.with_words`."""
+        check_words(self, words)
+        return replace(self, words=(*self.words, *words))
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer_config.json: ByT5 has no vocabulary to store."""
-        save_config(Path(folder), self.class_name, _BYTE_SENTINELS)
+        """Write tokenizer_config.json: ByT5 has no vocabulary to store but added words."""
+        save_config(Path(folder), self.class_name, _BYTE_SENTINELS, _numbered(self), _BYTES_END)
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,7 @@ class T5Tokenizer:
 
     model: bytes = field(repr=False)
     file_name: str  # which of the two files `model` is
+    words: tuple[str, ...] = ()  # added beside a spiece.model, by id
     _reported: set[int] = field(default_factory=set, repr=False, compare=False)  # lengths at which a cut was reported
 
     class_name = "T5Tokenizer"
@@ -172,7 +188,7 @@ class T5Tokenizer:
         """Pieces and sentinels: 32,100 for the published T5 (whose embedding table is padded to 32,128 rows)."""
         if self.file_name == "tokenizer.json":
             return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        return self._backend.get_piece_size() + _T5_SENTINELS
+        return self._backend.get_piece_size() + _T5_SENTINELS + len(self.words)
 
     def __call__(
         self, captions: Sequence[str], length: int = TEXT_LENGTH, *, always_warn: bool = False
@@ -195,70 +211,48 @@ class T5Tokenizer:
             words = self._backend.get_vocab(with_added_tokens=True)
         else:
             words = [self._backend.id_to_piece(i) for i in range(self._backend.get_piece_size())]
-        return sorted(word.replace("\u2581", " ") for word in words)
+        return sorted(word.replace("\u2581", " ") for word in [*words, *self.words])
+
+    def with_words(self, words: Sequence[str]) -> T5Tokenizer:
+        """See `Tokenizer.with_words`. They go into a tokenizer.json, and beside a spiece.model."""
+        check_words(self, words)
+        if self.file_name == "tokenizer.json":
+            return replace(self, model=json_with_tokens(self.model, words, self.vocab_size))
+        return replace(self, words=(*self.words, *words))
 
     def save(self, folder: str | Path) -> None:
         """Write the model file as it was read, and tokenizer_config.json."""
-        save_config(Path(folder), self.class_name, _T5_SENTINELS)
+        save_config(Path(folder), self.class_name, _T5_SENTINELS, _numbered(self))
         (Path(folder) / self.file_name).write_bytes(self.model)
 
     @cached_property
     def _backend(self) -> Any:
         return (open_json if self.file_name == "tokenizer.json" else open_sentencepiece)(self.model)
 
-    def token_id(self, token: str) -> int | None:
-        """The id of a token that a caption spells out; None where the caption's is cut to pieces instead."""
-        return self._backend.token_to_id(token) if self.file_name == "tokenizer.json" else None
-
     def _ids_of_caption(self, caption: str) -> list[int]:
         """Ids without the end-of-text token. Split at spelled-out tokens here: SentencePiece knows nothing of them."""
         ids: list[int] = []
-        for part in _split_spelled(caption, _T5_SENTINELS) if "<" in caption else [caption]:
+        for part in split_spelled(caption, _T5_SENTINELS, self.words):
             if isinstance(part, str):
                 ids += self._ids_of_text(part.strip())
-            else:  # sentinels count down from the end of the vocabulary
-                ids.append(part if part >= 0 else self.vocab_size + part)
+            elif part >= 0:
+                ids.append(part)
+            else:
+                ids.append(self._id_of_spelled(-1 - part))
         return ids
+
+    def _id_of_spelled(self, number: int) -> int:
+        """Sentinels count down from where the added words begin, and those, numbered on from 100, up from there."""
+        if self.file_name == "tokenizer.json":
+            named = self._backend.token_to_id(f"<extra_id_{number}>")
+            return self.vocab_size - 1 - number if named is None else named
+        published = self.vocab_size - len(self.words)
+        return published + (number - _T5_SENTINELS if number >= _T5_SENTINELS else -1 - number)
 
     def _ids_of_text(self, text: str) -> list[int]:
         if self.file_name == "tokenizer.json":
-            return self._backend.encode(_plain(text), add_special_tokens=False).ids
-        return self._backend.encode(_plain(text))
-
-
-def _plain(text: str) -> str:
-    """Text with "?" for what UTF-8 cannot hold, such as a stray byte of a command line."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-_SPELLED = re.compile(r"\s*(<pad>|</s>|<unk>)\s*|<extra_id_(0|[1-9][0-9]*)>")
-
-
-def _split_spelled(caption: str, sentinels: int) -> list[str | int]:
-    """Cut a caption at the special tokens it spells out: text, or an id, or -1 - k for sentinel k.
-
-    Spaces around the first three tokens are dropped, as transformers drops them.
-    """
-    parts: list[str | int] = []
-    start = 0
-    for match in _SPELLED.finditer(caption):
-        name, sentinel = match.groups()
-        if name is None and int(sentinel) >= sentinels:
-            continue
-        spelled = -1 - int(sentinel) if name is None else {"<pad>": PAD, "</s>": EOS, "<unk>": UNKNOWN}[name]
-        parts += [caption[start : match.start()], spelled]
-        start = match.end()
-    return [*parts, caption[start:]]
-
-
-def _bytes_of_parts(parts: Sequence[str | int]) -> list[int]:
-    ids: list[int] = []
-    for part in parts:
-        if isinstance(part, str):
-            ids += [byte + 3 for byte in part.encode("utf-8", errors="replace")]
-        else:  # sentinels count up, straight after the bytes
-            ids.append(part if part >= 0 else 3 + 256 - 1 - part)
-    return ids
+            return self._backend.encode(plain(text), add_special_tokens=False).ids
+        return self._backend.encode(plain(text))
 
 
 def _fit(tokens: Sequence[int], length: int, *, repeat_eos: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -298,12 +292,36 @@ def _report_cut(captions: Sequence[str], cut: np.ndarray, length: int, reported:
     )
 
 
-def _cannot_add(path: Path, tokens: Iterable[str], into: str) -> str:
-    named = ", ".join(list(tokens)[:5])
-    return (
-        f'tokenizer "{path}": its added tokens {named} would be cut to {into}; open the folder with transformers, '
-        "save it as a fast tokenizer (tokenizer.json), which keeps them, or leave the tokens out"
-    )
+def _with_added(
+    path: Path, tokenizer: ByteTokenizer | T5Tokenizer, added: Mapping[str, int], into: str
+) -> ByteTokenizer | T5Tokenizer:
+    """The tokenizer of a folder with the tokens that were added there, by their ids.
+
+    Raises:
+      ValueError: one has another id than it would have here, or cannot be read out of a caption.
+    """
+    missing = sorted((number, token) for token, number in added.items() if token_id(tokenizer, token) != number)
+    words = [token for _, token in missing]
+    if not words:
+        return tokenizer
+    try:
+        extended = tokenizer.with_words(words)
+    except ValueError as error:
+        raise ValueError(f'tokenizer "{path}": {error}') from None
+    if [number for number, _ in missing] != list(range(tokenizer.vocab_size, extended.vocab_size)):
+        named = ", ".join(words[:5])
+        raise ValueError(
+            f'tokenizer "{path}": its added tokens {named} would be cut to {into}, since their ids do not follow on '
+            f"{tokenizer.vocab_size - 1}; open the folder with transformers, save it as a fast tokenizer "
+            "(tokenizer.json), which keeps them, or leave the tokens out"
+        )
+    return extended
+
+
+def _numbered(tokenizer: ByteTokenizer | T5Tokenizer) -> dict[str, int]:
+    """The added words with their ids, the last of the vocabulary."""
+    first = tokenizer.vocab_size - len(tokenizer.words)
+    return {word: first + number for number, word in enumerate(tokenizer.words)}
 
 
 def _open_t5(path: Path) -> T5Tokenizer:

@@ -55,11 +55,11 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     recorder.note("initialized")
     rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
     text = setup.read_text(recipe)
-    parts = setup.make_setup(recipe, text.config if text else None, mesh)
+    parts = setup.make_setup(recipe, text.config if text else None, mesh, text.tokenizer.vocab_size if text else 0)
     tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
     base = None
-    if recipe.lora.rank:
+    if recipe.keeps_base:
         base, metadata["base_sha256"] = open_base(recipe)
     if jax.process_count() > 1:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
@@ -130,7 +130,7 @@ def _start(
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
     recorder.note("prepared")
-    state = checkpoints.restore(abstract, start) if start else setup.fresh_state(parts, abstract)
+    state = checkpoints.restore(abstract, start) if start else setup.fresh_state(parts, abstract, text)
     if int(state.step) != start:
         raise ValueError(
             f"checkpoint {start} holds the state of step {int(state.step)}: move it away, to go on before it"

@@ -30,11 +30,13 @@ _COUNTERS = ("skipped", "skipped_in_a_row")  # reported as they are, not as mean
 def step_flops(recipe: Recipe, networks: Networks, text_length: int) -> float:
     """Floating-point operations of one update: forward and twice that backward; recomputation is not counted.
 
-    Beside a frozen kernel (LoRA) the backward pass costs as much as the forward one: the factors are not counted.
+    Beside a frozen kernel (LoRA, new words) the backward pass costs as much as the forward one: the factors are not
+    counted.
     """
-    passes = 2 if recipe.lora.rank else 3
+    passes = 2 if recipe.keeps_base else 3
     unet = unet_flops(networks.unet.config, recipe.data.crop or recipe.data.size, text_length)
-    text_passes = passes if recipe.lora.text_encoder or not recipe.text_encoder_from else 1
+    text_trained = recipe.lora.text_encoder or recipe.new_words.tokens or not recipe.text_encoder_from
+    text_passes = passes if text_trained else 1
     text = t5_flops(networks.text_encoder.config, text_length) * text_passes
     return float(recipe.batch_size * (passes * unet + text))
 

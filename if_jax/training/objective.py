@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -36,9 +37,12 @@ class Networks:
     unet: UNet
     text_encoder: T5Encoder
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    vocabulary: int = 0  # rows of the token embedding that are in use, those of new words last
 
     def joined(self, frozen: Params, params: Params) -> dict[str, Params | AdaptedParams]:
-        """The parameters of both networks. Where one is both frozen and trained, what is trained are factors beside it.
+        """The parameters of both networks.
+
+        Where one is both frozen and trained, what is trained are factors beside it, or the rows of new words.
 
         Args:
           frozen: parameters by network that are used and not trained.
@@ -46,6 +50,9 @@ class Networks:
         """
         both = {**frozen, **params}
         for name in frozen.keys() & params.keys():
+            if not self.lora.rank:
+                both[name] = _with_rows(frozen[name], params[name], self.vocabulary)
+                continue
             both[name] = AdaptedParams(frozen[name], params[name], self.lora.scale, self.lora.dropout)
         return both
 
@@ -62,21 +69,23 @@ class Networks:
         return lora.apply(self.unet, params, *inputs, keys=keys)
 
 
-def make_networks(recipe: Recipe, text_config: T5Config | None = None) -> Networks:
+def make_networks(recipe: Recipe, text_config: T5Config | None = None, vocabulary: int = 0) -> Networks:
     """Builds the modules a recipe names.
 
     Args:
       recipe: what is trained.
       text_config: the frozen text encoder's, where there is one.
+      vocabulary: ids of its tokenizer, new words last; 0: as many as its table has rows.
     """
     dtype = jnp.dtype(recipe.compute_dtype)
     text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
     unet = UNet(presets.UNETS[recipe.unet], dtype=dtype, remat=recipe.remat)
-    return Networks(unet, T5Encoder(text_config, dtype=dtype), recipe.lora)
+    return Networks(unet, T5Encoder(text_config, dtype=dtype), recipe.lora, vocabulary or text_config.vocab_size)
 
 
 def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
-    """Random parameters, boxed with the logical names of their dimensions; of a LoRA the factors alone.
+    """Random parameters, boxed with the logical names of their dimensions; of a LoRA the factors alone, of
+    new words their rows.
 
     Args:
       networks: of the recipe.
@@ -92,6 +101,9 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     """
     if recipe.lora.rank:
         return _init_factors(networks, recipe, stream(key, "factors"))
+    if recipe.new_words.tokens:
+        rows = jnp.zeros((len(recipe.new_words.tokens), networks.text_encoder.config.d_model))
+        return {"text_encoder": {"shared": {"embedding": nn.LogicallyPartitioned(rows, (None, "embed"))}}}
     config: UNetConfig = networks.unet.config
     side = recipe.data.crop or recipe.data.size
     inputs = [
@@ -107,6 +119,13 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
         text_key = stream(key, "text encoder weights")
         params["text_encoder"] = networks.text_encoder.init(text_key, ids, jnp.ones_like(ids))["params"]
     return params
+
+
+def _with_rows(base: Params, trained: Params, end: int) -> Params:
+    """A text encoder's parameters with the last rows of its vocabulary, before row `end`, replaced."""
+    table, rows = base["shared"]["embedding"], trained["shared"]["embedding"]
+    whole = jax.lax.dynamic_update_slice(table, rows.astype(table.dtype), (end - len(rows), 0))
+    return {**base, "shared": {"embedding": whole}}
 
 
 def _init_factors(networks: Networks, recipe: Recipe, key: jax.Array) -> Params:

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from if_jax.checkpoints import lora, release, run
+from if_jax.checkpoints import lora, release, run, words
 from if_jax.checkpoints.stages import StageRelease, with_text
 from if_jax.checkpoints.tensors import Storage
 from if_jax.checkpoints.weights import Params, text_encoder_sha256
@@ -140,17 +140,44 @@ def publish_lora(
     return path
 
 
+def publish_words(workdir: str, place: str, *, ema_decay: str = "", overwrite: bool = False) -> Path:
+    """Writes the newest EMA rows of a run of new words as a file, as diffusers' textual inversion does.
+
+    Args:
+      workdir: of the run.
+      place: the file (`….safetensors`), or the folder that gets `learned_embeds.safetensors`.
+      ema_decay: as for `publish`.
+      overwrite: whether a file that is there already is replaced.
+
+    Returns:
+      The file.
+
+    Raises:
+      FileNotFoundError: the run has no finished checkpoint.
+      ValueError: it has trained no words, or the file exists.
+    """
+    step, metadata, ema = run.read_ema(workdir, ema_decay)
+    recipe = stored_recipe(workdir, metadata)
+    if not recipe.new_words.tokens:
+        raise ValueError(f"{workdir} has trained no new words: leave out --words to export a release")
+    path = Path(place) if place.endswith(".safetensors") else Path(place) / words.FILE_NAME
+    rows = dict(zip(recipe.new_words.tokens, ema["text_encoder"]["shared"]["embedding"], strict=True))
+    notes = {"recipe": json.dumps(recipe_to_dict(recipe), sort_keys=True), "step": str(step)}
+    words.write_words(path, rows, notes, overwrite=overwrite)
+    return path
+
+
 def _trained_stage(workdir: str, recipe: Recipe, ema: Params, metadata: Mapping[str, Any]) -> StageRelease:
     """A stage with its text encoder: trained with it, or (base stage, frozen encoder) read again and checked.
 
-    The factors of a LoRA go into the weights that they were trained beside.
+    The factors of a LoRA go into the weights that they were trained beside, new words into the text encoder.
     """
     sha256 = metadata.get("text_encoder_sha256") or None
-    if recipe.lora.rank:
+    if recipe.keeps_base:
         base, identity = open_base(recipe)
         if identity != metadata["base_sha256"]:
             raise ValueError(f"init_from {recipe.init_from!r} is not the net that {workdir} was trained beside")
-        ema = {**ema, "unet": lora.with_factors(base, ema["unet"], recipe.lora.scale)}
+        ema = {**ema, "unet": lora.with_factors(base, ema["unet"], recipe.lora.scale) if recipe.lora.rank else base}
     stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
     if recipe.stage == "super-resolution":
         return stage
@@ -160,6 +187,10 @@ def _trained_stage(workdir: str, recipe: Recipe, ema: Params, metadata: Mapping[
     text = release.read_text_encoder(recipe.text_encoder_from)
     if text.sha256 != sha256:
         raise ValueError(f"text_encoder_from {recipe.text_encoder_from!r} is not the encoder this run was trained with")
+    if recipe.new_words.tokens:
+        text = words.with_words(text, recipe.new_words.tokens)
+        text = words.with_rows(text, ema["text_encoder"]["shared"]["embedding"])
+        text = dataclasses.replace(text, sha256=text_encoder_sha256(text.params))
     if recipe.lora.text_encoder:
         adapted = lora.with_factors(text.params, ema["text_encoder"], recipe.lora.scale)
         text = dataclasses.replace(text, params=adapted, sha256=text_encoder_sha256(adapted))

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 from if_jax.checkpoints import release
 from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.weights import Params, boxed_params, load_params
+from if_jax.checkpoints.words import with_words, word_rows
 from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.models import presets
@@ -42,16 +43,20 @@ class TrainingSetup:
     sharding_rules: rules.Rules
 
 
-def make_setup(recipe: Recipe, text_config: T5Config | None, mesh: Mesh | AbstractMesh) -> TrainingSetup:
+def make_setup(
+    recipe: Recipe, text_config: T5Config | None, mesh: Mesh | AbstractMesh, vocabulary: int = 0
+) -> TrainingSetup:
     """Builds the parts that a recipe names.
 
     Args:
       recipe: what is trained.
       text_config: the frozen text encoder's configuration; None where the encoder is trained too.
       mesh: of the devices; an abstract one serves planning.
+      vocabulary: ids of that encoder's tokenizer, the recipe's new words last; 0: as many as its table has rows, which
+        does for planning.
     """
     tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-    networks = objective.make_networks(recipe, text_config)
+    networks = objective.make_networks(recipe, text_config, vocabulary)
     return TrainingSetup(recipe, networks, tx, mesh, rules.PRESETS[recipe.mesh.rules])
 
 
@@ -61,7 +66,8 @@ def abstract_state(setup: TrainingSetup) -> TrainState:
 
 
 def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
-    """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA.
+    """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA
+    or of new words.
 
     In the compute precision, since nothing is ever added to it. A text encoder whose states are kept
     (`data.embeddings`) is left out where neither samples nor validation need it.
@@ -70,7 +76,7 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     kept = recipe.data.embeddings and not recipe.sample.every and not recipe.validation.every
     if recipe.text_encoder_from and not kept:
         configs["text_encoder"] = setup.networks.text_encoder.config
-    if recipe.lora.rank:
+    if recipe.keeps_base:
         configs["unet"] = setup.networks.unet.config
     dtype = recipe.compute_dtype
     return {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
@@ -126,8 +132,13 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
     return jitted.lower(state, frozen, batch)
 
 
-def fresh_state(setup: TrainingSetup, abstract: TrainState) -> TrainState:
+def fresh_state(setup: TrainingSetup, abstract: TrainState, text: TextEncoder | None = None) -> TrainState:
     """Step 0, made in place on the mesh: random weights (or factors of a LoRA), or those of the release `init_from`.
+
+    Args:
+      setup: of a mesh of real devices.
+      abstract: see `abstract_state`.
+      text: the frozen text encoder, of `read_text`: the rows of new words begin as they are there.
 
     Raises:
       ValueError: the release does not fit the recipe, see `start_from_release`.
@@ -144,22 +155,29 @@ def fresh_state(setup: TrainingSetup, abstract: TrainState) -> TrainState:
     key = jax.random.key(recipe.seed)
     if not recipe.init_from or recipe.lora.rank:
         return make(key)
-    params = start_from_release(recipe, abstract.params, lambda: make(key).params)
+    if text and recipe.new_words.tokens:
+        rows = {"text_encoder": {"shared": {"embedding": word_rows(text, len(recipe.new_words.tokens))}}}
+        params = load_params(rows, "float32", shardings.params)
+    else:
+        params = start_from_release(recipe, abstract.params, lambda: make(key).params)
     fill = partial(init_state, optimizer=setup.optimizer, decays=recipe.ema_decays)
     return jax.jit(fill, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def read_text(recipe: Recipe) -> TextEncoder | None:
-    """Opens the frozen text encoder of `text_encoder_from`; None where the recipe trains its own.
+    """Opens the frozen text encoder of `text_encoder_from`, with the recipe's new words; None where it trains its own.
 
     Raises:
-      FileNotFoundError, ValueError: it cannot be read, or does not go with the UNet.
+      FileNotFoundError, ValueError: it cannot be read, does not go with the UNet, or knows a new word already.
     """
     if not recipe.text_encoder_from:
         return None
     text = release.read_text_encoder(recipe.text_encoder_from, None)
     host_facts.check_text_width(recipe, text.config)
-    return text
+    try:
+        return with_words(text, recipe.new_words.tokens, recipe.new_words.init) if recipe.new_words.tokens else text
+    except ValueError as error:
+        raise ValueError(f"recipe key new_words.tokens: {error}") from None
 
 
 def place_frozen(setup: TrainingSetup, text: TextEncoder | None, base: Params | None) -> dict[str, Params]:

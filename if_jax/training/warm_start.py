@@ -1,6 +1,6 @@
 """Training that starts from released weights: all of a stage, or the part whose names a pattern picks.
 
-A LoRA leaves them as they are and trains beside them: `open_base`.
+A LoRA leaves them as they are and trains beside them, and so do new words: `open_base`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
 
 
 def open_base(recipe: Recipe) -> tuple[Params, str]:
-    """Opens the UNet of the stage folder `init_from`, which the factors of a LoRA go beside.
+    """Opens the UNet of the stage folder `init_from`, which is used as it is by a LoRA or new words.
 
     Args:
       recipe: what is trained.
@@ -86,7 +86,7 @@ def _open_stage(recipe: Recipe) -> StageRelease:
         raise ValueError(f"{_where(recipe)} is a {stage.kind} stage, but recipe key stage is {recipe.stage!r}")
     if differences := _differences(recipe, stage):
         message = f"{_where(recipe)} was trained otherwise: {'; '.join(differences)}"
-        if recipe.lora.rank:
+        if recipe.keeps_base:
             raise ValueError(message)
         if not recipe.init_only:
             raise ValueError(f"{message}; or set init_only=. to start from its weights all the same")

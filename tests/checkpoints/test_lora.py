@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from if_jax.checkpoints import lora, names, release
 from if_jax.checkpoints.stages import StageRelease
 from if_jax.checkpoints.weights import boxed_params
+from if_jax.inference.cascade import DEMO
 from if_jax.models import lora as factors
 from if_jax.models.t5 import T5Encoder
 from if_jax.models.unet import UNet
@@ -60,17 +61,24 @@ def close(actual: Any, expected: Any, share: float) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["base", "super-resolution"])
-def test_diffusers_computes_the_same_with_the_file_loaded(cascade: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("whose", ["tiny", pytest.param("demo", marks=pytest.mark.slow)])  # a minute of a core each
+def test_diffusers_computes_the_same_with_the_file_loaded(
+    cascade: Path, tmp_path: Path, number: int, whose: str
+) -> None:
     """Output of the UNet and gradients of all factors, attention and convolutions; merged as unmerged."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("peft")
-    stage = STAGES[number]
+    folder = (cascade if whose == "tiny" else DEMO) / f"stage_{'I' * (number + 1)}"
+    stage = STAGES[number] if whose == "tiny" else release.read_stage(folder)
     config, tree = stage.unet_config, random_factors(stage.unet_config, "attention+conv")
     lora.write_lora(tmp_path / lora.FILE_NAME, {"unet": tree}, ALPHA)
+    fitted = lora.fit(lora.open_lora(tmp_path), "unet", config)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, fitted.factors), tree)
     rng = np.random.default_rng(1)
-    side = config.sample_size
+    side = min(config.sample_size, 64)
     x, weights = (rng.normal(size=(2, side, side, c)).astype(np.float32) for c in (config.in_channels, 6))
-    states, t = rng.normal(size=(2, 9, 32)).astype(np.float32), np.array([30, 700], np.int32)
+    states = rng.normal(size=(2, 9, config.encoder_hid_dim)).astype(np.float32)
+    t = np.array([30, 700], np.int32)
     inputs = [x, t, states] + ([np.array([5, 250], np.int32)] if number else [])
     net = UNet(config)
 
@@ -83,7 +91,7 @@ def test_diffusers_computes_the_same_with_the_file_loaded(cascade: Path, tmp_pat
     zeros = jax.tree.map(np.zeros_like, tree)
     close(quick_jit(loss)(zeros, merged)[1], ours, 1e-5)
 
-    pipeline = tiny.open_in_diffusers(cascade / f"stage_{'I' * (number + 1)}", text_encoder=None)
+    pipeline = tiny.open_in_diffusers(folder, text_encoder=None)
     pipeline.load_lora_weights(tmp_path)
     adapted = {name: p for name, p in pipeline.unet.named_parameters() if "lora_" in name}
     assert len(adapted) == len(jax.tree.leaves(tree))

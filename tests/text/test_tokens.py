@@ -258,6 +258,57 @@ def test_the_word_bytes_opens_the_byte_tokenizer():
     assert load_tokenizer("bytes") == ByteTokenizer()
 
 
+def test_new_words_have_the_ids_that_transformers_gives_them(tokenizer, tmp_path):
+    """In the tokenizer itself, in the folder it saves, and in transformers' own after `add_tokens`."""
+    import transformers
+
+    tokenizer.save(tmp_path / "plain")
+    words, captions = ["sks-toy", "zwx"], [*CAPTIONS, "a sks-toy cube", "sks-toy", "zwxsks-toy, red", "a  zwx  b zw"]
+    extended = tokenizer.with_words(words)
+    assert extended.vocab_size == tokenizer.vocab_size + 2 and extended != tokenizer
+    ids, mask = extended(captions)
+    assert ids.max() == extended.vocab_size - 1 and (ids == tokenizer.vocab_size).sum() == 3
+    np.testing.assert_array_equal(ids[: len(CAPTIONS)], tokenizer(CAPTIONS)[0])  # nothing else changes
+    extended.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    for own in (again, pickle.loads(pickle.dumps(extended)), load_tokenizer(tmp_path / "plain").with_words(words)):
+        np.testing.assert_array_equal(own(captions)[0], ids)
+    further = again.with_words(["qqv"])
+    assert further(["qqv zwx"])[0][0, :2].tolist()[0] == extended.vocab_size
+    kind = getattr(transformers, extended.class_name)
+    added = kind.from_pretrained(tmp_path / "plain")
+    assert added.add_tokens([transformers.AddedToken(word, normalized=False) for word in words]) == 2
+    for theirs in (kind.from_pretrained(tmp_path / "saved"), added):
+        stripped = captions if extended.class_name == "ByT5Tokenizer" else [text.strip() for text in captions]
+        for own, expected in zip((ids, mask), reference_ids(theirs, stripped), strict=True):
+            np.testing.assert_array_equal(own, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a b"], "'a b': a token is a text without spaces"),
+        ([""], "'': a token is a text without spaces"),
+        (["<pad>"], r"'<pad>' is a token that T5 already knows \(id 0\)"),
+        (["<extra_id_7>"], "'<extra_id_7>' is a token that T5 already knows"),
+        (["sks", "sks"], "one is there twice"),
+    ],
+)
+def test_words_that_cannot_be_tokens_are_refused(tokenizer, words, message):
+    with pytest.raises(ValueError, match=message) as error:
+        tokenizer.with_words(words)
+    assert "\n" not in str(error.value)
+
+
+def test_words_that_are_tokens_are_refused(spiece, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(spiece)
+    for tokenizer, word in ((load_tokenizer(tmp_path), "cube"), (load_tokenizer("bytes"), "x")):
+        with pytest.raises(ValueError, match=f"'{word}' is a token that T5 already knows"):
+            tokenizer.with_words([word])
+        with pytest.raises(ValueError, match="'sks' is a token that T5 already knows"):
+            tokenizer.with_words(["sks"]).with_words(["sks"])
+
+
 def test_added_tokens_are_read_or_refused_never_cut(spiece, tmp_path):
     """As transformers saves a folder after `add_tokens`: SentencePiece alone knows nothing of them."""
     from tokenizers import Tokenizer, models
@@ -266,7 +317,7 @@ def test_added_tokens_are_read_or_refused_never_cut(spiece, tmp_path):
     config = {"tokenizer_class": "T5Tokenizer", "added_tokens_decoder": {"4": token}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "spiece.model").write_bytes(spiece)
-    with pytest.raises(ValueError, match=r"its added tokens <sks> would be cut to pieces; .*tokenizer.json"):
+    with pytest.raises(ValueError, match=r"its added tokens <sks> would be cut to pieces, .*tokenizer.json"):
         load_tokenizer(tmp_path)
     fast = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("red", -1.0)], unk_id=2))
     fast.add_tokens(["<sks>"])
