@@ -12,8 +12,8 @@ import pytest
 import record_stores
 
 from if_jax.data import reading, sources
-from if_jax.data.pipeline import StoredPictures
 from if_jax.data.preprocessing import Preparation
+from if_jax.data.samples import StoredPictures
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_an_error_that_stays_names_the_file_and_makes_no_index(tmp_path: Path, m
 
 def test_a_record_that_no_longer_decodes_is_named(tmp_path: Path) -> None:
     tars = record_stores.write_tars(tmp_path / "tars", 2, 2)
-    source = StoredPictures(str(tars), 8, 0, Preparation(), sources.Filter())
+    source = StoredPictures(sources.open_stored(str(tars)), 8, 0, Preparation())
     tar = next(tars.glob("*.tar"))
     tar.write_bytes(tar.read_bytes().replace(b"JFIF", b"none").replace(b"\xff\xd8", b"\0\0"))
     with pytest.raises(ValueError, match=r"record 00000000[01] could be decoded .* no longer can \(unreadable image\)"):

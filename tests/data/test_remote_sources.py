@@ -18,7 +18,7 @@ import reading
 import record_stores
 import remote_sources
 
-from if_jax.data import cache, pipeline, remote, sources
+from if_jax.data import cache, pipeline, remote, samples, sources
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 from if_jax.data.remote import RemoteSettings
@@ -151,7 +151,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, far: bucket.Bucket, monke
 @pytest.mark.parametrize("change", ["other pixels", "cut off", "gone"])
 def test_an_object_that_changes_while_it_is_read_is_named(change: str, tmp_path: Path, far: bucket.Bucket) -> None:
     address = remote_sources.upload(far, record_stores.write_tars(tmp_path / "tars", 4, 2), "tars")
-    source = pipeline.StoredPictures(address, 8, 0, Preparation(), Filter())
+    source = samples.StoredPictures(sources.open_stored(address), 8, 0, Preparation())
     content, _ = far.objects["tars/00001.tar"]
     if change == "gone":
         del far.objects["tars/00001.tar"]

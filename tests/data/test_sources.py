@@ -21,8 +21,9 @@ import tensorflow_datasets as tfds
 import webdataset
 from reading import Batch, batches, batches_by
 
-from if_jax.data import index, pipeline, sources
+from if_jax.data import index, mixtures, samples, sources
 from if_jax.data.index import Filter
+from if_jax.data.preprocessing import Preparation
 
 COUNT = 23
 
@@ -117,14 +118,14 @@ def test_a_mixture_keeps_its_weights_and_walks_through_every_part(stored: dict[s
         assert sorted(own[:COUNT]) == list(range(COUNT))
     for wrong in ("0.5*scenes + tasks", "0*scenes + 1*tasks"):
         with pytest.raises(ValueError, match="mixture"):
-            pipeline.parse_mixture(wrong)
+            mixtures.parse_mixture(wrong)
 
 
 def test_several_captions_take_turns(stored: dict[str, str]) -> None:
-    source = pipeline.StoredPictures(stored["prepared"], 8, 0, pipeline.Preparation(), Filter())
-    samples = source.read(range(3 * COUNT))
-    assert {sample.choice for sample in samples} == {0, 1, 2}
-    assert all(sample.caption == f"caption {sample.choice} of {sample.number}" for sample in samples)
+    source = samples.StoredPictures(sources.open_stored(stored["prepared"]), 8, 0, Preparation())
+    read = source.read(range(3 * COUNT))
+    assert {sample.choice for sample in read} == {0, 1, 2}
+    assert all(sample.caption == f"caption {sample.choice} of {sample.number}" for sample in read)
 
 
 def test_filters_use_the_columns_there_are(stored: dict[str, str]) -> None:
