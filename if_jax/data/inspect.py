@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from if_jax.data.index import SCORES, Filter
+from if_jax.data.index import Filter
+from if_jax.data.index_part import SCORES
 from if_jax.data.preprocessing import fit
 from if_jax.data.sources import Stored, open_stored, summarise_skipped
 from if_jax.data.tfds_folder import TfdsFolder, read_note
@@ -90,7 +91,7 @@ def _cell(picture: Image.Image, caption: str) -> Image.Image:
 
 def _describe(stored: Stored) -> list[str]:
     width, height, length = (stored.facts(field) for field in ("width", "height", "caption"))
-    sides, lost = np.minimum(width, height), sum(map(len, stored.left_out.values()))
+    sides, lost = np.minimum(width, height), sum(skipped.total for skipped in stored.skipped.values())
     large = ", ".join(f"{int((sides >= side).sum())} of at least {side} px" for side in _SIDES)
     return [
         f"usable {len(stored)} of {len(stored) + lost} records in {stored.name}{_origin(stored)}",
@@ -98,7 +99,7 @@ def _describe(stored: Stored) -> list[str]:
         f"longest {np.max(np.maximum(width, height) / sides):.2f} times its width",
         f"captions: {length.min()} to {length.max()} characters, half of them up to {int(np.median(length))}",
         *_scores(stored),
-        *summarise_skipped(stored.left_out),
+        *summarise_skipped(stored.skipped),
     ]
 
 

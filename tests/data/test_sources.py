@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 import webdataset
 from reading import Batch, batches, batches_by
 
-from if_jax.data import index, mixtures, samples, sources
+from if_jax.data import indexing, mixtures, samples, sources
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 
@@ -49,8 +49,8 @@ def hosts() -> Iterator[list[ProcessPoolExecutor]]:
 
 @pytest.mark.parametrize("number", ["9" * 400, int("9" * 400), "1e60", "much"])
 def test_a_score_that_no_float_holds_is_none(number):
-    assert np.isnan(index._score({"similarity": number}, ("similarity",)))
-    assert index._score({"CLIP": number, "similarity": "0.5"}, ("CLIP", "similarity")) == 0.5
+    assert np.isnan(indexing._score({"similarity": number}, ("similarity",)))
+    assert indexing._score({"CLIP": number, "similarity": "0.5"}, ("CLIP", "similarity")) == 0.5
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "prepared", "mixture"])
@@ -183,7 +183,7 @@ def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monke
     tar = next(record_stores.write_tars(tmp_path / "tars", 4, 4).glob("*.tar"))
     first = sources.open_stored(str(tar))
     with monkeypatch.context() as patch:
-        patch.setattr(index, "build_index", None)  # a second look would fail
+        patch.setattr(indexing, "build_index", None)  # a second look would fail
         assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
     os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 1))  # as in a copy: looked through again, and the same
     assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
@@ -198,7 +198,7 @@ def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monke
     (folder / "0001.txt").write_text("another caption")
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         sources.open_stored(str(folder))
-    tar.with_name(f"{tar.name}.index.npz").write_bytes(b"half an index")
+    tar.with_name(f"{tar.name}.index").write_bytes(b"half an index")
     assert len(sources.open_stored(str(tar))) == 4
 
 
