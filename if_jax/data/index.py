@@ -142,7 +142,8 @@ class Index:
                 why[free & failing] = len(reasons)
                 reasons.append(words)
                 free &= ~failing
-        left_out = {reasons[number]: start + np.flatnonzero(why == number) for number in np.unique(why[~free])}
+        met = np.flatnonzero(np.bincount(why[~free]))
+        left_out = {reasons[number]: start + np.flatnonzero((why == number) & ~free) for number in met}
         return start + np.flatnonzero(free), dict(sorted(left_out.items()))
 
 
@@ -174,7 +175,7 @@ def read_index(store: RecordStore, *, quiet: bool = False) -> Index | None:
     say = logging.debug if quiet else logging.warning
     place = index_place(store)
     if place is None:
-        old = next((path for path in map(_old, _places(store)) if path.is_file()), None)
+        old = next((path for path in map(_old, index_places(store)) if path.is_file()), None)
         if old is not None:
             say("%s is an index of another version: %s is indexed again, once", old, store.name)
         return None
@@ -197,7 +198,7 @@ def save_index(store: RecordStore, head: Head, columns: Columns) -> Index:
       columns: its rows.
     """
     failed, kept = "", False
-    for place in _places(store):
+    for place in index_places(store):
         try:
             if isinstance(place, RemotePath):
                 stored = io.BytesIO()
@@ -218,7 +219,7 @@ def save_index(store: RecordStore, head: Head, columns: Columns) -> Index:
 
 def index_place(store: RecordStore) -> DataPath | None:
     """The file or object that holds a store's index; None where there is none."""
-    return next((path for path in _places(store) if path.is_file()), None)
+    return next((path for path in index_places(store) if path.is_file()), None)
 
 
 def index_folder(path: DataPath) -> Path | None:
@@ -237,9 +238,12 @@ def changed(store: RecordStore) -> str:
     )
 
 
-def _places(store: RecordStore) -> tuple[DataPath, ...]:
-    beside, folder = store.index_file(), index_folder(store.path)
-    return (beside,) if folder is None else (beside, folder / f"{_known(beside)}{SUFFIX}")
+def index_places(store: RecordStore) -> Iterator[DataPath]:
+    """Where a store's index may be kept, the best place first."""
+    beside = store.index_file()
+    yield beside
+    if (folder := index_folder(store.path)) is not None:
+        yield folder / f"{_known(beside)}{SUFFIX}"
 
 
 def _old(place: DataPath) -> DataPath:

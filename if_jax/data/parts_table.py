@@ -17,9 +17,9 @@ from typing import Any
 from absl import logging
 
 from if_jax.checkpoints.files import atomic_file
-from if_jax.data.index import Index, index_place, load_index
+from if_jax.data.index import Index, index_places, load_index
 from if_jax.data.index_part import VERSION, Head
-from if_jax.data.reading import in_flight, retried
+from if_jax.data.reading import file_status, in_flight
 from if_jax.data.records import RecordStore
 from if_jax.data.remote import RemotePath
 
@@ -28,7 +28,7 @@ _WORTH_KEEPING = 64  # parts
 
 def load_indexes(
     stores: Sequence[RecordStore], folders: Sequence[Path], *, reindex: bool = False
-) -> list[Index | None]:
+) -> tuple[list[Index | None], bool]:
     """The index of every store, by the table where it is there; None where there is no index that fits.
 
     Args:
@@ -36,13 +36,21 @@ def load_indexes(
       folders: where the table may be.
       reindex: see `load_index`.
 
+    Returns:
+      The indexes, and whether the table said all there is to know.
+
     Raises:
       ValueError: a store has changed since it was indexed, and `reindex` is false.
     """
     remote = any(isinstance(store.path, RemotePath) for store in stores)
     table = _read(stores, folders)
-    load = functools.partial(_load, table=table, reindex=reindex)
-    return list(in_flight(load, stores, remote))
+    indexes = list(in_flight(lambda store: _known(store, table.get(store.name)), stores, remote))
+    if all(indexes):
+        return indexes, True
+    rest = [store for store, index in zip(stores, indexes, strict=True) if index is None]
+    load = functools.partial(load_index, reindex=reindex)
+    loaded = iter(list(in_flight(load, rest, remote)))
+    return [index or next(loaded) for index in indexes], False
 
 
 def save_table(stores: Sequence[RecordStore], indexes: Sequence[Index], folders: Sequence[Path]) -> None:
@@ -74,22 +82,24 @@ def save_table(stores: Sequence[RecordStore], indexes: Sequence[Index], folders:
             logging.info("no table of parts in %s: %s", folder, error)  # each part is looked into the next time
 
 
-def _load(store: RecordStore, table: dict[str, Any], reindex: bool) -> Index | None:
-    entry = table.get(store.name)
-    if entry is not None:
-        stamp, file, head = entry
-        if head["fingerprint"] == store.fingerprint() and stamp == _stamp(store) and Path(file).is_file():
-            return Index(Head(**head | {"flaws": tuple(head["flaws"])}), Path(file))
-    return load_index(store, reindex=reindex)
+def _known(store: RecordStore, entry: Any) -> Index | None:
+    """The index of a store as the table has it, if neither has changed since."""
+    if entry is None:
+        return None
+    stamp, file, head = entry
+    if head["fingerprint"] != store.fingerprint() or stamp != _stamp(store):
+        return None
+    if stamp[0] != file and not Path(file).is_file():  # the copy of a bucket's
+        return None
+    return Index(Head(**head | {"flaws": tuple(head["flaws"])}), Path(file))
 
 
 def _stamp(store: RecordStore) -> list[str]:
     """What changes when a store's index is written again."""
-    place = index_place(store)
-    if place is None:
-        return []
-    status = retried(place.stat, place)
-    return [str(place), str(status.st_size), str(status.st_mtime_ns)]
+    for place in index_places(store):
+        if (status := file_status(place)) is not None:
+            return [str(place), str(status.st_size), str(status.st_mtime_ns)]
+    return []
 
 
 def _read(stores: Sequence[RecordStore], folders: Sequence[Path]) -> dict[str, Any]:

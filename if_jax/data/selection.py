@@ -25,7 +25,7 @@ from if_jax.data.index import Filter, Index
 
 FOLDER = ".if_jax_rows"
 _VERSION = 1
-_WORTH_KEEPING = 2**20  # records of a source: fewer are filtered sooner than a file is looked for
+_WORTH_KEEPING = 2**18  # records of a source: fewer are filtered in a second
 _NAMED = 3  # records of each reason that are named
 
 

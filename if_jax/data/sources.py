@@ -204,7 +204,9 @@ def cores() -> int:
 def _indexes(
     stores: tuple[RecordStore, ...], folders: Sequence[Path], workers: int | None, reindex: bool
 ) -> tuple[Index, ...]:
-    loaded = load_indexes(stores, folders, reindex=reindex)
+    loaded, by_table = load_indexes(stores, folders, reindex=reindex)
+    if by_table:
+        return tuple(index for index in loaded if index)
     missing = [store for store, index in zip(stores, loaded, strict=True) if index is None]
     began = time.monotonic()
     index = functools.partial(index_store, reindex=reindex)
