@@ -30,6 +30,7 @@ from if_jax.data.index_part import (
     Head,
     hold_columns,
     map_columns,
+    read_columns,
     read_head,
     write_part,
 )
@@ -76,7 +77,7 @@ class Index:
 
     def key(self, row: int) -> str:
         """A record's name."""
-        return self.columns.keys[row].as_py().decode()
+        return self.columns.key(row)
 
     def same_records(self, other: Index) -> bool:
         """Whether another index is of the same usable records in the same rows."""
@@ -84,7 +85,7 @@ class Index:
 
     def select(
         self, keep: Filter, exclude: Exclusions | None = None, label: str = ""
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    ) -> Iterator[tuple[Columns, np.ndarray, dict[str, np.ndarray]]]:
         """Rows to train on, and those left out by reason, span by span; together every row once.
 
         Args:
@@ -93,15 +94,17 @@ class Index:
           label: of the store, as `exclude` may name it.
 
         Yields:
-          Rows in order, (n,) int64, and for each reason likewise.
+          All columns; rows in order, (n,) int64, and for each reason likewise.
         """
+        columns = self.held if self.file is None else read_columns(self.file, self.head)
+        assert columns is not None
         for start in range(0, self.head.count, _SPAN):
-            yield self._select(start, keep, exclude, label)
+            yield columns, *self._select(columns, start, keep, exclude, label)
 
     def _select(
-        self, start: int, keep: Filter, exclude: Exclusions | None, label: str
+        self, columns: Columns, start: int, keep: Filter, exclude: Exclusions | None, label: str
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        columns, span = self.columns, slice(start, start + _SPAN)
+        span = slice(start, start + _SPAN)
         facts = {name: column[span] for name, column in columns.facts.items()}
         why = facts["flaw"].astype(np.uint16)  # a number into `reasons`
         reasons, free = list(self.head.flaws), why == 0

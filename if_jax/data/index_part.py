@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ FACTS = np.dtype(
     ]
 )
 _MAPPED = 256  # parts of this process that stay mapped: what is touched of them counts as its memory
+_READ_WHOLE = 2**26  # bytes of a part that is read rather than mapped to go through it
 _META = b"if_jax"
 _LARGEST_COLUMN = 2**31 - 1  # bytes of keys that offsets of 32 bits reach
 
@@ -60,6 +63,10 @@ class Columns:
     keys: Any  # (N,) pyarrow binary, UTF-8
     places: np.ndarray  # (N, P) int32 or int64
     facts: dict[str, np.ndarray]  # (N,) each, of FACTS; flaw 0: none
+
+    def key(self, row: int) -> str:
+        """A record's name."""
+        return self.keys[row].as_py().decode()
 
     def digest(self, flaws: Sequence[str]) -> str:
         """A hash of all columns and of what the flaws' numbers mean."""
@@ -118,7 +125,7 @@ def read_head(source: Path | bytes) -> Head:
       DamagedPart: it is cut off, none, or of another version.
       OSError: the disk failed.
     """
-    return _parse(_open(source))
+    return _parse(_open(source if isinstance(source, bytes) else map_file(source, mmap.MADV_RANDOM)))
 
 
 def map_columns(file: Path, head: Head) -> Columns:
@@ -131,11 +138,13 @@ def map_columns(file: Path, head: Head) -> Columns:
     Raises:
       ValueError: another part has taken the file's place since.
     """
-    stored, columns = _map(file, head.digest)
-    if stored.digest != head.digest:
-        _map.cache_clear()
-        raise ValueError(f"{str(file)!r} was made anew while it was in use: start again")
-    return columns
+    return _checked(file, head, _map(file, head.digest))
+
+
+def read_columns(file: Path, head: Head) -> Columns:
+    """The columns of a part for one pass over all of them; arguments and errors as of `map_columns`."""
+    content = file.read_bytes() if file.stat().st_size <= _READ_WHOLE else map_file(file, mmap.MADV_SEQUENTIAL)
+    return _checked(file, head, _parts(file, content))
 
 
 def hold_columns(content: bytes) -> tuple[Head, Columns]:
@@ -146,22 +155,45 @@ def hold_columns(content: bytes) -> tuple[Head, Columns]:
 
 @functools.lru_cache(_MAPPED)
 def _map(file: Path, digest: str) -> tuple[Head, Columns]:
-    reader = _open(file)
+    return _parts(file, map_file(file, mmap.MADV_RANDOM))
+
+
+def _parts(file: Path, content: bytes | mmap.mmap) -> tuple[Head, Columns]:
     try:
+        reader = _open(content)
         return _parse(reader), _columns(reader)
     except DamagedPart:
         raise ValueError(f"{str(file)!r} was damaged while it was in use: start again") from None
 
 
-def _open(source: Path | bytes) -> Any:
+def _checked(file: Path, head: Head, stored: tuple[Head, Columns]) -> Columns:
+    if stored[0].digest != head.digest:
+        _map.cache_clear()
+        raise ValueError(f"{str(file)!r} was made anew while it was in use: start again")
+    return stored[1]
+
+
+def map_file(file: Path, advice: int) -> bytes | mmap.mmap:
+    """A file mapped for reading.
+
+    Args:
+      file: not empty, else it is b"".
+      advice: MADV_RANDOM where single rows are looked up: a page is read, not the 128 kB about it.
+    """
+    with open(file, "rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:
+            return b""
+        content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    content.madvise(advice)
+    return content
+
+
+def _open(content: bytes | mmap.mmap) -> Any:
     import pyarrow
     import pyarrow.ipc
 
     try:
-        if isinstance(source, bytes):
-            return pyarrow.ipc.open_file(pyarrow.BufferReader(source))
-        with pyarrow.memory_map(str(source)) as file:  # what is mapped stays so; no file is left open
-            return pyarrow.ipc.open_file(pyarrow.BufferReader(file.read_buffer()))
+        return pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(content)))
     except (pyarrow.ArrowInvalid, EOFError):
         raise DamagedPart("cut off or damaged") from None
 

@@ -71,7 +71,8 @@ def batches(
 
     Returns:
       dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,); with `embeddings`
-      states bfloat16 (B/n, L, D) instead of ids and mask.
+      states bfloat16 (B/n, L, D) instead of ids and mask. Where pictures cannot be decoded that were indexed by their
+      heads alone, `replaced` names them: the next of the order stand in their places.
 
     Raises:
       FileNotFoundError, ValueError: one line naming what is wrong with the source or an argument.
@@ -95,7 +96,9 @@ def batches(
             for sample, drop in zip(opened.read(positions), dropped, strict=True)
         ]
         index = np.asarray([sample.number for sample in samples], np.int64)
-        return {"image": np.stack([sample.image for sample in samples]), "index": index, **text(samples)}
+        batch = {"image": np.stack([sample.image for sample in samples]), "index": index, **text(samples)}
+        replaced = [sample.replaced for sample in samples if sample.replaced]
+        return batch | ({"replaced": np.array(replaced)} if replaced else {})
 
     steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
     made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))

@@ -11,18 +11,22 @@ from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
+from absl import logging
+from PIL import Image
 
 from if_jax.data.index import Filter
 from if_jax.data.mixtures import parse_mixture
 from if_jax.data.preprocessing import Preparation, fit
 from if_jax.data.reading import in_flight
+from if_jax.data.records import Record
 from if_jax.data.remote import RemoteSettings
-from if_jax.data.sources import Stored, open_stored
+from if_jax.data.sources import Stored, UncheckedFlaw, open_stored
 from if_jax.scenes import sources
 from if_jax.text.captions import prepare_captions
 
 _PART = 2**48  # a mixture numbers the records of its i-th part from i * this
 _LAST_POSITION = 2**40
+_IN_A_ROW = 64  # pictures that cannot be decoded, after which the data is at fault
 _SMALL = 2**12  # records below which Grain takes up to milliseconds to shuffle one number
 
 
@@ -33,6 +37,7 @@ class Sample(NamedTuple):
     caption: str
     number: int  # of the record (or scene) within its source
     choice: int  # which of the record's captions it is
+    replaced: str = ""  # key of the record in whose place it stands, which cannot be decoded
 
 
 class Source(Protocol):
@@ -106,12 +111,23 @@ class StoredPictures:
         return list(in_flight(lambda position: self._read(int(position)), positions, self.stored.remote))
 
     def _read(self, position: int) -> Sample:
-        number, preparation = self._order(position), self._preparation
-        record, picture = self.stored.decode(number)
+        number, record, picture, replaced = self._decode(position)
+        preparation = self._preparation
         shift = preparation.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
         choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
         (caption,) = prepare_captions([record.captions[choice]], preparation.clean, preparation.preserve_case)
-        return Sample(np.asarray(fit(picture, self._size, shift)), caption, number, choice)
+        return Sample(np.asarray(fit(picture, self._size, shift)), caption, number, choice, replaced)
+
+    def _decode(self, position: int) -> tuple[int, Record, Image.Image, str]:
+        """The record at a position, or the next in order that can be decoded and the key of the one it stands for."""
+        replaced, last = "", None
+        for number in map(self._order, range(position, position + _IN_A_ROW)):
+            try:
+                return number, *self.stored.decode(number), replaced
+            except UncheckedFlaw as flaw:
+                replaced, last = replaced or self.stored.key(number), flaw
+                _warn_once(str(flaw))
+        raise ValueError(f"{_IN_A_ROW} pictures in a row cannot be decoded: {last}")
 
 
 class _Drawn:
@@ -149,6 +165,11 @@ class _Mixture:
             for row, sample in zip(rows, part.read([places[row][1] for row in rows]) if rows else [], strict=True):
                 samples[row] = sample._replace(number=number * _PART + sample.number)
         return [samples[row] for row in range(len(places))]
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(line: str) -> None:
+    logging.warning("%s; the next picture stands in its place", line)
 
 
 def _shuffled(count: int, seed: int) -> Callable[[int], int]:

@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from absl import logging
 from if_jax.checkpoints.files import atomic_file
 from if_jax.data.exclusions import Exclusions
 from if_jax.data.index import Filter, Index
+from if_jax.data.index_part import Columns, map_file
 
 FOLDER = ".if_jax_rows"
 _VERSION = 1
@@ -57,7 +59,7 @@ class Selection:
         if self.file is None or not self.count:
             return np.zeros(0, np.uint32) if self.held is None else self.held
         kind = np.dtype(f"<u{self.file.stat().st_size // self.count}")
-        return np.memmap(self.file, kind, "r", shape=(self.count,))
+        return np.frombuffer(map_file(self.file, mmap.MADV_RANDOM), kind)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "rows"}  # a map would travel whole
@@ -98,21 +100,21 @@ def left_out(
 ) -> dict[str, list[str]]:
     """Every record that is not used by name, for each reason; arguments as of `select_rows`."""
     names: dict[str, list[str]] = {}
-    for index, _, _, dropped, before in _walk(indexes, labels, keep, exclude):
+    for columns, _, _, dropped, before in _walk(indexes, labels, keep, exclude):
         for reason, rows in dropped.items():
-            names.setdefault(reason, []).extend(before + index.key(row) for row in rows)
+            names.setdefault(reason, []).extend(before + columns.key(row) for row in rows)
     return names
 
 
 def _walk(
     indexes: Sequence[Index], labels: Sequence[str], keep: Filter, exclude: Exclusions | None
-) -> Iterator[tuple[Index, int, np.ndarray, dict[str, np.ndarray], str]]:
-    """Index, number of its first row, rows used, rows dropped by reason, and what stands before keys; span by span."""
+) -> Iterator[tuple[Columns, int, np.ndarray, dict[str, np.ndarray], str]]:
+    """Columns, number of the first row, rows used, rows dropped by reason, what stands before keys; span by span."""
     first = 0
     for index, label in zip(indexes, labels, strict=True):
         before = f"{label}: " if len(indexes) > 1 else ""
-        for used, dropped in index.select(keep, exclude, label):
-            yield index, first, used, dropped, before
+        for columns, used, dropped in index.select(keep, exclude, label):
+            yield columns, first, used, dropped, before
         first += index.head.count
 
 
@@ -122,12 +124,12 @@ class _Tally:
     def __init__(self) -> None:
         self.count, self.skipped, self._content = 0, {}, hashlib.sha256()
 
-    def add(self, index: Index, used: np.ndarray, dropped: dict[str, np.ndarray], before: str) -> None:
+    def add(self, columns: Columns, used: np.ndarray, dropped: dict[str, np.ndarray], before: str) -> None:
         self.count += len(used)
-        self._content.update(index.columns.facts["content"][used].astype("<u8").tobytes())
+        self._content.update(columns.facts["content"][used].astype("<u8").tobytes())
         for reason, rows in dropped.items():
             total, names = self.skipped.get(reason, Skipped(0, ()))
-            names += tuple(before + index.key(row) for row in rows[: _NAMED - len(names)])
+            names += tuple(before + columns.key(row) for row in rows[: _NAMED - len(names)])
             self.skipped[reason] = Skipped(total + len(rows), names)
 
     def selection(self, **rows: Any) -> Selection:
@@ -136,9 +138,9 @@ class _Tally:
 
 def _held(indexes: Sequence[Index], labels: Sequence[str], keep: Filter, exclude: Exclusions | None) -> Selection:
     tally, parts = _Tally(), [np.zeros(0, np.uint32)]
-    for index, first, used, dropped, before in _walk(indexes, labels, keep, exclude):
-        tally.add(index, used, dropped, before)
-        parts.append((first + used).astype(_kind(first + index.head.count)))
+    for columns, first, used, dropped, before in _walk(indexes, labels, keep, exclude):
+        tally.add(columns, used, dropped, before)
+        parts.append((first + used).astype(_kind(first + len(columns.keys))))
     return tally.selection(held=np.concatenate(parts))
 
 
@@ -152,8 +154,8 @@ def _write(
 ) -> Selection:
     tally, kind = _Tally(), _kind(total)
     with atomic_file(path) as beside, open(beside, "wb") as file:
-        for index, first, used, dropped, before in _walk(indexes, labels, keep, exclude):
-            tally.add(index, used, dropped, before)
+        for columns, first, used, dropped, before in _walk(indexes, labels, keep, exclude):
+            tally.add(columns, used, dropped, before)
             file.write((first + used).astype(kind).data)
     selection = tally.selection(file=path)
     note = {"version": _VERSION, "size": tally.count * kind.itemsize, "fingerprint": selection.fingerprint}

@@ -36,6 +36,10 @@ from if_jax.data.selection import FOLDER, Selection, Skipped, left_out, select_r
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
 
 
+class UncheckedFlaw(ValueError):
+    """A picture that cannot be decoded, of an index that was made of pictures' heads alone."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
     """The records of a source that pass a filter, numbered from 0 in an order that never changes."""
@@ -69,11 +73,20 @@ class Stored:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
 
     def decode(self, number: int) -> tuple[Record, Image.Image]:
-        """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more."""
+        """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more.
+
+        Raises:
+          UncheckedFlaw: it never could be decoded, perhaps: the index has not tried.
+        """
         record = self[number]
         try:
             return record, read_picture(record.picture)
         except UnusableRecord as flaw:
+            if self.indexes[self.place(number)[0]].head.check == "headers":
+                raise UncheckedFlaw(
+                    f"{self.name}: record {self.key(number)} cannot be decoded ({flaw}), and was indexed by its head "
+                    "alone: `if-jax data index --check decode` leaves all such out"
+                ) from None
             raise ValueError(
                 f"{self.name}: record {self.key(number)} could be decoded when it was indexed and no longer can "
                 f"({flaw}): put it back, or index again for a new run"

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/data_scale.py [--records 1000000 10000000 100000000] [--parts 10000] [--folder /tmp]
 
-Each part is a tar with one real picture, and an index of as many rows as a shard of that size would have, which all lead
-to that picture. A hundred million records take 9 GB below --folder, which are removed at the end. Nothing is in the
-page cache when a source is opened. Every step runs in a process of its own:
+Each part is a tar with one real picture, and an index of as many rows as such a shard would have, which all lead to
+that picture. A hundred million records take 8 GB below --folder, which are removed at the end. Nothing is in the page
+cache when a source is opened. Every step runs in a process of its own:
 
     filter_s       the first opening: all columns read, the rows that pass a filter (about half) worked out and kept
     open_s         any later opening, by the same filter
@@ -83,6 +83,7 @@ def write_source(folder: Path, records: int, parts: int) -> int:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+    place: tuple[int, ...] = ()
     for number, rows in enumerate(np.array_split(np.arange(records), parts)):
         path = folder / f"{number:05d}.tar"
         path.write_bytes(stored.getvalue())
@@ -95,7 +96,7 @@ def write_source(folder: Path, records: int, parts: int) -> int:
         facts["clip"], facts["watermark"], facts["aesthetic"] = rng.random((3, len(rows)), np.float32)
         facts["content"] = rng.integers(0, 2**63, len(rows))
         keys = [b"%05d%04d" % (number, row) for row in range(len(rows))]
-        columns = make_columns(keys, np.tile(np.int64(place), (len(rows), 1)), facts)
+        columns = make_columns(keys, np.tile(np.array(place), (len(rows), 1)), facts)
         index = path.with_name(path.name + SUFFIX)
         head = Head(store.fingerprint(), hash_files(store), len(rows), f"{number:032x}", ("",))
         write_part(str(index), head, columns)
@@ -123,7 +124,7 @@ def measure(folder: str) -> dict[str, float]:
     for number in np.random.default_rng(1).integers(0, len(stored), LOOKUPS).tolist():
         began = time.perf_counter()
         store, row = stored.place(number)
-        stored.indexes[store].key(row), stored.indexes[store].columns.places[row].tolist()
+        _ = stored.indexes[store].key(row), stored.indexes[store].columns.places[row].tolist()
         times.append(1e6 * (time.perf_counter() - began))
     began = time.perf_counter()
     source = StoredPictures(stored, SIZE, 0, Preparation())
