@@ -58,6 +58,7 @@ EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]", "gcsfs", DISKCACHE],
     "cuda": ["jax[cuda12]"],
     "data": ["gcsfs", DISKCACHE],  # runs and data at gs:// paths
+    "beam": ["apache-beam>=2.70"],  # if-jax data index --runner; its bounds hold protobuf and pyarrow back
     "tf": [
         "tensorflow>=2.18"
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train

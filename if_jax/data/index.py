@@ -10,9 +10,11 @@ Where only the times of its files differ, as in a copy, it is gone through again
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,23 +85,29 @@ class Index:
         """Whether another index is of the same usable records in the same rows."""
         return np.array_equal(self.columns.facts["content"], other.columns.facts["content"])
 
+    def read(self) -> Columns:
+        """All rows, for one pass over them."""
+        if self.held is not None:
+            return self.held
+        assert self.file is not None
+        return read_columns(self.file, self.head)
+
     def select(
-        self, keep: Filter, exclude: Exclusions | None = None, label: str = ""
-    ) -> Iterator[tuple[Columns, np.ndarray, dict[str, np.ndarray]]]:
+        self, columns: Columns, keep: Filter, exclude: Exclusions | None = None, label: str = ""
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Rows to train on, and those left out by reason, span by span; together every row once.
 
         Args:
+          columns: of `read`.
           keep: which usable records are used.
           exclude: records that are not.
           label: of the store, as `exclude` may name it.
 
         Yields:
-          All columns; rows in order, (n,) int64, and for each reason likewise.
+          Rows in order, (n,) int64, and for each reason likewise.
         """
-        columns = self.held if self.file is None else read_columns(self.file, self.head)
-        assert columns is not None
         for start in range(0, self.head.count, _SPAN):
-            yield columns, *self._select(columns, start, keep, exclude, label)
+            yield self._select(columns, start, keep, exclude, label)
 
     def _select(
         self, columns: Columns, start: int, keep: Filter, exclude: Exclusions | None, label: str
@@ -192,13 +200,17 @@ def read_index(store: RecordStore, *, quiet: bool = False) -> Index | None:
         return None
 
 
-def save_index(store: RecordStore, head: Head, columns: Columns) -> Index:
+def save_index(store: RecordStore, head: Head, columns: Columns, *, beside: bool = False) -> Index:
     """Keep an index for the next time, whole or not at all; where nothing can be written it is held in memory.
 
     Args:
       store: what was indexed.
       head: of its index.
       columns: its rows.
+      beside: nowhere but beside the store.
+
+    Raises:
+      OSError, ValueError: `beside`, and it cannot be written there; one line.
     """
     failed, kept = "", False
     for place in index_places(store):
@@ -208,12 +220,18 @@ def save_index(store: RecordStore, head: Head, columns: Columns) -> Index:
                 write_part(stored, head, columns)
                 place.write_bytes(stored.getvalue())
                 kept = True
+                if beside:
+                    return Index(head, held=columns)
                 continue  # into the user's cache folder as well, where it is mapped from
             place.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(place) as beside:  # hosts may write at the same time
-                write_part(str(beside), head, columns)
+            with atomic_file(place) as partial:  # hosts may write at the same time
+                write_part(str(partial), head, columns)
             return Index(head, place)
         except (OSError, ValueError) as error:  # a bucket that this account may only read; a full disk
+            if beside:
+                number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+                reason = os.strerror(number) if isinstance(error, OSError) else str(error)
+                raise OSError(number, f"the index cannot be written there ({reason})", str(place)) from None
             failed = failed or " ".join(str(error).split())
     if not kept:
         logging.warning("the index of %s cannot be kept (%s): it is made again the next time", store.name, failed)

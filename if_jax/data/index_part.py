@@ -35,7 +35,7 @@ FACTS = np.dtype(
     ]
 )
 _MAPPED = 256  # parts of this process that stay mapped: what is touched of them counts as its memory
-_READ_WHOLE = 2**26  # bytes of a part that is read rather than mapped to go through it
+_READ_WHOLE = 2**24  # bytes of a part that is read rather than mapped to go through it
 _META = b"if_jax"
 _LARGEST_COLUMN = 2**31 - 1  # bytes of keys that offsets of 32 bits reach
 

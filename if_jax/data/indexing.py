@@ -50,22 +50,24 @@ def build_index(store: RecordStore, check: str = "decode") -> tuple[Head, Column
     return Head(fingerprint, hash_files(store), len(rows), columns.digest(flaws), flaws, check), columns
 
 
-def index_store(store: RecordStore, reindex: bool = False, check: str = "decode") -> Index:
+def index_store(store: RecordStore, reindex: bool = False, check: str = "decode", beside: bool = False) -> Index:
     """Index a store and keep the index.
 
     Args:
       store: what to index.
       reindex: take it as it is, whatever an earlier index says.
       check: see `build_index`.
+      beside: keep the index beside the store or not at all: whoever uses it is on another machine.
 
     Raises:
+      OSError: `beside`, and it cannot be written there.
       ValueError: an earlier index is of other records, and `reindex` is false; that index is kept.
     """
     kept = None if reindex else read_index(store, quiet=True)
     head, columns = build_index(store, check)
     if kept and kept.head.check == check and not kept.same_records(Index(head, held=columns)):
         raise ValueError(changed(store))
-    return save_index(store, head, columns)
+    return save_index(store, head, columns, beside=beside)
 
 
 def _facts(record: Record | UnusableRecord, check: str) -> tuple[tuple[float, ...], int, int]:

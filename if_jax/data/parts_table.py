@@ -24,6 +24,7 @@ from if_jax.data.records import RecordStore
 from if_jax.data.remote import RemotePath
 
 _WORTH_KEEPING = 64  # parts
+_LOOKED_INTO = 32  # parts at a time
 
 
 def load_indexes(
@@ -49,7 +50,7 @@ def load_indexes(
         return indexes, True
     rest = [store for store, index in zip(stores, indexes, strict=True) if index is None]
     load = functools.partial(load_index, reindex=reindex)
-    loaded = iter(list(in_flight(load, rest, remote)))
+    loaded = iter(list(in_flight(load, rest, remote or len(rest) >= _WORTH_KEEPING, _LOOKED_INTO)))
     return [index or next(loaded) for index in indexes], False
 
 
@@ -67,7 +68,7 @@ def save_table(stores: Sequence[RecordStore], indexes: Sequence[Index], folders:
     for store, index in zip(stores, indexes, strict=True):
         if index.file is None:
             return
-        entries[store.name] = [_stamp(store), str(index.file), dataclasses.asdict(index.head)]
+        entries[store.name] = [index_stamp(store), str(index.file), dataclasses.asdict(index.head)]
     content = json.dumps({"version": VERSION, "parts": entries})
     for folder in folders:
         file = folder / _name(stores)
@@ -87,14 +88,14 @@ def _known(store: RecordStore, entry: Any) -> Index | None:
     if entry is None:
         return None
     stamp, file, head = entry
-    if head["fingerprint"] != store.fingerprint() or stamp != _stamp(store):
+    if head["fingerprint"] != store.fingerprint() or stamp != index_stamp(store):
         return None
     if stamp[0] != file and not Path(file).is_file():  # the copy of a bucket's
         return None
     return Index(Head(**head | {"flaws": tuple(head["flaws"])}), Path(file))
 
 
-def _stamp(store: RecordStore) -> list[str]:
+def index_stamp(store: RecordStore) -> list[str]:
     """What changes when a store's index is written again."""
     for place in index_places(store):
         if (status := file_status(place)) is not None:

@@ -125,17 +125,19 @@ def list_folder(path: DataPath) -> list[os.DirEntry[str]] | list[RemoteEntry]:
     return retried(read, path)
 
 
-def in_flight(function: Callable[[Item], Result], items: Iterable[Item], remote: bool) -> Iterator[Result]:
-    """The results for all items in their order; from a bucket many at a time, from a disk one after another."""
+def in_flight(
+    function: Callable[[Item], Result], items: Iterable[Item], remote: bool, count: int = IN_FLIGHT
+) -> Iterator[Result]:
+    """The results for all items in their order; from a bucket `count` at a time, from a disk one after another."""
     if not remote:
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(IN_FLIGHT)
+    pool = ThreadPoolExecutor(count)
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) == 2 * IN_FLIGHT:
+            if len(waiting) == 2 * count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -24,10 +24,12 @@ from if_jax.checkpoints.files import atomic_file
 from if_jax.data.exclusions import Exclusions
 from if_jax.data.index import Filter, Index
 from if_jax.data.index_part import Columns, map_file
+from if_jax.data.reading import in_flight
 
 FOLDER = ".if_jax_rows"
 _VERSION = 1
 _WORTH_KEEPING = 2**18  # records of a source: fewer are filtered in a second
+_READ_AHEAD = 8  # parts that are read at a time
 _NAMED = 3  # records of each reason that are named
 
 
@@ -111,9 +113,10 @@ def _walk(
 ) -> Iterator[tuple[Columns, int, np.ndarray, dict[str, np.ndarray], str]]:
     """Columns, number of the first row, rows used, rows dropped by reason, what stands before keys; span by span."""
     first = 0
-    for index, label in zip(indexes, labels, strict=True):
+    reading = in_flight(Index.read, indexes, len(indexes) > 1, _READ_AHEAD)  # a disk takes its time for each file
+    for index, label, columns in zip(indexes, labels, reading, strict=True):
         before = f"{label}: " if len(indexes) > 1 else ""
-        for columns, used, dropped in index.select(keep, exclude, label):
+        for used, dropped in index.select(columns, keep, exclude, label):
             yield columns, first, used, dropped, before
         first += index.head.count
 

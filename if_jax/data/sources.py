@@ -162,7 +162,7 @@ def open_stored(
     """
     excluded, keep = read_exclusions(exclude, settings), keep or Filter()
     stores, unread = discover(source, settings)
-    folders = _kept_in(stores)
+    folders = rows_folders(stores)
     indexes = _indexes(stores, folders, workers, reindex)
     selection = select_rows(indexes, _labels(stores), keep, excluded, folders)
     forget_listings()
@@ -232,7 +232,7 @@ def _indexes(
     return indexes
 
 
-def _kept_in(stores: tuple[RecordStore, ...]) -> list[Path]:
+def rows_folders(stores: tuple[RecordStore, ...]) -> list[Path]:
     """Where the table of parts and the rows that are used may be kept: beside the data, in the user's cache folder."""
     if not stores:
         return []
