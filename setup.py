@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.0",
     "packaging>=24.0",  # if-jax doctor: which jaxlib and libtpu a jax wants
     "pillow>=10.1",
+    "pyarrow>=17.0",  # indexes of stored pictures, and tables with pictures inside (tensorflow-datasets brings it)
     "protobuf>=5.28",  # transformers needs it to open a spiece.model
     "safetensors>=0.4.3",  # release folders
     "psutil>=5.9",  # when this process began, for the account of a run's time (Orbax brings it)
@@ -59,6 +60,7 @@ EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]", "gcsfs", DISKCACHE],
     "cuda": ["jax[cuda12]"],
     "data": ["gcsfs", DISKCACHE],  # runs and data at gs:// paths
+    "beam": ["apache-beam>=2.70"],  # if-jax data index --runner; its bounds hold protobuf and pyarrow back
     "tf": [
         "tensorflow>=2.18"
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train

@@ -10,6 +10,8 @@ import click
 from if_jax.cli_errors import cache_compilations, plain_errors
 from if_jax.cli_options import refuse_without_effect
 
+RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner")  # of Apache Beam
+
 
 @click.group()
 def data() -> None:
@@ -76,6 +78,53 @@ def data_subject(pictures: str, out: str, **options: Any) -> None:
     with Bars("picture") as bars:
         own, drawn = write_subject(pictures, out, progress=bars.show, **options)
     click.echo(f"{out}: {own} pictures of the subject, {options['count']} of its class ({drawn} drawn now)")
+
+
+@data.command("index")
+@click.argument("source")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- RUNNER OPTIONS]")
+@click.option("--check", default="decode", show_default=True, type=click.Choice(["decode", "headers"]))
+@click.option("--workers", type=int, help="Processes of this machine [default: one per core].")
+@click.option("--reindex", is_flag=True, help="Index again what has changed since.")
+@click.option("--runner", type=click.Choice(RUNNERS), help="Apache Beam's [default: none, processes here].")
+@click.option("--requester-pays", default="", help="Project that is billed for reading a requester-pays bucket.")
+@plain_errors
+def data_index(
+    source: str,
+    options: tuple[str, ...],
+    check: str,
+    workers: int | None,
+    reindex: bool,
+    runner: str | None,
+    requester_pays: str,
+) -> None:
+    """Index what is not indexed yet of SOURCE (any that `data inspect` takes and that is stored), and report it.
+
+    The index is one part beside each tar or folder. The same command goes on with a job that was stopped. `--check
+    headers` reads sizes from the heads of pictures and decodes none: one that cannot be decoded is then replaced in
+    training. With `--runner` Apache Beam does it (pip install 'if_jax[beam]'), on this machine or on a cluster.
+
+    \b
+    Example:  if-jax data index gs://bucket/my_tars --check headers
+              if-jax data index gs://bucket/my_tars --runner DataflowRunner -- --project=mine --region=us-central1
+    """
+    from if_jax.data.index_job import index_source
+    from if_jax.data.inspect import describe
+    from if_jax.data.remote import RemoteSettings
+    from if_jax.scenes import sources
+
+    if source in sources.NAMES:
+        raise ValueError(f"{source!r} is drawn on the fly and has no index: name a stored source")
+    if options and not runner:
+        raise ValueError(f"{options[0]!r} is an option for a runner of Beam: name one with --runner, or leave it out")
+    if runner and runner != "DirectRunner":
+        refuse_without_effect(["workers"], f"{runner} takes it as an option of its own, behind --; leave it out")
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: give at least 1")
+    settings = RemoteSettings(requester_pays=requester_pays)
+    job = {"check": check, "workers": workers, "reindex": reindex, "runner": runner or "", "options": options}
+    stored = index_source(source, settings=settings, say=lambda line: click.echo(line, err=True), **job)
+    click.echo("\n".join(describe(stored)))
 
 
 @data.command("inspect")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from if_jax.data.folder_entries import CAPTION_COLUMNS, captions_in
-from if_jax.data.index import Record, SingleFile
 from if_jax.data.preprocessing import UnusableRecord, read_caption
 from if_jax.data.reading import RetryingFile, retried
+from if_jax.data.records import Record, SingleFile
 from if_jax.data.remote import DataPath, RemotePath
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp", "image_bytes", "bytes")

@@ -19,10 +19,13 @@ from etils import epath
 from PIL import Image
 
 from if_jax.data import emoji
-from if_jax.data.index import FACTS, Filter, Index, hash_content, save_index
-from if_jax.data.index import VERSION as INDEX_VERSION
+from if_jax.data.index import Filter, save_index
+from if_jax.data.index_part import FACTS, Head, make_columns
+from if_jax.data.index_part import VERSION as INDEX_VERSION
 from if_jax.data.patterns import expand_home
 from if_jax.data.preprocessing import fit, read_caption, read_picture
+from if_jax.data.records import hash_content, hash_files
+from if_jax.data.selection import Skipped
 from if_jax.data.shards import PER_SHARD, continue_or_clear, finish, write_shard
 from if_jax.data.sources import cores, in_processes, open_stored, summarise_skipped
 from if_jax.data.tfds_folder import BUILD_FILE, INFO, TfdsFolder
@@ -53,7 +56,8 @@ class BuildReport:
     def __str__(self) -> str:
         renderer = " (mitsuba)" if self.renderer == "mitsuba" else ""
         first = f"wrote {self.count} pictures of {self.size} px to {self.path}{renderer}"
-        return "\n".join([first, *summarise_skipped(self.skipped)])
+        skipped = {reason: Skipped.summary(names) for reason, names in self.skipped.items()}
+        return "\n".join([first, *summarise_skipped(skipped)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,10 +280,11 @@ def _save_facts(out: Path, split: str, shards: list[dict[str, Any]], size: int) 
     """The index of what was just written: every picture is known to be sound."""
     known = [row for shard in shards for row in zip(shard["captions"], shard["content"], strict=True)]
     store, nan = TfdsFolder(out, split), float("nan")
-    keys = np.array([f"{split}/{row}".encode() for row in range(len(known))], bytes)
     facts = np.array([(size, size, length, nan, nan, nan, 0, content, 0) for length, content in known], FACTS)
-    places = np.arange(len(known), dtype=np.int64)[:, None]
-    save_index(store, Index(store.fingerprint(), keys, places, facts, ("",)))
+    rows = np.arange(len(known), dtype=np.int64)[:, None]
+    columns, flaws = make_columns([f"{split}/{row}".encode() for row in range(len(known))], rows, facts), ("",)
+    head = Head(store.fingerprint(), hash_files(store), len(known), columns.digest(flaws), flaws)
+    save_index(store, head, columns)
 
 
 def _check(name: str, out: Path, source: str | Path | None, count: int, size: int, seed: int, overwrite: bool) -> None:

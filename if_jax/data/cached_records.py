@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from if_jax.data import cache
-from if_jax.data.index import Record, RecordStore, hash_content
+from if_jax.data.records import Record, RecordStore, hash_content
 from if_jax.data.remote import RemoteError, RemoteSettings
 
 _HEAD = 8  # bytes that hold the length of what stands before the picture

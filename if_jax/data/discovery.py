@@ -11,10 +11,10 @@ from typing import NamedTuple
 from if_jax.data.arrow import ArrowFile, image_column, read_schema
 from if_jax.data.folder import Folder
 from if_jax.data.folder_entries import METADATA, is_picture, walk_folders
-from if_jax.data.index import RecordStore
 from if_jax.data.patterns import expand
 from if_jax.data.preprocessing import SUFFIXES
 from if_jax.data.reading import as_path, list_folder, read_file
+from if_jax.data.records import RecordStore
 from if_jax.data.remote import DataPath, RemotePath, RemoteSettings, forget_listings
 from if_jax.data.tars import COMPRESSED, Tar
 from if_jax.data.tfds_folder import TfdsFolder, find_tfds_folder

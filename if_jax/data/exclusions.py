@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
+from typing import Any
 
 import numpy as np
 
@@ -22,21 +24,39 @@ class Exclusions:
     """A list as it was read."""
 
     keys: frozenset[str]
-    urls: np.ndarray  # (N,) uint64, of `hash_url`
+    urls: np.ndarray  # (N,) uint64, of `hash_url`, sorted
 
-    def matches(self, keys: np.ndarray, urls: np.ndarray, label: str) -> np.ndarray:
+    def matches(self, keys: Any, urls: np.ndarray, label: str) -> np.ndarray:
         """Which records of one store are on the list.
 
         Args:
-          keys: (N,) bytes, of the records.
+          keys: (N,) pyarrow binary, of the records.
           urls: (N,) uint64, of `hash_url`; 0 where the address is not known.
           label: of the store: its records are known as `label/key` as well.
 
         Returns:
           (N,) bool.
         """
-        own = [key.removeprefix(f"{label}/").encode("utf-8", "replace") for key in self.keys]
-        return np.isin(keys, np.array(own or [b""], bytes)) | (np.isin(urls, self.urls) & (urls != 0))
+        anywhere, here = self._by_label[""], self._by_label.get(label, frozenset())
+        by_key = np.fromiter((key in anywhere or key in here for key in keys.to_pylist()), bool, len(keys))
+        if not len(self.urls):
+            return by_key
+        nearest = np.minimum(np.searchsorted(self.urls, urls), len(self.urls) - 1)
+        return by_key | ((self.urls[nearest] == urls) & (urls != 0))
+
+    @functools.cached_property
+    def _by_label(self) -> dict[str, frozenset[bytes]]:
+        """Keys by the label of the store they may be of; those under "" may be of any."""
+        parts: dict[str, set[bytes]] = {"": set()}
+        for key in self.keys:
+            parts[""].add(key.encode("utf-8", "replace"))
+            for slash in (match.start() for match in re.finditer("/", key)):
+                parts.setdefault(key[:slash], set()).add(key[slash + 1 :].encode("utf-8", "replace"))
+        return {label: frozenset(keys) for label, keys in parts.items()}
+
+    def digest(self) -> str:
+        """A hash of what is listed."""
+        return hashlib.sha256(repr((sorted(self.keys), self.urls.tolist())).encode("utf-8", "replace")).hexdigest()
 
 
 def read_exclusions(path: str, settings: RemoteSettings) -> Exclusions | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.data.folder_entries import INDEX, METADATA, Entry, captions_in, list_entries
-from if_jax.data.index import Record
 from if_jax.data.preprocessing import UnusableRecord, read_caption
 from if_jax.data.reading import file_status, in_flight, is_transient, read_file, read_ranges, retried
+from if_jax.data.records import Record
 from if_jax.data.remote import DataPath, RemotePath
 
 _LARGEST = 2**30  # bytes of a picture file: more is no picture one trains on

@@ -22,7 +22,8 @@ from if_jax.data.remote import DataPath, RemoteEntry, RemotePath
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "title", "description")
-INDEX = ".if_jax_index.npz"
+INDEX = ".if_jax_index"
+_OURS = frozenset((INDEX, f"{INDEX}.npz", ".if_jax_rows"))  # beside the pictures, of this version and of earlier ones
 _OTHER = "not a kind of picture read here"
 
 
@@ -65,7 +66,7 @@ def list_entries(source: DataPath) -> list[Entry]:
             continue
         for name in listing.files:
             path = listing.path / name
-            if path not in listed[above] and name not in (metadata, INDEX):
+            if path not in listed[above] and name != metadata:
                 problem = f"not listed in {metadata or 'the metadata above'}" if is_picture(name) else _OTHER
                 entries.append(Entry(_name(source, path), path, (), {}, problem))
     lines = bool(listed)  # lines of a metadata file stay in their order
@@ -105,6 +106,7 @@ def walk_folders(source: DataPath) -> Iterator[Listing]:
                 raise
             yield Listing(path, [], [], "folder cannot be opened")
             continue
+        entries = [entry for entry in entries if entry.name not in _OURS]
         folders = [entry.name for entry in entries if _is_folder(entry)]
         files = [entry.name for entry in entries if entry.name not in set(folders)]
         yield Listing(path, files, folders)
@@ -191,7 +193,7 @@ def _by_files(source: DataPath, listing: Listing) -> list[Entry]:
     for name in [*listing.files, *filter(is_picture, listing.folders)]:
         path = listing.path / name
         stem, suffix = path.stem, path.suffix.lower()
-        if name == INDEX or (suffix in beside and stem in pictures and beside[suffix].get(stem) == name):
+        if suffix in beside and stem in pictures and beside[suffix].get(stem) == name:
             continue
         problem = "" if is_picture(name) else "no picture beside this caption" if suffix == ".txt" else _OTHER
         metadata = beside[".json"].get(stem)

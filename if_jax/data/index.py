@@ -1,109 +1,47 @@
 """What is known of every stored record before training begins: its place, size, caption length, scores, and its flaw.
 
-A store (a tar file, a folder of pictures, a prepared data set) is gone through once; every picture is decoded and every
-caption read. What cannot be used stays in the index with its reason. The index is kept in a file beside the store (or
-in the user's cache folder where that cannot be written) and belongs to exactly those bytes: a store that has changed
-since is refused, because a run that continued on it would see other pictures in another order. Where only the times of
-its files differ, as in a copy, it is gone through again and compared record by record.
+A store (a tar file, a folder of pictures, a prepared data set) is gone through once. What cannot be used stays in the
+index with its reason. The index is a file beside the store (or in the user's cache folder where that cannot be written,
+and a copy there of what lies in a bucket), of which only what is asked for is read. It belongs to exactly those bytes:
+a store that has changed since is refused, because a run that continued on it would see other pictures in another order.
+Where only the times of its files differ, as in a copy, it is gone through again and compared record by record.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import hashlib
 import io
-import json
+import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from if_jax.checkpoints.files import atomic_file, user_cache
-from if_jax.data.exclusions import REASON, Exclusions, hash_url
-from if_jax.data.preprocessing import UnusableRecord, read_picture
-from if_jax.data.reading import is_transient, read_file, retried
+from if_jax.data.exclusions import REASON, Exclusions
+from if_jax.data.index_part import (
+    OLD_SUFFIX,
+    SUFFIX,
+    Columns,
+    DamagedPart,
+    Head,
+    hold_columns,
+    map_columns,
+    read_columns,
+    read_head,
+    write_part,
+)
+from if_jax.data.patterns import expand_home
+from if_jax.data.reading import read_file, retried
+from if_jax.data.records import RecordStore, hash_files
 from if_jax.data.remote import DataPath, RemotePath
 
-VERSION = 3  # 3: the hash of a picture's address
-# Columns of img2dataset's and LAION's metadata, under the names they are found with.
-SCORES = {
-    "clip": ("similarity", "clip_score", "clip_similarity", "SIMILARITY"),
-    "aesthetic": ("aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "prediction"),
-    "watermark": ("pwatermark", "watermark", "WATERMARK"),
-}
-_ADDRESSES = ("url", "URL", "image_url", "TARGET_URL")
-FACTS = np.dtype(
-    [
-        *(("width", "i4"), ("height", "i4"), ("caption", "i4"), *((name, "f4") for name in SCORES)),
-        *(("flaw", "u2"), ("content", "u8")),  # content: a hash of the stored picture and its captions
-        ("url", "u8"),  # a hash of the address it was fetched from; 0: not known
-    ]
-)
-
-
-_LARGEST_SCORE = float(np.finfo(np.float32).max)
-
-
-class Record(NamedTuple):
-    """One stored picture with everything that says what it shows."""
-
-    key: str
-    picture: bytes  # as stored, still encoded
-    captions: tuple[str, ...]  # one, or several to choose from
-    metadata: Mapping[str, Any]
-
-
-class RecordStore(Protocol):
-    """A file or folder of records that is indexed as a whole. `place` is what it needs to find a record again."""
-
-    name: str
-    path: DataPath
-    kind: str  # of store, in words
-
-    def fingerprint(self) -> str:
-        """Changes when the stored bytes may have."""
-        ...
-
-    def files(self) -> list[tuple[str, int]]:
-        """Names and sizes of what is stored: in these the copies on two hosts must agree, times may differ."""
-        ...
-
-    def index_file(self) -> DataPath:
-        """Where its index is kept."""
-        ...
-
-    def scan(self) -> Iterable[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
-        """Everything there, in order: key, place, and the record or why it is none."""
-        ...
-
-    def read(self, key: str, place: Sequence[int]) -> Record:
-        """One record again."""
-        ...
-
-
-class SingleFile:
-    """The half of a `RecordStore` that is the same for every store of one file.
-
-    Args:
-      path: of the file.
-    """
-
-    def __init__(self, path: DataPath) -> None:
-        self.path, self.name = path, str(path)
-
-    def fingerprint(self) -> str:
-        """Size and time of the file, or an object's checksum: what says that it was written again."""
-        status = retried(self.path.stat, self.path)
-        return f"{status.st_size} bytes of {status.st_mtime_ns}"
-
-    def files(self) -> list[tuple[str, int]]:
-        """Name and size of the file."""
-        return [(self.path.name, retried(self.path.stat, self.path).st_size)]
-
-    def index_file(self) -> DataPath:
-        """Beside the file."""
-        return self.path.with_name(f"{self.path.name}.index.npz")
+_SPAN = 2**20  # rows that are filtered at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,86 +63,99 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """The records of one store, the flawed ones included."""
+    """The records of one store, the flawed ones included: in a file that is mapped when rows are asked for."""
 
-    fingerprint: str
-    keys: np.ndarray  # (N,) bytes, UTF-8
-    places: np.ndarray  # (N, P) int64
-    facts: np.ndarray  # (N,) of FACTS; flaw 0: none, else a number into `flaws`
-    flaws: tuple[str, ...]  # "" and the reasons met
+    head: Head
+    file: Path | None = None  # None: nothing can be written, so that it is held
+    held: Columns | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """All rows; ValueError where the file is another one by now."""
+        if self.held is not None:
+            return self.held
+        assert self.file is not None
+        return map_columns(self.file, self.head)
 
     def key(self, row: int) -> str:
         """A record's name."""
-        return self.keys[row].decode()
+        return self.columns.key(row)
 
     def same_records(self, other: Index) -> bool:
         """Whether another index is of the same usable records in the same rows."""
-        return np.array_equal(self.facts["content"], other.facts["content"])
+        return np.array_equal(self.columns.facts["content"], other.columns.facts["content"])
+
+    def read(self) -> Columns:
+        """All rows, for one pass over them."""
+        if self.held is not None:
+            return self.held
+        assert self.file is not None
+        return read_columns(self.file, self.head)
 
     def select(
-        self, keep: Filter, exclude: Exclusions | None = None, label: str = ""
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rows (N,) to train on, and those left out by reason; together every row once.
+        self, columns: Columns, keep: Filter, exclude: Exclusions | None = None, label: str = ""
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Rows to train on, and those left out by reason, span by span; together every row once.
 
         Args:
+          columns: of `read`.
           keep: which usable records are used.
           exclude: records that are not.
           label: of the store, as `exclude` may name it.
+
+        Yields:
+          Rows in order, (n,) int64, and for each reason likewise.
         """
-        reason = np.array(self.flaws, object)[self.facts["flaw"]]
-        facts, free = self.facts, self.facts["flaw"] == 0
+        for start in range(0, self.head.count, _SPAN):
+            yield self._select(columns, start, keep, exclude, label)
+
+    def _select(
+        self, columns: Columns, start: int, keep: Filter, exclude: Exclusions | None, label: str
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        span = slice(start, start + _SPAN)
+        facts = {name: column[span] for name, column in columns.facts.items()}
+        why = facts["flaw"].astype(np.uint16)  # a number into `reasons`
+        reasons, free = list(self.head.flaws), why == 0
         if exclude is not None:
-            listed = exclude.matches(self.keys, facts["url"], label)
-            reason[free & listed] = REASON
+            listed = exclude.matches(columns.keys[span], facts["url"], label)
+            why[free & listed] = len(reasons)
+            reasons.append(REASON)
             free &= ~listed
         short, long = (pick(facts["width"], facts["height"]) for pick in (np.minimum, np.maximum))
         tests = (
-            (keep.min_side, f"smaller than {keep.min_side} px", short < keep.min_side),
-            (keep.max_aspect, f"longer than {keep.max_aspect:g} times its width", long > keep.max_aspect * short),
-            (keep.min_caption, f"caption shorter than {keep.min_caption}", facts["caption"] < keep.min_caption),
-            (keep.max_caption, f"caption longer than {keep.max_caption}", facts["caption"] > keep.max_caption),
-            (keep.min_clip, f"CLIP score below {keep.min_clip:g}", facts["clip"] < keep.min_clip),
-            (keep.min_aesthetic, f"aesthetic below {keep.min_aesthetic:g}", facts["aesthetic"] < keep.min_aesthetic),
-            (keep.max_watermark, f"watermark above {keep.max_watermark:g}", facts["watermark"] > keep.max_watermark),
+            (keep.min_side, f"smaller than {keep.min_side} px", lambda: short < keep.min_side),
+            (
+                keep.max_aspect,
+                f"longer than {keep.max_aspect:g} times its width",
+                lambda: long > keep.max_aspect * short,
+            ),
+            (
+                keep.min_caption,
+                f"caption shorter than {keep.min_caption}",
+                lambda: facts["caption"] < keep.min_caption,
+            ),
+            (keep.max_caption, f"caption longer than {keep.max_caption}", lambda: facts["caption"] > keep.max_caption),
+            (keep.min_clip, f"CLIP score below {keep.min_clip:g}", lambda: facts["clip"] < keep.min_clip),
+            (
+                keep.min_aesthetic,
+                f"aesthetic below {keep.min_aesthetic:g}",
+                lambda: facts["aesthetic"] < keep.min_aesthetic,
+            ),
+            (
+                keep.max_watermark,
+                f"watermark above {keep.max_watermark:g}",
+                lambda: facts["watermark"] > keep.max_watermark,
+            ),
         )
         for limit, words, fails in tests:
             if limit:
-                reason[free & fails] = words
-                free &= ~fails
-        left_out = {words: np.flatnonzero(reason == words) for words in sorted(set(reason[~free]))}
-        return np.flatnonzero(free), left_out
-
-
-def build_index(store: RecordStore) -> Index:
-    """Go through a store, decode every picture, and note what there is. Of records with one key the first sound stays.
-
-    A store that ends too early or has no captions yields what there is and says so by reason; it raises nothing.
-
-    Args:
-      store: what to index.
-
-    Returns:
-      Its index, the flawed records included.
-    """
-    fingerprint, rows, seen = store.fingerprint(), [], set()
-    for key, place, record in store.scan():
-        try:
-            facts, content, url = _facts(record)
-            if key in seen:
-                raise UnusableRecord("duplicate key")
-            seen.add(key)
-            rows.append((key, place, facts, "", content, url))
-        except UnusableRecord as flaw:
-            rows.append((key, place, (0, 0, 0, *[np.nan] * len(SCORES)), str(flaw), 0, 0))
-    flaws = ("", *sorted({flaw for *_, flaw, _, _ in rows} - {""}))
-    number = {flaw: i for i, flaw in enumerate(flaws)}
-    return Index(
-        fingerprint,
-        np.array([key.encode("utf-8", "replace") for key, *_ in rows], bytes),
-        np.array([place for _, place, *_ in rows] or np.zeros((0, 1)), np.int64),
-        np.array([(*facts, number[flaw], *hashes) for _, _, facts, flaw, *hashes in rows], FACTS),
-        flaws,
-    )
+                failing = fails()
+                why[free & failing] = len(reasons)
+                reasons.append(words)
+                free &= ~failing
+        met = np.flatnonzero(np.bincount(why[~free]))
+        left_out = {reasons[number]: start + np.flatnonzero((why == number) & ~free) for number in met}
+        return start + np.flatnonzero(free), dict(sorted(left_out.items()))
 
 
 def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
@@ -217,120 +168,141 @@ def load_index(store: RecordStore, *, reindex: bool = False) -> Index | None:
     Raises:
       ValueError: the store has changed since it was indexed, and `reindex` is false.
     """
-    kept = _read(store)
-    if kept is None:
-        return None
-    index, files = kept
-    if index.fingerprint == store.fingerprint():
+    index = read_index(store)
+    if index is None or index.head.fingerprint == store.fingerprint():
         return index
-    if files != _hash_files(store) and not reindex:
-        raise ValueError(_changed(store))
+    if index.head.files != hash_files(store) and not reindex:
+        raise ValueError(changed(store))
     return None
 
 
-def index_store(store: RecordStore, reindex: bool = False) -> Index:
-    """Index a store and keep the index.
+def read_index(store: RecordStore, *, quiet: bool = False) -> Index | None:
+    """The index that is kept for a store, whether it still fits or not; None for what is damaged or of another version.
 
     Args:
-      store: what to index.
-      reindex: take it as it is, whatever an earlier index says.
-
-    Raises:
-      ValueError: an earlier index is of other records, and `reindex` is false; that index is kept.
+      store: whose index it is.
+      quiet: do not name what is damaged or of another version.
     """
-    kept, index = None if reindex else _read(store), build_index(store)
-    if kept and not kept[0].same_records(index):
-        raise ValueError(_changed(store))
-    save_index(store, index)
-    return index
-
-
-def save_index(store: RecordStore, index: Index) -> DataPath | None:
-    """Keep an index for the next time; returns its file, None where nothing can be written."""
-    head = {"version": VERSION, "fingerprint": index.fingerprint, "files": _hash_files(store), "flaws": index.flaws}
-    stored = io.BytesIO()
-    np.savez(stored, head=np.asarray(json.dumps(head)), keys=index.keys, places=index.places, facts=index.facts)
-    for path in _places(store):
-        try:
-            if isinstance(path, RemotePath):
-                path.write_bytes(stored.getvalue())
-                return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as beside:  # hosts may write at the same time
-                beside.write_bytes(stored.getvalue())
-            return path
-        except (OSError, ValueError):  # a bucket that this account may only read
-            continue
-    return None
-
-
-def hash_content(picture: bytes, captions: Iterable[str]) -> int:
-    """64 bits that stand for a stored picture and its captions, wherever they are stored."""
-    digest = hashlib.blake2b(len(picture).to_bytes(8, "little"), digest_size=8)
-    digest.update(picture)
-    for caption in captions:
-        digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
-    return int.from_bytes(digest.digest(), "little")
-
-
-def _read(store: RecordStore) -> tuple[Index, str] | None:
-    """The index that is kept for a store, whether it still fits or not, and the hash of the files it was made of."""
-    place = next((path for path in _places(store) if path.is_file()), None)
+    say = logging.debug if quiet else logging.warning
+    place = index_place(store)
     if place is None:
+        old = next((path for path in map(_old, index_places(store)) if path.is_file()), None)
+        if old is not None:
+            say("%s is an index of another version: %s is indexed again, once", old, store.name)
         return None
     try:
-        with np.load(io.BytesIO(read_file(place)), allow_pickle=False) as stored:
-            head = json.loads(str(stored["head"]))
-            if head["version"] != VERSION:
-                return None
-            flaws = tuple(head["flaws"])
-            return Index(head["fingerprint"], stored["keys"], stored["places"], stored["facts"], flaws), head["files"]
-    except Exception as error:  # half a file, or not ours: going through the store again is always right
-        if is_transient(error):
-            raise
+        if not isinstance(place, RemotePath):
+            return Index(retried(lambda: read_head(place), place), place)
+        copy = _copied(place)
+        return Index(read_head(copy), copy) if isinstance(copy, Path) else Index(*_held(copy))
+    except DamagedPart as flaw:  # going through the store again is always right
+        say("%s is %s: %s is indexed again", place, flaw, store.name)
         return None
 
 
-def _hash_files(store: RecordStore) -> str:
-    return hashlib.sha256(repr(store.files()).encode("utf-8", "surrogateescape")).hexdigest()
+def save_index(store: RecordStore, head: Head, columns: Columns, *, beside: bool = False) -> Index:
+    """Keep an index for the next time, whole or not at all; where nothing can be written it is held in memory.
+
+    Args:
+      store: what was indexed.
+      head: of its index.
+      columns: its rows.
+      beside: nowhere but beside the store.
+
+    Raises:
+      OSError, ValueError: `beside`, and it cannot be written there; one line.
+    """
+    failed, kept = "", False
+    for place in index_places(store):
+        try:
+            if isinstance(place, RemotePath):
+                stored = io.BytesIO()
+                write_part(stored, head, columns)
+                place.write_bytes(stored.getvalue())
+                kept = True
+                if beside:
+                    return Index(head, held=columns)
+                continue  # into the user's cache folder as well, where it is mapped from
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(place) as partial:  # hosts may write at the same time
+                write_part(str(partial), head, columns)
+            return Index(head, place)
+        except (OSError, ValueError) as error:  # a bucket that this account may only read; a full disk
+            if beside:
+                number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+                reason = os.strerror(number) if isinstance(error, OSError) else str(error)
+                raise OSError(number, f"the index cannot be written there ({reason})", str(place)) from None
+            failed = failed or " ".join(str(error).split())
+    if not kept:
+        logging.warning("the index of %s cannot be kept (%s): it is made again the next time", store.name, failed)
+    return Index(head, held=columns)
 
 
-def _changed(store: RecordStore) -> str:
+def index_place(store: RecordStore) -> DataPath | None:
+    """The file or object that holds a store's index; None where there is none."""
+    return next((path for path in index_places(store) if path.is_file()), None)
+
+
+def index_folder(path: DataPath) -> Path | None:
+    """Where files of an index lie that do not lie beside the data; None for a user without a home."""
+    if isinstance(path, RemotePath) and path.settings.cache_folder:
+        return Path(expand_home(path.settings.cache_folder)) / "indexes"
+    cache = user_cache()
+    return cache and cache / "indexes"
+
+
+def changed(store: RecordStore) -> str:
+    """The line that refuses a store which is no longer what was indexed."""
     return (
         f"{store.name} has changed since it was indexed, and would give other pictures in another order: "
         f"`if-jax data inspect {shlex.quote(store.name)} --reindex` indexes it again, for new runs"
     )
 
 
-def _facts(record: Record | UnusableRecord) -> tuple[tuple[float, ...], int, int]:
-    """The columns of `FACTS` before the flaw, and those behind it: the hashes of content and address."""
-    if isinstance(record, UnusableRecord):
-        raise record
-    picture = read_picture(record.picture)
-    length = min(len(caption) for caption in record.captions)
-    scores = (_score(record.metadata, names) for names in SCORES.values())
-    addresses = (record.metadata.get(name) for name in _ADDRESSES)
-    address = next((value for value in addresses if isinstance(value, str) and value), "")
-    content = hash_content(record.picture, record.captions)
-    return (*picture.size, length, *scores), content, hash_url(address) if address else 0
+def index_places(store: RecordStore) -> Iterator[DataPath]:
+    """Where a store's index may be kept, the best place first."""
+    beside = store.index_file()
+    yield beside
+    if (folder := index_folder(store.path)) is not None:
+        yield folder / f"{_known(beside)}{SUFFIX}"
 
 
-def _score(metadata: Mapping[str, Any], names: Sequence[str]) -> float:
-    """The first of these columns that holds a number a float32 can; numbers in words are those of a CSV file."""
-    for name in names:
-        value = metadata.get(name)
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            try:
-                if abs(score := float(value)) < _LARGEST_SCORE:  # not where it is nan
-                    return score
-            except (ValueError, OverflowError):  # no number, or one of 400 digits
-                continue
-    return float("nan")
+def _old(place: DataPath) -> DataPath:
+    return place.with_name(place.name + OLD_SUFFIX)
 
 
-def _places(store: RecordStore) -> tuple[DataPath, ...]:
-    beside, cache = store.index_file(), user_cache()
-    if cache is None:
-        return (beside,)
-    known = hashlib.sha256(str(beside.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return beside, cache / "indexes" / f"{known}.npz"
+def _known(path: DataPath) -> str:
+    return hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _copied(place: RemotePath) -> Path | bytes:
+    """A part of a bucket on this disk, fetched if this version is not there; its bytes where none can be written."""
+    folder = index_folder(place)
+    version = hashlib.sha256(repr(retried(place.stat, place)).encode()).hexdigest()[:8]
+    if folder is None:
+        return read_file(place)
+    file = folder / f"{_known(place)}-{version}{SUFFIX}"
+    if file.is_file():
+        return file
+    content = read_file(place)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as beside:
+            beside.write_bytes(content)
+    except OSError as error:
+        _warn_full(folder, str(error))
+        return content
+    for older in folder.glob(f"{_known(place)}*{SUFFIX}"):
+        if older != file:
+            older.unlink(missing_ok=True)
+    return file
+
+
+def _held(content: bytes) -> tuple[Head, None, Columns]:
+    head, columns = hold_columns(content)
+    return head, None, columns
+
+
+@functools.lru_cache
+def _warn_full(folder: Path, error: str) -> None:
+    logging.warning("indexes cannot be kept in %s (%s): they are held in memory", folder, error)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from if_jax.data.index import SCORES, Filter
+from if_jax.data.index import Filter
+from if_jax.data.index_part import SCORES
 from if_jax.data.preprocessing import fit
-from if_jax.data.sources import Stored, open_stored, summarise_skipped
+from if_jax.data.sources import Stored, UncheckedFlaw, open_stored, summarise_skipped
 from if_jax.data.tfds_folder import TfdsFolder, read_note
 from if_jax.scenes import sources
 
@@ -60,8 +61,24 @@ def inspect(
         return Inspection((first, *_examples([text for _, text in shown])), contact_sheet(shown))
     stored = open_stored(source, keep, exclude=exclude, reindex=reindex, workers=workers)
     chosen = np.unique(np.linspace(0, len(stored) - 1, min(samples, len(stored))).astype(int))
-    shown = [(picture, record.captions[0]) for record, picture in (stored.decode(int(number)) for number in chosen)]
-    return Inspection((*_describe(stored), *_examples([text for _, text in shown])), contact_sheet(shown))
+    shown = list(_decoded(stored, chosen))
+    if not shown:
+        raise ValueError(
+            f"no sample of {len(chosen)} of {source!r} can be decoded, and it was indexed by heads alone: `if-jax data "
+            "index --check decode` leaves out what is damaged"
+        )
+    lost = [f"{len(chosen) - len(shown)} of {len(chosen)} samples cannot be decoded"] * (len(shown) < len(chosen))
+    return Inspection((*describe(stored), *lost, *_examples([text for _, text in shown])), contact_sheet(shown))
+
+
+def _decoded(stored: Stored, numbers: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
+    """Pictures and captions, without those that were thought sound by their heads."""
+    for number in numbers:
+        try:
+            record, picture = stored.decode(int(number))
+        except UncheckedFlaw:
+            continue
+        yield picture, record.captions[0]
 
 
 def contact_sheet(pictures: Iterable[tuple[Image.Image, str]]) -> Image.Image:
@@ -88,9 +105,10 @@ def _cell(picture: Image.Image, caption: str) -> Image.Image:
     return cell
 
 
-def _describe(stored: Stored) -> list[str]:
+def describe(stored: Stored) -> list[str]:
+    """How many records are usable, their sizes, captions and scores, and what is left out and why: a line each."""
     width, height, length = (stored.facts(field) for field in ("width", "height", "caption"))
-    sides, lost = np.minimum(width, height), sum(map(len, stored.left_out.values()))
+    sides, lost = np.minimum(width, height), sum(skipped.total for skipped in stored.skipped.values())
     large = ", ".join(f"{int((sides >= side).sum())} of at least {side} px" for side in _SIDES)
     return [
         f"usable {len(stored)} of {len(stored) + lost} records in {stored.name}{_origin(stored)}",
@@ -98,7 +116,7 @@ def _describe(stored: Stored) -> list[str]:
         f"longest {np.max(np.maximum(width, height) / sides):.2f} times its width",
         f"captions: {length.min()} to {length.max()} characters, half of them up to {int(np.median(length))}",
         *_scores(stored),
-        *summarise_skipped(stored.left_out),
+        *summarise_skipped(stored.skipped),
     ]
 
 

@@ -14,6 +14,7 @@ from if_jax.data.remote import DataPath, RemotePath, RemoteSettings, is_address
 
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_INDEXES = (".index", ".index.npz")  # beside the data, of this version and of earlier ones
 _SPLIT = re.compile(r"(.*[^/@])@([\w.-]+)", re.DOTALL)  # what is behind an @ that stands within a path is no split
 
 
@@ -126,7 +127,7 @@ def _glob(path: DataPath) -> list[str]:
         start: DataPath = RemotePath(f"{scheme}//{bucket}", path.settings)
     else:
         start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
-    return sorted({str(match) for match in _matches(start, tuple(parts)) if not match.name.endswith(".index.npz")})
+    return sorted({str(match) for match in _matches(start, tuple(parts)) if not match.name.endswith(_INDEXES)})
 
 
 def _matches(folder: DataPath, parts: tuple[str, ...]) -> Iterator[DataPath]:

@@ -7,54 +7,26 @@ and every host has as many steps as every other however its records are stored.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
 
-from if_jax.data import patterns
 from if_jax.data.discovery import find_record_stores
 from if_jax.data.embeddings import Embeddings
 from if_jax.data.index import Filter
-from if_jax.data.preprocessing import Preparation, fit
+from if_jax.data.mixtures import parse_mixture, stored_parts
+from if_jax.data.preprocessing import Preparation
 from if_jax.data.reading import in_flight
 from if_jax.data.remote import RemotePath, RemoteSettings
-from if_jax.data.sources import Stored, open_stored
+from if_jax.data.samples import Sample, Source, StoredPictures, open_source
 from if_jax.scenes import sources
-from if_jax.text.captions import prepare_captions
 
-_PART = 2**48  # a mixture numbers the records of its i-th part from i * this
 _LAST_STEP = 2**40
-_SMALL = 2**12  # records below which Grain takes up to milliseconds to shuffle one number
-_WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*\*\s*(\S.*?)\s*")
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
-
-
-class Sample(NamedTuple):
-    """One captioned picture."""
-
-    image: np.ndarray  # (S, S, 3) uint8
-    caption: str
-    number: int  # of the record (or scene) within its source
-    choice: int  # which of the record's captions it is
-
-
-class Source(Protocol):
-    """Captioned pictures by position; a position may lie in any epoch."""
-
-    def read(self, positions: Sequence[int]) -> list[Sample]:
-        """Return the samples at these positions."""
-        ...
-
-    def fingerprint(self) -> str:
-        """What decides the samples besides seed and preparation, in words that show what differs."""
-        ...
 
 
 def batches(
@@ -99,7 +71,8 @@ def batches(
 
     Returns:
       dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,); with `embeddings`
-      states bfloat16 (B/n, L, D) instead of ids and mask.
+      states bfloat16 (B/n, L, D) instead of ids and mask. Where pictures cannot be decoded that were indexed by their
+      heads alone, `replaced` names them: the next of the order stand in their places.
 
     Raises:
       FileNotFoundError, ValueError: one line naming what is wrong with the source or an argument.
@@ -123,7 +96,9 @@ def batches(
             for sample, drop in zip(opened.read(positions), dropped, strict=True)
         ]
         index = np.asarray([sample.number for sample in samples], np.int64)
-        return {"image": np.stack([sample.image for sample in samples]), "index": index, **text(samples)}
+        batch = {"image": np.stack([sample.image for sample in samples]), "index": index, **text(samples)}
+        replaced = [sample.replaced for sample in samples if sample.replaced]
+        return batch | ({"replaced": np.array(replaced)} if replaced else {})
 
     steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
     made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
@@ -134,69 +109,6 @@ def check_workers(source: str, workers: int) -> None:
     """Refuse worker processes where the source, or a part of it, is drawn: ValueError."""
     if workers and any(name in sources.NAMES for _, name in parse_mixture(source)):
         raise ValueError(f"workers {workers} with {source!r}: scenes are drawn by this process, give workers 0")
-
-
-def open_source(
-    source: str,
-    size: int,
-    seed: int,
-    preparation: Preparation,
-    keep: Filter,
-    settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
-    exclude: str = "",
-) -> Source:
-    """Open a source, or a mixture of sources, by position.
-
-    Args:
-      source: as `batches` takes it.
-      size: side of the pictures in pixels.
-      seed: decides scenes or shuffling, cuts and wording.
-      preparation: what is done to stored records.
-      keep: which stored records are used.
-      settings: of buckets.
-      exclude: a file that lists stored records which are not used.
-
-    Raises:
-      FileNotFoundError, ValueError: one line that says what is wrong with the source.
-    """
-
-    def open_part(name: str) -> Source:
-        if name in sources.NAMES:
-            return _Drawn(name, size, seed)
-        return StoredPictures(name, size, seed, preparation, keep, settings, exclude)
-
-    parts = parse_mixture(source)
-    opened = [open_part(name) for _, name in parts]
-    return opened[0] if len(opened) == 1 else _Mixture(opened, [weight for weight, _ in parts])
-
-
-def parse_mixture(source: str) -> list[tuple[float, str]]:
-    """ "0.7*scenes + 0.3*data/mine" as weights and names; a single name has weight 1.
-
-    What exists is no mixture, whatever its name, and neither is a pattern (`2*.tar`).
-
-    Raises:
-      ValueError: a term has no weight, or one that is not above 0.
-    """
-    one_term = " + " not in str(source) or patterns.exists(str(source))
-    terms = [str(source)] if one_term else str(source).split(" + ")
-    matches = [_WEIGHTED.fullmatch(term) for term in terms]
-    if len(matches) == 1 and (not matches[0] or _is_pattern(*matches[0].group(0, 2))):
-        return [(1.0, str(source))]
-    parts = [(float(match[1]), match[2]) for match in matches if match]
-    if len(parts) < len(matches) or not all(weight > 0 for weight, _ in parts):
-        raise ValueError(f"mixture {source!r}: write it as WEIGHT*SOURCE + WEIGHT*SOURCE, weights above 0")
-    return parts
-
-
-def _is_pattern(term: str, name: str) -> bool:
-    """Whether "2*.tar" means files whose names begin with a 2, rather than a source with a weight."""
-    return patterns.matches_files(term) or (name.startswith(".") and name.split("/")[0] not in (".", ".."))
-
-
-def stored_parts(source: str) -> list[str]:
-    """Those parts of a source that are stored rather than drawn."""
-    return [name for _, name in parse_mixture(source) if name not in sources.NAMES]
 
 
 def describe_files(source: str, settings: RemoteSettings = RemoteSettings()) -> str:  # noqa: B008 (frozen)
@@ -212,100 +124,6 @@ def describe_files(source: str, settings: RemoteSettings = RemoteSettings()) -> 
         return str(error)
     known = hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{len(files)} files, {known[:16]}" if files else "drawn"
-
-
-class StoredPictures:
-    """Stored records; every epoch is another permutation of them.
-
-    Args:
-      source: what `open_stored` opens.
-      size: side of the pictures in pixels; smaller records are left out.
-      seed: decides order, cuts and captions.
-      preparation: what is done to a record.
-      keep: which records are used.
-      settings: of buckets.
-      exclude: a file that lists records which are not used.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        size: int,
-        seed: int,
-        preparation: Preparation,
-        keep: Filter,
-        settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
-        exclude: str = "",
-    ) -> None:
-        self.stored: Stored = open_stored(source, keep.at_least(size), exclude=exclude, settings=settings)
-        self._size, self._seed, self._preparation = size, seed, preparation
-        self._order = _shuffled(len(self.stored), seed)
-
-    def fingerprint(self) -> str:
-        """Number and content of the records that are used, in order."""
-        return f"{len(self.stored)} records, {self.stored.fingerprint()[:32]}"
-
-    def read(self, positions: Sequence[int]) -> list[Sample]:
-        """The samples at these positions, decoded."""
-        return list(in_flight(lambda position: self._read(int(position)), positions, self.stored.remote))
-
-    def _read(self, position: int) -> Sample:
-        number, preparation = self._order(position), self._preparation
-        record, picture = self.stored.decode(number)
-        shift = preparation.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
-        choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
-        (caption,) = prepare_captions([record.captions[choice]], preparation.clean, preparation.preserve_case)
-        return Sample(np.asarray(fit(picture, self._size, shift)), caption, number, choice)
-
-
-class _Drawn:
-    """Scene number p at position p; nothing repeats."""
-
-    def __init__(self, name: str, size: int, seed: int) -> None:
-        self._name, self._size, self._seed = name, size, seed
-
-    def fingerprint(self) -> str:
-        return f"{self._name}, drawn"
-
-    def read(self, positions: Sequence[int]) -> list[Sample]:
-        scenes = sources.draw(self._name, positions, self._seed, self._size)
-        rows = zip(positions, scenes, strict=True)
-        return [Sample(picture, caption, int(position), 0) for position, (picture, caption, _) in rows]
-
-
-class _Mixture:
-    """Parts in fixed proportion, each walked through in its own order."""
-
-    def __init__(self, parts: Sequence[Source], weights: Sequence[float]) -> None:
-        self._parts, self._weights = parts, [weight / sum(weights) for weight in weights]
-        ways = [grain.MapDataset.range(_LAST_STEP).map(lambda place, i=i: (i, place)) for i in range(len(parts))]
-        self._order: Any = grain.MapDataset.mix(ways, self._weights)
-
-    def fingerprint(self) -> str:
-        parts = zip(self._weights, self._parts, strict=True)
-        return " + ".join(f"{weight:.6g}*({part.fingerprint()})" for weight, part in parts)
-
-    def read(self, positions: Sequence[int]) -> list[Sample]:
-        places: list[tuple[int, int]] = [self._order[int(position)] for position in positions]  # part, position in it
-        samples: dict[int, Sample] = {}
-        for number, part in enumerate(self._parts):
-            rows = [row for row, (which, _) in enumerate(places) if which == number]
-            for row, sample in zip(rows, part.read([places[row][1] for row in rows]) if rows else [], strict=True):
-                samples[row] = sample._replace(number=number * _PART + sample.number)
-        return [samples[row] for row in range(len(places))]
-
-
-def _shuffled(count: int, seed: int) -> Callable[[int], int]:
-    """Position -> record: every epoch another permutation, of which only small ones are kept in memory."""
-    if count < _SMALL:
-        return lambda position: int(_permutation(count, seed, position // count)[position % count])
-    order: Any = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
-    return lambda position: int(order[position])
-
-
-@functools.lru_cache(maxsize=16)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch, 4)).permutation(count)
 
 
 def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.ndarray]]:

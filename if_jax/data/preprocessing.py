@@ -12,7 +12,7 @@ import math
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = frozenset(
     (
@@ -21,6 +21,7 @@ SUFFIXES = frozenset(
     )
 )
 # Formats decoded by a library of Pillow's own; others (EPS) would start programs on a stranger's file.
+_HEAD = 2**14  # bytes of a picture that are looked at first for its size
 _PILLOW = r"PIL\."
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 
@@ -79,6 +80,45 @@ def read_picture(encoded: bytes) -> Image.Image:
         raise
     except Exception:  # decoders raise whatever they stumble over in a damaged file; one file must not end a run
         raise UnusableRecord("unreadable image") from None
+
+
+def read_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height of the picture that `read_picture` would make, by the head of its file alone.
+
+    Args:
+      encoded: of a format in `FORMATS`, whole.
+
+    Raises:
+      UnusableRecord: as of `read_picture`, where the head shows it.
+    """
+    if not encoded:
+        raise UnusableRecord("empty file")
+    _allow_damaged_metadata()
+    try:
+        try:
+            return _head_size(encoded[:_HEAD])
+        except UnusableRecord:
+            raise
+        except Exception:  # what tells the size stands behind the first kilobytes, after a colour profile say
+            return _head_size(encoded)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UnusableRecord("too many pixels") from None
+    except UnusableRecord:
+        raise
+    except Exception:
+        raise UnusableRecord("unreadable image") from None
+
+
+def _head_size(encoded: bytes) -> tuple[int, int]:
+    with open_picture(encoded) as stored:
+        if stored.format == "TIFF":  # of which Pillow has turned the size in some versions
+            return read_picture(encoded).size
+        width, height = stored.size
+        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise UnusableRecord("too many pixels")
+        asked = stored.format != "PNG" or "exif" in stored.info  # a PNG would be decoded to look behind its pixels
+        turned = asked and stored.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
 
 
 def _allow_damaged_metadata() -> None:

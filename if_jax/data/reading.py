@@ -128,38 +128,40 @@ def list_folder(path: DataPath) -> list[os.DirEntry[str]] | list[RemoteEntry]:
     return retried(read, path)
 
 
-def in_flight(function: Callable[[Item], Result], items: Iterable[Item], remote: bool) -> Iterator[Result]:
-    """The results for all items in their order; from a bucket many at a time, from a disk one after another."""
+def in_flight(
+    function: Callable[[Item], Result], items: Iterable[Item], remote: bool, count: int = IN_FLIGHT
+) -> Iterator[Result]:
+    """The results for all items in their order; from a bucket `count` at a time, from a disk one after another."""
     if not remote:
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
     # Threads that are kept take half the processor's time of new ones. What such a thread calls has threads of its own:
     # those that are kept may all wait for it.
-    nested = getattr(_THREAD, "reads", False)
-    pool = _new_pool() if nested else _kept_pool(os.getpid())
+    own = getattr(_THREAD, "reads", False) or count != IN_FLIGHT
+    pool = _new_pool(count) if own else _kept_pool(os.getpid())
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) == 2 * IN_FLIGHT:
+            if len(waiting) == 2 * count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         for future in waiting:
             future.cancel()
-        if nested:
+        if own:
             pool.shutdown(wait=False)
 
 
-def _new_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(IN_FLIGHT, initializer=lambda: setattr(_THREAD, "reads", True))
+def _new_pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, initializer=lambda: setattr(_THREAD, "reads", True))
 
 
 @functools.lru_cache(maxsize=1)
 def _kept_pool(process: int) -> ThreadPoolExecutor:
     """Of this process: threads are not inherited."""
-    return _new_pool()
+    return _new_pool(IN_FLIGHT)
 
 
 def read_chunks(path: DataPath) -> Iterator[bytes]:

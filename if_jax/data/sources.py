@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,21 @@ from tqdm import tqdm
 from if_jax.data.cached_records import read_cached
 from if_jax.data.discovery import discover
 from if_jax.data.exclusions import Exclusions, read_exclusions
-from if_jax.data.index import Filter, Index, Record, RecordStore, index_store, load_index
+from if_jax.data.index import Filter, Index, index_folder
+from if_jax.data.index_part import FACTS
+from if_jax.data.indexing import index_store
+from if_jax.data.parts_table import load_indexes, save_table
 from if_jax.data.preprocessing import UnusableRecord, read_picture
-from if_jax.data.reading import in_flight
+from if_jax.data.records import Record, RecordStore
 from if_jax.data.remote import RemotePath, RemoteSettings, forget_listings
+from if_jax.data.selection import FOLDER, Selection, Skipped, left_out, select_rows
 from if_jax.data.tars import Tar
 
 _WORTH_PROCESSES = 10.0  # seconds of work; starting processes takes a few
+
+
+class UncheckedFlaw(ValueError):
+    """A picture that cannot be decoded, of an index that was made of pictures' heads alone."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +48,13 @@ class Stored:
     name: str
     stores: tuple[RecordStore, ...]
     indexes: tuple[Index, ...]
-    rows: np.ndarray  # (N, 2) int64: store, row
-    left_out: dict[str, list[str]]  # reason -> keys of what is not used
+    selection: Selection
+    keep: Filter
+    exclude: Exclusions | None
+    unread: dict[str, list[str]]  # reason -> names of what is there and no part of the source
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.selection.count
 
     @functools.cached_property
     def remote(self) -> bool:
@@ -54,12 +63,12 @@ class Stored:
 
     def __getitem__(self, number: int) -> Record:
         """Record `number`; ValueError where it cannot be read any more, or an object is not what was indexed."""
-        at, row = self.rows[number]
-        index, store = self.indexes[at], self.stores[at]
-        key, place = index.key(row), index.places[row]
+        at, row = self.place(number)
+        columns, store = self.indexes[at].columns, self.stores[at]
+        key, place = self.indexes[at].key(row), columns.places[row].tolist()
         try:
             if isinstance(store.path, RemotePath):
-                return read_cached(store, store.path.settings, key, place, int(index.facts["content"][row]))
+                return read_cached(store, store.path.settings, key, place, int(columns.facts["content"][row]))
             return store.read(key, place)
         except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
@@ -69,38 +78,76 @@ class Stored:
 
         They are not held against the index: whoever keeps what comes of them compares when it is used.
         """
-        at, row = self.rows[number]
-        store = self.stores[at]
+        at, row = self.place(number)
+        index, store = self.indexes[at], self.stores[at]
         if isinstance(store, Tar):
-            return store.captions(self.indexes[at].key(row), self.indexes[at].places[row])
+            return store.captions(index.key(row), index.columns.places[row].tolist())
         return self[number].captions
 
     def decode(self, number: int) -> tuple[Record, Image.Image]:
-        """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more."""
+        """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more.
+
+        Raises:
+          UncheckedFlaw: it never could be decoded, perhaps: the index has not tried.
+        """
         record = self[number]
         try:
             return record, read_picture(record.picture)
         except UnusableRecord as flaw:
+            if self.indexes[self.place(number)[0]].head.check == "headers":
+                raise UncheckedFlaw(
+                    f"{self.name}: record {self.key(number)} cannot be decoded ({flaw}), and was indexed by its head "
+                    "alone: `if-jax data index --check decode` leaves all such out"
+                ) from None
             raise ValueError(
                 f"{self.name}: record {self.key(number)} could be decoded when it was indexed and no longer can "
                 f"({flaw}): put it back, or index again for a new run"
             ) from None
 
+    def place(self, number: int) -> tuple[int, int]:
+        """Which store record `number` is in, and its row there; IndexError behind the last."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} of {len(self)}")
+        row = int(self.selection.rows[number])
+        store = int(np.searchsorted(self._starts, row, "right")) - 1
+        return store, row - int(self._starts[store])
+
     def key(self, number: int) -> str:
         """The record's name, unique within the source."""
-        store, row = self.rows[number]
+        store, row = self.place(number)
         own = self.indexes[store].key(row)
         return f"{_labels(self.stores)[store]}/{own}" if len(self.stores) > 1 else own
 
     def facts(self, field: str) -> np.ndarray:
         """(N,) of an index column: width, height, caption (characters), clip, aesthetic, watermark, content."""
-        parts = [index.facts[field][self.rows[self.rows[:, 0] == i, 1]] for i, index in enumerate(self.indexes)]
+        rows, parts = self.selection.rows, [np.zeros(0, FACTS[field])]
+        ends = np.searchsorted(rows, self._starts)
+        for index, start, begin, end in zip(self.indexes, self._starts, ends, ends[1:], strict=False):
+            parts.append(index.columns.facts[field][rows[begin:end] - rows.dtype.type(start)])
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
         """A hash of the records' pictures and captions in order, wherever they are stored."""
-        content = np.concatenate([np.zeros(0, np.uint64), self.facts("content")])
-        return hashlib.sha256(content.astype("<u8").tobytes()).hexdigest()
+        return self.selection.fingerprint
+
+    @property
+    def skipped(self) -> dict[str, Skipped]:
+        """How many records are not used for each reason, and the first few by name."""
+        unread = {reason: Skipped.summary(names) for reason, names in self.unread.items()}
+        return unread | self.selection.skipped
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Every record that is not used, by reason: as long as there are such, so not for a source of millions."""
+        names = {reason: list(keys) for reason, keys in self.unread.items()}
+        for reason, keys in left_out(self.indexes, _labels(self.stores), self.keep, self.exclude).items():
+            names.setdefault(reason, []).extend(keys)
+        return names
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        """(parts + 1,) int64: the number of each part's first row, and of all rows."""
+        return np.cumsum([0, *(index.head.count for index in self.indexes)])
 
 
 def open_stored(
@@ -125,23 +172,26 @@ def open_stored(
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the source; no record passes the filter.
     """
-    excluded = read_exclusions(exclude, settings)
+    excluded, keep = read_exclusions(exclude, settings), keep or Filter()
     stores, unread = discover(source, settings)
-    stored = _select(source, stores, _indexes(stores, workers, reindex), keep or Filter(), excluded, unread)
+    folders = rows_folders(stores)
+    indexes = _indexes(stores, folders, workers, reindex)
+    selection = select_rows(indexes, _labels(stores), keep, excluded, folders)
     forget_listings()
+    stored = Stored(source, stores, indexes, selection, keep, excluded, unread)
     if not len(stored):
         raise ValueError(
-            f"no usable picture in {source!r}: {'; '.join(summarise_skipped(stored.left_out)) or 'it is empty'}"
+            f"no usable picture in {source!r}: {'; '.join(summarise_skipped(stored.skipped)) or 'it is empty'}"
         )
     return stored
 
 
-def summarise_skipped(left_out: dict[str, list[str]]) -> list[str]:
+def summarise_skipped(skipped: Mapping[str, Skipped]) -> list[str]:
     """One line per reason: how many, and the first few by name."""
     lines = []
-    for reason, keys in sorted(left_out.items()):
-        named = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-        lines.append(f"skipped {len(keys)}: {reason} ({named})")
+    for reason, (total, names) in sorted(skipped.items()):
+        named = ", ".join(names) + (", …" if total > len(names) else "")
+        lines.append(f"skipped {total}: {reason} ({named})")
     return lines
 
 
@@ -176,9 +226,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _indexes(stores: tuple[RecordStore, ...], workers: int | None, reindex: bool) -> tuple[Index, ...]:
-    remote = any(isinstance(store.path, RemotePath) for store in stores)
-    loaded = list(in_flight(functools.partial(load_index, reindex=reindex), stores, remote))
+def _indexes(
+    stores: tuple[RecordStore, ...], folders: Sequence[Path], workers: int | None, reindex: bool
+) -> tuple[Index, ...]:
+    loaded, by_table = load_indexes(stores, folders, reindex=reindex)
+    if by_table:
+        return tuple(index for index in loaded if index)
     missing = [store for store, index in zip(stores, loaded, strict=True) if index is None]
     began = time.monotonic()
     index = functools.partial(index_store, reindex=reindex)
@@ -186,26 +239,22 @@ def _indexes(stores: tuple[RecordStore, ...], workers: int | None, reindex: bool
     left = (time.monotonic() - began) * (len(missing) - 1)
     workers = 1 if left < _WORTH_PROCESSES else cores() if workers is None else workers
     made = iter([*first, *in_processes(index, missing[1:], workers, "indexing")])
-    return tuple(kept if kept is not None else next(made) for kept in loaded)
+    indexes = tuple(kept if kept is not None else next(made) for kept in loaded)
+    save_table(stores, indexes, folders)
+    return indexes
 
 
-def _select(
-    source: str,
-    stores: tuple[RecordStore, ...],
-    indexes: tuple[Index, ...],
-    keep: Filter,
-    exclude: Exclusions | None,
-    unread: dict[str, list[str]],
-) -> Stored:
-    rows, left_out = [np.zeros((0, 2), np.int64)], {reason: list(names) for reason, names in unread.items()}
-    labels = _labels(stores)
-    for number, index in enumerate(indexes):
-        used, dropped = index.select(keep, exclude, labels[number])
-        rows.append(np.stack([np.full(len(used), number, np.int64), used], axis=1))
-        before = f"{labels[number]}: " if len(stores) > 1 else ""
-        for reason, which in dropped.items():
-            left_out.setdefault(reason, []).extend(before + index.key(row) for row in which)
-    return Stored(source, stores, indexes, np.concatenate(rows), left_out)
+def rows_folders(stores: tuple[RecordStore, ...]) -> list[Path]:
+    """Where the table of parts and the rows that are used may be kept: beside the data, in the user's cache folder."""
+    if not stores:
+        return []
+    path = stores[0].path
+    above, folders = index_folder(path), []
+    if not isinstance(path, RemotePath):
+        paths = [str(Path(store.name).absolute()) for store in stores]
+        shared = Path(os.path.commonpath(paths)) if len(stores) > 1 else path
+        folders = [(shared if shared.is_dir() else shared.parent) / FOLDER]
+    return [*folders, *([above] if above else [])]
 
 
 @functools.lru_cache(maxsize=4)

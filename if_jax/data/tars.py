@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from if_jax.data.index import Record, SingleFile
 from if_jax.data.preprocessing import SUFFIXES, UnusableRecord, read_caption
 from if_jax.data.reading import RetryingFile, is_transient, local_copy, read_ranges, retried
+from if_jax.data.records import Record, SingleFile
 from if_jax.data.remote import DataPath
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")

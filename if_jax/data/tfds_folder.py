@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from if_jax.data import clevr
-from if_jax.data.index import Record
 from if_jax.data.preprocessing import UnusableRecord, read_caption
 from if_jax.data.reading import is_transient, list_folder, read_file, retried
+from if_jax.data.records import Record
 from if_jax.data.remote import DataPath, RemoteError, RemotePath
 from if_jax.data.shards import RemoteShards
 
@@ -74,7 +74,7 @@ class TfdsFolder:
 
     def index_file(self) -> DataPath:
         """Within the folder."""
-        return self.path / f".{self.split}.index.npz"
+        return self.path / f".{self.split}.index"
 
     def scan(self) -> Iterator[tuple[str, tuple[int, ...], Record | UnusableRecord]]:
         """Every record in order: key, row, and the record or why it is none."""

@@ -73,6 +73,18 @@ class MetricWriter:
         if self._mirror:
             self._mirror.push_sometimes()
 
+    def names(self, step: int, kind: str, names: list[str]) -> None:
+        """Appends a line of names.
+
+        Args:
+          step: they belong to.
+          kind: the line's key.
+          names: of records, say.
+        """
+        if self._active:
+            self._lines.write(json.dumps({"step": step, kind: names}) + "\n")
+            self._board.add_text(kind, ", ".join(names), step)
+
     def pictures(self, step: int, name: str, sheet: Image.Image, single: Mapping[str, Image.Image]) -> None:
         """Saves a sheet of pictures as `samples/NAME-STEP.png` and to TensorBoard.
 

@@ -19,12 +19,12 @@ from if_jax.checkpoints import run
 from if_jax.checkpoints.stages import TextEncoder
 from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe, for_compiling, recipe_to_dict
-from if_jax.parallel import failures, hosts, rules
+from if_jax.parallel import failures, hosts, rules, run_lock
 from if_jax.parallel import mesh as meshes
 from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import executable_cache, host_facts, optimizer, run_lock, sampling, setup, validation
+from if_jax.training import executable_cache, host_facts, optimizer, sampling, setup, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import check_same_data, resume
 from if_jax.training.step import Batch, TrainState, ema_name
@@ -179,24 +179,26 @@ class _Reporter:
         self.window, self.writer, self.recorder = window, writer, recorder
         hidden = jax.process_index() != 0
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=hidden, mininterval=2.0)
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._pending: tuple[int, dict[str, Any], list[str]] | None = None
 
     def devices_are_idle(self) -> bool:
         """Whether the newest step is done."""
         return self._pending is None or self._pending[1]["loss"].is_ready()
 
-    def add(self, step: int, metrics: dict[str, Any]) -> None:
-        """Takes a step's metrics (device arrays) and reports those of the step before."""
+    def add(self, step: int, metrics: dict[str, Any], replaced: list[str]) -> None:
+        """Takes a step's metrics (device arrays) and pictures that had to be replaced; reports the step before."""
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, replaced)
 
     def flush(self) -> None:
         """Reports what is left to report, and waits for it."""
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, replaced = self._pending
         self._pending = None
-        summary = self.window.add(step, metrics)
+        if replaced:
+            self.writer.names(step, "replaced_pictures", replaced)
+        summary = self.window.add(step, metrics, len(replaced))
         self.bar.update(1)
         self.recorder.stepped(step, due=bool(summary))
         if summary:
@@ -209,7 +211,7 @@ def _loop(
     recipe: Recipe,
     state: TrainState,
     advance: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
-    batches: Iterator[tuple[Batch, float]],
+    batches: Iterator[tuple[Batch, float, list[str]]],
     reporter: _Reporter,
     checkpoints: run.RunCheckpoints,
     validate: Callable[[Params], dict[str, float]],
@@ -222,12 +224,12 @@ def _loop(
     heartbeat()
     with reporter.bar:
         for step in range(int(state.step) + 1, recipe.steps + 1):
-            batch, waited = next(batches)
+            batch, waited, replaced = next(batches)
             if reporter.devices_are_idle():  # else they are still busy with the step before
                 recorder.waited(waited)
             with jax.transfer_guard("disallow"):  # nothing moves between host and devices unseen
                 state, metrics = hosts.block_on_cpu(advance(state, batch))
-            reporter.add(step, {**metrics, "input_wait": waited})
+            reporter.add(step, {**metrics, "input_wait": waited}, replaced)
             ending = termination_requested(step)
             last = step == recipe.steps
             if ending or last or step % recipe.checkpoint_every == 0:
@@ -258,10 +260,10 @@ def _is_due(every: int, step: int, last: int) -> bool:
 
 def _on_devices(
     batches: Iterator[dict[str, np.ndarray]], names: Iterable[str], sharding: NamedSharding, part: tuple[int, int]
-) -> Iterator[tuple[Batch, float]]:
-    """Each batch on the mesh, with the seconds the host took for it."""
+) -> Iterator[tuple[Batch, float, list[str]]]:
+    """Each batch on the mesh, the seconds the host took for it, and the pictures that it had to replace."""
     while True:
         began = time.perf_counter()
         host = next(batches)
         batch = {name: rules.place_part(sharding, host[name], part) for name in names}
-        yield hosts.block_on_cpu(batch), time.perf_counter() - began
+        yield hosts.block_on_cpu(batch), time.perf_counter() - began, list(map(str, host.get("replaced", ())))

@@ -24,6 +24,7 @@ PEAK_TFLOPS = {
     "NVIDIA H100": 989.0,
     "NVIDIA A100": 312.0,
 }
+_REPLACED = "pictures_replaced"  # in a window, where there are any
 _COUNTERS = ("skipped", "skipped_in_a_row")  # reported as they are, not as means
 
 
@@ -65,12 +66,13 @@ class Window:
         self._own = 0  # rows of this session, which are timed
         self._since = time.perf_counter()
 
-    def add(self, step: int, metrics: dict[str, Any]) -> dict[str, float] | None:
+    def add(self, step: int, metrics: dict[str, Any], replaced: int = 0) -> dict[str, float] | None:
         """Takes the metrics of a step.
 
         Args:
           step: its number.
           metrics: scalars and small vectors by name, on the devices.
+          replaced: pictures of this process's part of the batch that another one stands for.
 
         Returns:
           The means of the window when it is full, else None.
@@ -86,7 +88,7 @@ class Window:
                 f"sound; lower optimizer.learning_rate ({self._recipe.optimizer.learning_rate}) and start from it with "
                 "init_from, or look at the data"
             )
-        self.rows.append(row)
+        self.rows.append(row | ({_REPLACED: replaced} if replaced else {}))
         self._own += 1
         if step % self._recipe.log_every:
             return None
@@ -98,11 +100,13 @@ class Window:
         rows, recipe = self.rows, self._recipe
         finite = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])] or rows
         sums = {name: np.sum([row[name] for row in finite], 0) for name in ("mse_sum_by_t", "count_by_t")}
-        plain = [name for name in rows[0] if name not in sums and name not in _COUNTERS]
+        plain = [name for name in rows[0] if name not in sums and name not in (*_COUNTERS, _REPLACED)]
         means = {name: float(np.mean([row[name] for row in finite])) for name in plain}
         for name, total, count in zip(T_BUCKETS, sums["mse_sum_by_t"], sums["count_by_t"], strict=True):
             if count and np.isfinite(total):
                 means[f"mse_{name}"] = float(total / count)
+        if replaced := sum(row.get(_REPLACED, 0) for row in rows):
+            means[_REPLACED] = float(replaced)
         seconds = (time.perf_counter() - self._since) / self._own
         total_skipped = int(rows[-1]["skipped"])
         # The optimizer counts the updates that were made.

@@ -114,6 +114,7 @@ def make_step(
         grads, metrics = gradients(state.params, frozen, batch, drawn)
         norm = optax.tree.norm(grads)
         good = _is_usual(state.guard, guard, norm, metrics["loss"])
+
         def update(kept: tuple) -> tuple:
             params, ema, opt_state = kept
             updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -126,7 +127,9 @@ def make_step(
                 averages[ema_name(decay)] = jax.tree.map(lambda e, p, d=rising: e + (1.0 - d) * (p - e), old, params)
             return params, averages, opt_state
 
-        params, ema, opt_state = jax.lax.cond(good, update, lambda kept: kept, (state.params, state.ema, state.opt_state))
+        params, ema, opt_state = jax.lax.cond(
+            good, update, lambda kept: kept, (state.params, state.ema, state.opt_state)
+        )
         counted = _count(state.guard, good, norm)
         metrics |= {"grad_norm": norm, "param_norm": optax.tree.norm(params)}
         metrics |= {"skipped": counted.skipped, "skipped_in_a_row": counted.in_a_row}

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from if_jax.cli_data import data
 from if_jax.data import sources
-from if_jax.data.pipeline import parse_mixture
+from if_jax.data.mixtures import parse_mixture
 
 PICTURE = record_stores.encoded(record_stores.picture(1), "JPEG")
 

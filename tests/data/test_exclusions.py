@@ -13,7 +13,7 @@ import webdataset
 from click.testing import CliRunner
 
 from if_jax.cli_data import data
-from if_jax.data import index, sources
+from if_jax.data import indexing, sources
 
 
 def _write(path: Path, count: int, per_tar: int) -> Path:
@@ -30,7 +30,7 @@ def _write(path: Path, count: int, per_tar: int) -> Path:
 def test_a_list_takes_records_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tars = _write(tmp_path / "tars", 12, 4)
     whole = sources.open_stored(str(tars))
-    monkeypatch.setattr(index, "build_index", None)  # nothing is indexed again
+    monkeypatch.setattr(indexing, "build_index", None)  # nothing is indexed again
     taken = tmp_path / "taken.txt"
     hashed = hashlib.sha256(b"https://example.com/5.jpg").hexdigest()
     taken.write_text(

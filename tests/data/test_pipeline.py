@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from drawn_scenes import draw_scenes
 
-from if_jax.data import builders, pipeline
+from if_jax.data import builders, pipeline, samples
 from if_jax.scenes import grammar, sampling
 from if_jax.scenes.scene import as_numpy
 from if_jax.text.tokens import load_tokenizer
@@ -86,9 +86,9 @@ def test_every_epoch_shows_every_stored_picture_once_in_another_order(stored: st
     assert len({tuple(epoch) for epoch in seen}) == 5
 
 
-@pytest.mark.parametrize("count", [9, pipeline._SMALL])
+@pytest.mark.parametrize("count", [9, samples._SMALL])
 def test_small_and_large_sets_are_shuffled_anew_every_epoch(count: int) -> None:
-    order, other = (pipeline._shuffled(count, seed) for seed in (1, 2))
+    order, other = (samples._shuffled(count, seed) for seed in (1, 2))
     epochs = [[order(position) for position in range(k * count, (k + 1) * count)] for k in (0, 1, 7)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, [other(position) for position in range(count)]]}) == 4

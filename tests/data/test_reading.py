@@ -12,8 +12,8 @@ import pytest
 import record_stores
 
 from if_jax.data import reading, sources
-from if_jax.data.pipeline import StoredPictures
 from if_jax.data.preprocessing import Preparation
+from if_jax.data.samples import StoredPictures
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_an_error_that_passes_changes_nothing(number: int, tmp_path: Path, monke
         "prepared": record_stores.write_prepared(tmp_path / "prepared", "coco", *record_stores.coco_like(3)),
     }
     whole = {kind: sources.open_stored(str(path)).fingerprint() for kind, path in stores.items()}
-    for path in tmp_path.rglob("*.npz"):
+    for path in tmp_path.rglob("*.index*"):
         path.unlink()
     monkeypatch.setattr(os, "pread", _failing(os.pread, 5, number, every=3))
     monkeypatch.setattr(os, "scandir", _failing(os.scandir, 2, number, every=2))
@@ -61,12 +61,12 @@ def test_an_error_that_stays_names_the_file_and_makes_no_index(tmp_path: Path, m
         with pytest.raises(OSError, match=rf"Input/output error, also at try 4: check the disk.*{name}") as caught:
             sources.open_stored(str(source))
         assert caught.value.errno == errno.EIO
-    assert not list(tmp_path.rglob("*.npz"))
+    assert not list(tmp_path.rglob("*.index*"))
 
 
 def test_a_record_that_no_longer_decodes_is_named(tmp_path: Path) -> None:
     tars = record_stores.write_tars(tmp_path / "tars", 2, 2)
-    source = StoredPictures(str(tars), 8, 0, Preparation(), sources.Filter())
+    source = StoredPictures(sources.open_stored(str(tars)), 8, 0, Preparation())
     tar = next(tars.glob("*.tar"))
     tar.write_bytes(tar.read_bytes().replace(b"JFIF", b"none").replace(b"\xff\xd8", b"\0\0"))
     with pytest.raises(ValueError, match=r"record 00000000[01] could be decoded .* no longer can \(unreadable image\)"):

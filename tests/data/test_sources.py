@@ -21,8 +21,9 @@ import tensorflow_datasets as tfds
 import webdataset
 from reading import Batch, batches, batches_by
 
-from if_jax.data import index, pipeline, sources
+from if_jax.data import indexing, mixtures, samples, sources
 from if_jax.data.index import Filter
+from if_jax.data.preprocessing import Preparation
 
 COUNT = 23
 
@@ -48,8 +49,8 @@ def hosts() -> Iterator[list[ProcessPoolExecutor]]:
 
 @pytest.mark.parametrize("number", ["9" * 400, int("9" * 400), "1e60", "much"])
 def test_a_score_that_no_float_holds_is_none(number):
-    assert np.isnan(index._score({"similarity": number}, ("similarity",)))
-    assert index._score({"CLIP": number, "similarity": "0.5"}, ("CLIP", "similarity")) == 0.5
+    assert np.isnan(indexing._score({"similarity": number}, ("similarity",)))
+    assert indexing._score({"CLIP": number, "similarity": "0.5"}, ("CLIP", "similarity")) == 0.5
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "prepared", "mixture"])
@@ -117,14 +118,14 @@ def test_a_mixture_keeps_its_weights_and_walks_through_every_part(stored: dict[s
         assert sorted(own[:COUNT]) == list(range(COUNT))
     for wrong in ("0.5*scenes + tasks", "0*scenes + 1*tasks"):
         with pytest.raises(ValueError, match="mixture"):
-            pipeline.parse_mixture(wrong)
+            mixtures.parse_mixture(wrong)
 
 
 def test_several_captions_take_turns(stored: dict[str, str]) -> None:
-    source = pipeline.StoredPictures(stored["prepared"], 8, 0, pipeline.Preparation(), Filter())
-    samples = source.read(range(3 * COUNT))
-    assert {sample.choice for sample in samples} == {0, 1, 2}
-    assert all(sample.caption == f"caption {sample.choice} of {sample.number}" for sample in samples)
+    source = samples.StoredPictures(sources.open_stored(stored["prepared"]), 8, 0, Preparation())
+    read = source.read(range(3 * COUNT))
+    assert {sample.choice for sample in read} == {0, 1, 2}
+    assert all(sample.caption == f"caption {sample.choice} of {sample.number}" for sample in read)
 
 
 def test_filters_use_the_columns_there_are(stored: dict[str, str]) -> None:
@@ -182,7 +183,7 @@ def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monke
     tar = next(record_stores.write_tars(tmp_path / "tars", 4, 4).glob("*.tar"))
     first = sources.open_stored(str(tar))
     with monkeypatch.context() as patch:
-        patch.setattr(index, "build_index", None)  # a second look would fail
+        patch.setattr(indexing, "build_index", None)  # a second look would fail
         assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
     os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 1))  # as in a copy: looked through again, and the same
     assert sources.open_stored(str(tar)).fingerprint() == first.fingerprint()
@@ -197,7 +198,7 @@ def test_an_index_is_made_once_and_a_changed_store_refused(tmp_path: Path, monke
     (folder / "0001.txt").write_text("another caption")
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         sources.open_stored(str(folder))
-    tar.with_name(f"{tar.name}.index.npz").write_bytes(b"half an index")
+    tar.with_name(f"{tar.name}.index").write_bytes(b"half an index")
     assert len(sources.open_stored(str(tar))) == 4
 
 

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: `run.lock` says who trains there, refuses a second run, and outlives no dead one.
+"""One run at a time in a folder: `run.lock` says who works there, refuses a second run, and outlives no dead one.
 
 It is written with conditional writes, on a disk and in a bucket alike, so that of two runs that come at once only one
 gets it. Whether its holder lives is seen at its process on the same machine, and elsewhere at the lock itself, which is
@@ -34,7 +34,7 @@ _POLL_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who trains in a folder."""
+    """Who works in a folder."""
 
     host: str
     machine: str  # tells whether `process` is a number of this machine, since its start, and of this container
@@ -46,11 +46,12 @@ class Holder:
 
 
 @contextmanager
-def locked(workdir: str) -> Iterator[None]:
-    """Holds the lock of a run folder.
+def locked(workdir: str, remedy: str = "let it end, or use another --workdir") -> Iterator[None]:
+    """Holds the lock of a folder.
 
     Args:
       workdir: the folder, on a disk or in a bucket; it is made where it is missing.
+      remedy: what a second run is to do.
 
     Raises:
       ValueError: another run is at work there.
@@ -60,7 +61,7 @@ def locked(workdir: str) -> Iterator[None]:
     with _in_words(workdir):
         store = _open(workdir)
         holder = _this_process()
-        generation = [_take(store, holder, workdir)]
+        generation = [_take(store, holder, workdir, remedy)]
     done = threading.Event()
 
     def renew() -> None:
@@ -85,23 +86,23 @@ def locked(workdir: str) -> Iterator[None]:
                 Path(workdir).rmdir()  # where nothing came of the run
 
 
-def _take(store: tensorstore.KvStore, own: Holder, workdir: str) -> bytes:
+def _take(store: tensorstore.KvStore, own: Holder, workdir: str, remedy: str) -> bytes:
     """Writes the lock; its generation."""
     while True:
         there = store.read(LOCK).result()
         if there.state == "value":
-            _require_stale(store, there, workdir)
+            _require_stale(store, there, workdir, remedy)
         written = store.write(LOCK, _encoded(own), if_equal=there.stamp.generation).result()
         if written.generation:  # else another run was quicker: look again
             return written.generation
 
 
-def _require_stale(store: tensorstore.KvStore, there: Any, workdir: str) -> None:
+def _require_stale(store: tensorstore.KvStore, there: Any, workdir: str, remedy: str) -> None:
     """Returns once the holder of a lock is known to be dead, or has let go; ValueError where it lives."""
     holder = _decoded(there.value)
     if holder and holder.machine == _machine():
         if _lives(holder):
-            _refuse(holder, workdir)
+            _refuse(holder, workdir, remedy)
         logging.warning("the run of process %d in %s is gone: going on from it", holder.process, workdir)
         return
     name = holder.host if holder else "another machine"
@@ -113,13 +114,13 @@ def _require_stale(store: tensorstore.KvStore, there: Any, workdir: str) -> None
         if now.state != "value":
             return
         if now.stamp.generation != there.stamp.generation:
-            _refuse(_decoded(now.value), workdir)
+            _refuse(_decoded(now.value), workdir, remedy)
     logging.warning("the run on %s is gone: going on from it", name)
 
 
-def _refuse(holder: Holder | None, workdir: str) -> NoReturn:
+def _refuse(holder: Holder | None, workdir: str, remedy: str) -> NoReturn:
     who = f"on {holder.host} (process {holder.process}, since {holder.since})" if holder else "on another machine"
-    raise ValueError(f"a run {who} is at work in {workdir}: let it end, or use another --workdir")
+    raise ValueError(f"a run {who} is at work in {workdir}: {remedy}")
 
 
 def _renew(store: tensorstore.KvStore, own: Holder, generation: bytes, workdir: str) -> bytes:

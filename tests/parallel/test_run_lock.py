@@ -13,8 +13,7 @@ from unittest import mock
 import bucket
 import pytest
 
-from if_jax.parallel import failures
-from if_jax.training import run_lock
+from if_jax.parallel import failures, run_lock
 
 
 @pytest.fixture(params=["disk", "bucket"])
