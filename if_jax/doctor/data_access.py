@@ -36,7 +36,7 @@ _DUAL = {
 }
 
 
-class Sample(NamedTuple):
+class DataSample(NamedTuple):
     """What reading a source for some seconds has shown."""
 
     rate: float  # bytes a second
@@ -55,7 +55,7 @@ def remote_data(recipe: Recipe, hosts: int) -> Iterator[Finding]:
         if "://" not in name:
             continue
 
-        def read(name: str = name) -> tuple[str, Sample]:
+        def read(name: str = name) -> tuple[str, DataSample]:
             sample = _sample(find_record_stores(name, recipe.data.remote))
             return "", sample
 
@@ -85,7 +85,7 @@ def compare_regions(region: str, location: str, parts: Sequence[str] = ()) -> bo
     return region == location if re.fullmatch(r"[a-z]+-[a-z]+\d+", location) else None
 
 
-def _sample(stores: Sequence[RecordStore]) -> Sample:
+def _sample(stores: Sequence[RecordStore]) -> DataSample:
     """Reads records' worth of bytes at places by chance, many at a time, as training does."""
     files = [file for store in stores for file in _files(store)]
     size = sum(length for _, length in files)
@@ -105,7 +105,7 @@ def _sample(stores: Sequence[RecordStore]) -> Sample:
         got += len(content)
         if time.perf_counter() - began > _SECONDS or got > min(_LARGEST, 4 * size):
             break
-    return Sample(got / (time.perf_counter() - began), size, record)
+    return DataSample(got / (time.perf_counter() - began), size, record)
 
 
 def _files(store: RecordStore) -> list[tuple[RemotePath, int]]:
@@ -133,7 +133,7 @@ def _record_bytes(store: RecordStore, file: tuple[RemotePath, int]) -> float:
     return end / len(keys) if keys else 0.0
 
 
-def _speed(name: str, sample: Sample, rows: float) -> Finding:
+def _speed(name: str, sample: DataSample, rows: float) -> Finding:
     rate = f"{name}: {_megabytes(sample.rate)} MB/s on this host"
     if not sample.record:
         return Finding("data speed", "pass", rate)
@@ -149,7 +149,7 @@ def _megabytes(size: float) -> str:
     return f"{size / 1e6:,.0f}" if size >= 1e7 else f"{size / 1e6:.2g}"
 
 
-def _region(name: str, sample: Sample, requester_pays: str) -> Finding:
+def _region(name: str, sample: DataSample, requester_pays: str) -> Finding:
     bucket = name.partition("://")[2].partition("/")[0]
     zone = _own_zone()
     if not zone:

@@ -23,7 +23,7 @@ def test_watch_replaces_a_preempted_slice_and_resumes_with_the_same_commit(cloud
         (cloud.folder / name).write_text(commit)
     cloud.settings(REV='$(cat "$CLOUD/rev")')
     cloud.plan("runs", "0")
-    cloud.events("tpu-vm ssh 6 suspend_node", "tpu-vm ssh 7 preempt")
+    cloud.events("tpu-vm ssh 7 suspend_node", "tpu-vm ssh 8 preempt")
     done = cloud("watch")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("replacing the slice") == 2
@@ -34,7 +34,7 @@ def test_watch_replaces_a_preempted_slice_and_resumes_with_the_same_commit(cloud
 
 def test_watch_waits_for_a_repair_and_does_not_replace(cloud):
     cloud.plan("runs", "0")
-    cloud.events("tpu-vm ssh 5 reboot 2", "tpu-vm describe 8 repair", "tpu-vm describe 10 ready")
+    cloud.events("tpu-vm ssh 6 reboot 2", "tpu-vm describe 8 repair", "tpu-vm describe 10 ready")
     done = cloud("watch")
     assert done.returncode == 0, done.stderr
     assert "the TPU is REPAIRING" in done.stderr and "was started again: starting all processes again" in done.stderr
@@ -43,7 +43,7 @@ def test_watch_waits_for_a_repair_and_does_not_replace(cloud):
 
 def test_watch_replaces_a_slice_with_a_lost_worker(cloud):
     cloud.plan("runs", "0")
-    cloud.events("tpu-vm ssh 6 lose 3")
+    cloud.events("tpu-vm ssh 7 lose 3")
     done = cloud("watch")
     assert done.returncode == 0, done.stderr
     assert "worker(s) 3 of 4 do not answer (5 of 5)" in done.stderr
@@ -54,7 +54,7 @@ def test_watch_replaces_a_slice_with_a_lost_worker(cloud):
 def test_watch_waits_for_a_worker_that_comes_back(cloud):
     cloud.plan("0")
     cloud.set_up()
-    cloud.events("tpu-vm ssh 5 lose 3", "tpu-vm ssh 7 find 3")
+    cloud.events("tpu-vm ssh 6 lose 3", "tpu-vm ssh 8 find 3")
     done = cloud("watch")
     assert done.returncode == 0 and cloud.calls().count("queued-resources delete") == 0, done.stderr
 
