@@ -72,8 +72,9 @@ def render_scenes(scenes: Scene, size: int, belted: jax.Array | None = None) -> 
       (B, size, size, 3) uint8.
     """
 
-    def render_bytes(one: tuple[Scene, jax.Array | None]) -> jax.Array:
-        return jnp.round((render(one[0], size, one[1]) + 1.0) * 127.5).astype(jnp.uint8)
+    def render_bytes(row: tuple[Scene, jax.Array | None]) -> jax.Array:
+        scene, belts = row
+        return jnp.round((render(scene, size, belts) + 1.0) * 127.5).astype(jnp.uint8)
 
     # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
     return jax.lax.platform_dependent(

@@ -127,9 +127,9 @@ def make_step(
                 averages[ema_name(decay)] = jax.tree.map(lambda e, p, d=rising: e + (1.0 - d) * (p - e), old, params)
             return params, averages, opt_state
 
-        params, ema, opt_state = jax.lax.cond(
-            good, update, lambda kept: kept, (state.params, state.ema, state.opt_state)
-        )
+        # A branch rather than a choice leaf by leaf: a rejected update is not computed, and the step compiles faster.
+        kept = (state.params, state.ema, state.opt_state)
+        params, ema, opt_state = jax.lax.cond(good, update, lambda kept: kept, kept)
         counted = _count(state.guard, good, norm)
         metrics |= {"grad_norm": norm, "param_norm": optax.tree.norm(params)}
         metrics |= {"skipped": counted.skipped, "skipped_in_a_row": counted.in_a_row}
