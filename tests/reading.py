@@ -12,7 +12,7 @@ from if_jax.text.tokens import load_tokenizer
 Batch = dict[str, np.ndarray]
 
 
-def batches(source: str, steps: int, start: int = 0, **changes: object) -> list[Batch]:
+def batches(source: str | pipeline.Source, steps: int, start: int = 0, **changes: object) -> list[Batch]:
     """The batches from `start` on: 8 rows of 8 px unless changed."""
     options = {"size": 8, "batch_size": 8, "seed": 5, "tokenize": load_tokenizer("bytes"), "threads": 0}
     made = pipeline.batches(source, start_step=start, **(options | changes))

@@ -111,6 +111,25 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rule", "shape"),
+    [
+        ((-1, 1, 1), "dp", (8, 1, 1)),
+        ((-1, 4, 1), "fsdp", (2, 4, 1)),
+        ((4, 16, 1), "fsdp", (1, 8, 1)),  # of a pod
+        ((64, 1, 1), "dp", (8, 1, 1)),
+    ],
+)
+def test_the_encoder_lies_on_the_devices_of_a_host(
+    sizes: tuple[int, int, int], rule: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 16)
+    assert tuple(embed.host_mesh(*sizes, sharding_rules=rule).shape.values()) == shape
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    with pytest.raises(ValueError, match="does not fit 8 device"):
+        embed.host_mesh(64, 1, 1)
+
+
 def test_two_processes_write_the_files_of_one(place: Path) -> None:
     first, second = _embed(place, 2, place / "two")
     assert _files(place / "two") == _files(place / "one") and len(_files(place / "one")) == 12
