@@ -69,8 +69,8 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA
     or of new words.
 
-    In the compute precision, since nothing is ever added to it, or that of `lora.base_dtype`. A text encoder whose states are kept
-    (`data.embeddings`) is left out where neither samples nor validation need it.
+    In the compute precision, since nothing is ever added to it, or that of `lora.base_dtype`. A text encoder whose
+    states are kept (`data.embeddings`) is left out where neither samples nor validation need it.
     """
     recipe, configs = setup.recipe, {}
     kept = recipe.data.embeddings and not recipe.sample.every and not recipe.validation.every
