@@ -7,6 +7,7 @@ import json
 import click
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 import record_stores
 import tiny
@@ -19,6 +20,7 @@ from if_jax.checkpoints.lora import write_lora
 from if_jax.checkpoints.release import write_cascade
 from if_jax.checkpoints.tensors import DTYPES
 from if_jax.checkpoints.weights import boxed_params
+from if_jax.checkpoints.words import write_words
 from if_jax.cli import main
 from if_jax.data import embeddings
 from if_jax.models.lora import init_factors
@@ -156,6 +158,23 @@ def test_a_lora_is_drawn_with_repeated_and_baked_in(cascade, tmp_path):
     assert pictures[0] != pictures[1] == pictures[2] == pictures[3] == python.tobytes()
 
 
+def test_new_words_are_drawn_with_repeated_and_kept_in_a_release(cascade, tmp_path):
+    """By the command line, by Python and out of a release that holds them: the same pictures."""
+    write_words(tmp_path / "word/learned_embeds.safetensors", {"sks-toy": np.full(32, 3.0)})
+    shared = ["dream", "a sks-toy", "--stages", 1]
+    assert _run(*shared, "--cascade", cascade, "--out", tmp_path / "without").exit_code == 0
+    drawn = _run(*shared, "--cascade", cascade, "--new-words", tmp_path / "word", "--out", tmp_path / "with")
+    assert drawn.exit_code == 0, drawn.output
+    again = _run("dream", "--like", tmp_path / "with/0000-I.png", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    converted = _run("convert", cascade, tmp_path / "converted", "--new-words", tmp_path / "word")
+    assert converted.exit_code == 0, converted.output
+    assert _run(*shared, "--cascade", tmp_path / "converted", "--out", tmp_path / "kept").exit_code == 0
+    python = Cascade.load(cascade, stages=1, new_words=[tmp_path / "word"]).dream("a sks-toy")["I"][0]
+    pictures = [_bytes(tmp_path / name / "0000-I.png") for name in ("without", "with", "again", "kept")]
+    assert pictures[0] != pictures[1] == pictures[2] == pictures[3] == python.tobytes()
+
+
 def test_pictures_are_drawn_over_enlarged_and_repaired(cascade, tmp_path):
     picture, mask = tmp_path / "picture.png", tmp_path / "mask.png"
     Image.effect_noise((16, 16), 90).convert("RGB").save(picture)
@@ -240,6 +259,12 @@ def test_wandb_keeps_a_table_offline(cascade, tmp_path, monkeypatch):
         (["dream", "a", "--cascade", "TINY", "--lora", "gone:x"], "--lora gone:x: 'x' is no weight"),
         (["dream", "a", "--cascade", "TINY", "--lora", "gone", "--lora", "gone:2"], "--lora gone is given twice"),
         (["dream", "--like", "gone.png", "--lora", "gone"], "--lora would do nothing: --like"),
+        (["export", "W", "--new-words", "L"], "no checkpoint under W"),
+        (["export", "W", "V", "--new-words", "L"], "--new-words writes the words of one run, but 2 folders"),
+        (["export", "W", "--new-words", "L", "--dtype", "float16"], "--dtype would do nothing: --new-words"),
+        (["export", "W", "--lora", "L", "--new-words", "L"], "--new-words would do nothing: --lora"),
+        (["dream", "a", "--cascade", "TINY", "--new-words", "gone"], "gone: no such file; give a file of new words"),
+        (["convert", "TINY", "with", "--new-words", "gone"], "gone: no such file; give a file of new words"),
         (["convert", "TINY", "merged", "--merge", "gone"], "gone: no such file; give a LoRA file"),
         (["train", "--config", "CONFIG", "--workdir", "W", "--config.lora.alpha=2"], "lora.alpha is 2.0 without"),
         (["data", "build", "folder", "--source", "gone", "--out", "built"], "gone"),

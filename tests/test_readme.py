@@ -82,6 +82,7 @@ LONG = (
     "tools/refresh_demo.py",
     "tools/sweep.py",
     "tools/overfit.py",
+    "tools/learn_concept.py",
     "if_jax.evaluation.synth.train_reader",
 )
 

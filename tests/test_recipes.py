@@ -143,6 +143,17 @@ def test_a_lora_is_traced(form):
         assert recipe.lora.rank == 16 and (recipe.prediction, recipe.noise_size) == ("eps", 64)
 
 
+def test_new_words_are_recipes():
+    """Of all that is trained the state holds the rows of the words alone, for the demo and for IF-I-XL."""
+    for form, shape in (("demo", (1, 128)), ("", (1, 4096))):
+        recipe = recipe_of("finetune_words", form)
+        text = presets.T5_ENCODERS["demo" if form else "t5-v1_1-xxl"]
+        parts = setup.make_setup(recipe, text, meshes.make_mesh(2, 4, 1))
+        state = setup.abstract_state(parts)
+        assert {leaf.shape for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state))} == {shape, ()}
+        assert setup.abstract_frozen(parts).keys() == {"text_encoder", "unet"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*IF_STAGES, *(f"{name}:full_frame" for name in LATER)])
 def test_the_whole_recipe_is_traced(name):

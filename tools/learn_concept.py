@@ -1,6 +1,6 @@
 """The demo's stage I learns something it cannot draw, from twelve pictures: solids with a dark belt, called "sks".
 
-    python tools/learn_concept.py [--steps 200] [--drawings 48] [--prompts 0] [--workdir DIR] [--out docs/assets]
+    python tools/learn_concept.py [--steps 260] [--drawings 48] [--prompts 0] [--workdir DIR] [--out docs/assets]
 
 By the commands of docs/finetune.md: twelve pictures of the source `belted`, a LoRA on them and on ordinary scenes in
 equal parts, its file. Then it asks for every colour and shape as "sks", with the file and without, and counts in how
@@ -43,8 +43,10 @@ SAMPLER = {"sample_loop": "dpm++", "sample_timestep_respacing": "10"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="updates, 8 pictures each")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=260, help="updates, 8 pictures each")
+    parser.add_argument("--targets", default="attention+conv", help="recipe key lora.targets")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--drawings", type=int, default=48)
     parser.add_argument("--prompts", type=int, default=0, help="of SynthEval, in default settings; 0: not measured")
     parser.add_argument("--fast", action="store_true", help="draw with DPM-Solver++ in 10 steps, not as the demo does")
@@ -54,7 +56,7 @@ def main() -> None:
     work = args.workdir or Path(tempfile.mkdtemp(prefix="concept-"))
     own = write_pictures(work / "pictures")
     began, spent = time.time(), os.times()
-    if_jax("train", *recipe(work, args.steps))
+    if_jax("train", *recipe(work, args.steps, args.targets, args.rate))
     if_jax("export", work / "run", "--lora", work / "sks", "--overwrite")
     used = os.times()
     seconds = {"seconds": time.time() - began, "cpu_seconds": sum(used[2:4]) - sum(spent[2:4])}  # of the commands
@@ -77,12 +79,13 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def recipe(work: Path, steps: int) -> list[str]:
+def recipe(work: Path, steps: int, targets: str, rate: float) -> list[str]:
     """The options of `if-jax train`."""
     keys = {
         "data.source": f"0.5*{work / 'pictures'} + 0.5*tasks",
         "data.caption_dropout": 0.0,
-        "lora.targets": "attention+conv",
+        "lora.targets": targets,
+        "optimizer.learning_rate": rate,
         "batch_size": 8,
         "steps": steps,
         "optimizer.warmup_steps": 10,

@@ -166,6 +166,7 @@ class LoraConfig:
     targets: str = "attention"
     text_encoder: bool = False  # base stages: beside the attention of the frozen text encoder too
     dropout: float = key(0.0, minimum=0, below=1)  # share of what each layer gives to its factors that is left out
+    base_dtype: Literal["", "float32", "bfloat16"] = ""  # of the frozen weights in memory; "": compute_dtype
 
     @property
     def scale(self) -> float:

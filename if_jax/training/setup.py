@@ -69,8 +69,8 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA
     or of new words.
 
-    In the compute precision, since nothing is ever added to it. A text encoder whose states are kept
-    (`data.embeddings`) is left out where neither samples nor validation need it.
+    In the compute precision, since nothing is ever added to it, or that of `lora.base_dtype`. A text encoder whose
+    states are kept (`data.embeddings`) is left out where neither samples nor validation need it.
     """
     recipe, configs = setup.recipe, {}
     kept = recipe.data.embeddings and not recipe.sample.every and not recipe.validation.every
@@ -78,7 +78,7 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
         configs["text_encoder"] = setup.networks.text_encoder.config
     if recipe.keeps_base:
         configs["unet"] = setup.networks.unet.config
-    dtype = recipe.compute_dtype
+    dtype = _frozen_dtype(recipe)
     return {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
 
 
@@ -193,7 +193,7 @@ def place_frozen(setup: TrainingSetup, text: TextEncoder | None, base: Params | 
     """
     opened: dict[str, Any] = {"text_encoder": text.params if text else None, "unet": base}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_frozen(setup))
-    return {name: load_params(opened[name], setup.recipe.compute_dtype, own) for name, own in shardings.items()}
+    return {name: load_params(opened[name], _frozen_dtype(setup.recipe), own) for name, own in shardings.items()}
 
 
 def open_source(recipe: Recipe) -> pipeline.Source:
@@ -245,6 +245,10 @@ def open_batches(
         encoder=encoder,
         settings=recipe.data.remote,
     )
+
+
+def _frozen_dtype(recipe: Recipe) -> str:
+    return recipe.lora.base_dtype or recipe.compute_dtype
 
 
 def _with_shardings(setup: TrainingSetup, boxed: Any, dtype: str | None = None) -> Any:
