@@ -26,6 +26,7 @@ from if_jax.data.remote import RemotePath, RemoteSettings, forget_listings
 from if_jax.data.selection import FOLDER
 from if_jax.data.sources import Stored, cores, in_processes, open_stored, rows_folders
 from if_jax.parallel import run_lock
+from if_jax.scenes import sources
 
 _LOOK_SECONDS = 5.0  # between looks at the parts
 _REMEDY = "let it end, or stop it; what it has indexed stays"
@@ -58,6 +59,8 @@ def index_source(
     Raises:
       FileNotFoundError, ValueError, OSError: one line; parts that were made stay.
     """
+    if source in sources.NAMES:
+        raise ValueError(f"{source!r} is drawn on the fly and has no index: name a stored source")
     stores, _ = discover(source, settings)
     with _locked(stores):
         pending = _pending(stores, check, reindex)
