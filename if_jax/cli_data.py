@@ -111,10 +111,7 @@ def data_index(
     from if_jax.data.index_job import index_source
     from if_jax.data.inspect import describe
     from if_jax.data.remote import RemoteSettings
-    from if_jax.scenes import sources
 
-    if source in sources.NAMES:
-        raise ValueError(f"{source!r} is drawn on the fly and has no index: name a stored source")
     if options and not runner:
         raise ValueError(f"{options[0]!r} is an option for a runner of Beam: name one with --runner, or leave it out")
     if runner and runner != "DirectRunner":

@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -22,10 +22,11 @@ from if_jax.data.indexing import index_store
 from if_jax.data.parts_table import index_stamp
 from if_jax.data.reading import in_flight
 from if_jax.data.records import RecordStore
-from if_jax.data.remote import RemotePath, RemoteSettings, forget_listings
+from if_jax.data.remote import RemoteError, RemotePath, RemoteSettings, forget_listings
 from if_jax.data.selection import FOLDER
 from if_jax.data.sources import Stored, cores, in_processes, open_stored, rows_folders
 from if_jax.parallel import run_lock
+from if_jax.scenes import sources
 
 _LOOK_SECONDS = 5.0  # between looks at the parts
 _REMEDY = "let it end, or stop it; what it has indexed stays"
@@ -58,6 +59,8 @@ def index_source(
     Raises:
       FileNotFoundError, ValueError, OSError: one line; parts that were made stay.
     """
+    if source in sources.NAMES:
+        raise ValueError(f"{source!r} is drawn on the fly and has no index: name a stored source")
     stores, _ = discover(source, settings)
     with _locked(stores):
         pending = _pending(stores, check, reindex)
@@ -82,14 +85,22 @@ def _pending(stores: Sequence[RecordStore], check: str, reindex: bool) -> list[R
     ]
 
 
-def _locked(stores: Sequence[RecordStore]) -> AbstractContextManager[None]:
+@contextmanager
+def _locked(stores: Sequence[RecordStore]) -> Iterator[None]:
     """Keeps other index jobs out, where the store of the lock has conditional writes."""
-    if not stores:
-        return nullcontext()
-    path = stores[0].path
-    if not isinstance(path, RemotePath):
-        return run_lock.locked(str(rows_folders(tuple(stores))[0]), _REMEDY)
-    return run_lock.locked(str(path.parent / FOLDER), _REMEDY) if path.address.startswith("gs://") else nullcontext()
+    with ExitStack() as stack:
+        path = stores[0].path if stores else None
+        if path is not None and not isinstance(path, RemotePath):
+            stack.enter_context(run_lock.locked(str(rows_folders(tuple(stores))[0]), _REMEDY))
+        elif path is not None and path.address.startswith("gs://"):
+            try:
+                stack.enter_context(run_lock.locked(str(path.parent / FOLDER), _REMEDY))
+            except PermissionError:
+                raise RemoteError(
+                    f"{path.parent}: this account may not write there (403), where the index is kept: give it the role "
+                    "Storage Object User; or leave `data index` out: each host then keeps an index of its own"
+                ) from None
+        yield
 
 
 def _local_workers(runner: str, options: Sequence[str], workers: int | None) -> list[str]:

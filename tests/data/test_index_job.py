@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import record_stores
+import remote_sources
 from click.testing import CliRunner
 
 from if_jax.cli_data import data
@@ -95,6 +96,28 @@ def test_a_second_job_and_a_full_disk_are_one_line(tars: Path, monkeypatch: pyte
     assert sorted(path.suffix for path in tars.rglob("*") if path.is_file()) == [".tar"] * 12
 
 
+def test_a_bucket_gets_its_parts_and_keeps_no_lock(tars: Path, tmp_path: Path) -> None:
+    from if_jax.data.sources import open_stored
+
+    near = open_stored(str(tars))
+    with remote_sources.served(tmp_path) as far:
+        address = remote_sources.upload(far, tars, "tars")
+        assert "12 to do" in _run(address, "--workers", 1)
+        assert [name for name in far.objects if name.endswith(".index")] == [f"tars/{name}" for name in _parts(tars)]
+        assert not [name for name in far.objects if "lock" in name]
+        remote_sources.forget()
+        assert "0 to do" in _run(address)
+        with run_lock.locked(f"{address}/.if_jax_rows"):
+            assert "is at work in gs://bucket/tars/.if_jax_rows" in _run(address, code=1)
+        far.trouble = lambda request: 403 if "upload" in request or request.startswith("POST") else None
+        del far.objects["tars/00002.tar.index"]
+        remote_sources.forget()
+        assert "gs://bucket/tars: this account may not write there (403)" in _run(address, code=1)
+        far.trouble = lambda request: None
+        assert open_stored(address).fingerprint() == near.fingerprint()
+        assert not far.refused
+
+
 @pytest.fixture
 def beam_runners() -> dict[str, list[str]]:
     """Command lines of the runners that this machine has."""
@@ -152,9 +175,8 @@ def test_what_fails_on_a_worker_is_one_line(tars: Path, beam_runners: dict[str, 
     )
     assert failed.returncode == 1
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
-    assert "00003.tar has changed since it was indexed" in line and line.endswith(
-        "(PortableRunner; the parts that are done stay)"
-    )
+    assert "00003.tar has changed since it was indexed" in line
+    assert line.endswith("(PortableRunner; the parts that are done stay)")
 
 
 def test_the_job_makes_what_opening_makes(tars: Path) -> None:
