@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from if_jax.data.reading import read_file
+
 VERSION = 4  # 4: Arrow columns in place of an .npz
 SUFFIX = ".index"
 OLD_SUFFIX = ".npz"  # behind the name, of versions up to 3
@@ -143,7 +145,7 @@ def map_columns(file: Path, head: Head) -> Columns:
 
 def read_columns(file: Path, head: Head) -> Columns:
     """The columns of a part for one pass over all of them; arguments and errors as of `map_columns`."""
-    content = file.read_bytes() if file.stat().st_size <= _READ_WHOLE else map_file(file, mmap.MADV_SEQUENTIAL)
+    content = read_file(file) if file.stat().st_size <= _READ_WHOLE else map_file(file, mmap.MADV_SEQUENTIAL)
     return _checked(file, head, _parts(file, content))
 
 
