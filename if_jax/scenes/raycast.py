@@ -72,8 +72,8 @@ def render_scenes(scenes: Scene, size: int, belted: jax.Array | None = None) -> 
       (B, size, size, 3) uint8.
     """
 
-    def render_bytes(one: tuple[Scene, jax.Array | None]) -> jax.Array:
-        return jnp.round((render(one[0], size, one[1]) + 1.0) * 127.5).astype(jnp.uint8)
+    def render_bytes(drawn: tuple[Scene, jax.Array | None]) -> jax.Array:
+        return jnp.round((render(drawn[0], size, drawn[1]) + 1.0) * 127.5).astype(jnp.uint8)
 
     # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
     return jax.lax.platform_dependent(
