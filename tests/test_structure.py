@@ -38,7 +38,7 @@ EDGES: dict[str, set[str]] = {
     "cli_options": {"checkpoints"},
     "cli_recipe": {"cli_errors", "config", "parallel"},
     "cli_embed": {"checkpoints", "cli_errors", "cli_recipe", "config", "data", "parallel"},
-    "cli_data": {"cli_errors", "cli_options", "data", "inference", "scenes"},
+    "cli_data": {"cli_errors", "cli_options", "data", "inference"},
     "cli_draw": {"checkpoints", "cli_errors", "cli_options", "inference"},
     "cli_evaluate": {"checkpoints", "cli_errors", "cli_options", "evaluation", "inference"},
     "cli": {
