@@ -72,14 +72,8 @@ def render_scenes(scenes: Scene, size: int, belted: jax.Array | None = None) -> 
       (B, size, size, 3) uint8.
     """
 
-<<<<<<< HEAD
-    def render_bytes(row: tuple[Scene, jax.Array | None]) -> jax.Array:
-        scene, belts = row
-        return jnp.round((render(scene, size, belts) + 1.0) * 127.5).astype(jnp.uint8)
-=======
     def render_bytes(drawn: tuple[Scene, jax.Array | None]) -> jax.Array:
         return jnp.round((render(drawn[0], size, drawn[1]) + 1.0) * 127.5).astype(jnp.uint8)
->>>>>>> words
 
     # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
     return jax.lax.platform_dependent(
