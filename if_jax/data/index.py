@@ -192,7 +192,7 @@ def read_index(store: RecordStore, *, quiet: bool = False) -> Index | None:
         return None
     try:
         if not isinstance(place, RemotePath):
-            return Index(retried(lambda: read_head(place), place), place)
+            return Index(read_head(place), place)
         copy = _copied(place)
         return Index(read_head(copy), copy) if isinstance(copy, Path) else Index(*_held(copy))
     except DamagedPart as flaw:  # going through the store again is always right

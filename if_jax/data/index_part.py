@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from if_jax.data.reading import read_file
+from if_jax.data.reading import read_file, retried
 
 VERSION = 4  # 4: Arrow columns in place of an .npz
 SUFFIX = ".index"
@@ -145,7 +145,9 @@ def map_columns(file: Path, head: Head) -> Columns:
 
 def read_columns(file: Path, head: Head) -> Columns:
     """The columns of a part for one pass over all of them; arguments and errors as of `map_columns`."""
-    content = read_file(file) if file.stat().st_size <= _READ_WHOLE else map_file(file, mmap.MADV_SEQUENTIAL)
+    content = (
+        read_file(file) if retried(file.stat, file).st_size <= _READ_WHOLE else map_file(file, mmap.MADV_SEQUENTIAL)
+    )
     return _checked(file, head, _parts(file, content))
 
 
@@ -182,12 +184,16 @@ def map_file(file: Path, advice: int) -> bytes | mmap.mmap:
       file: not empty, else it is b"".
       advice: MADV_RANDOM where single rows are looked up: a page is read, not the 128 kB about it.
     """
-    with open(file, "rb") as opened:
-        if not os.fstat(opened.fileno()).st_size:
-            return b""
-        content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    content.madvise(advice)
-    return content
+
+    def map_it() -> bytes | mmap.mmap:
+        with open(file, "rb") as opened:
+            if not os.fstat(opened.fileno()).st_size:
+                return b""
+            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        content.madvise(advice)
+        return content
+
+    return retried(map_it, file)
 
 
 def _open(content: bytes | mmap.mmap) -> Any:
