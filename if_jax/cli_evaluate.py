@@ -96,7 +96,7 @@ def evaluate(
             from if_jax.evaluation.synth import suite as synth
 
             count = synth.DEFAULT_PROMPTS if prompts is None else prompts
-            result = synth.evaluate(cascade, suite, out, count=count, seed=seed, options=_options(words), **common)
+            result = synth.evaluate(cascade, out, count=count, seed=seed, options=_options(words), **common)
             lines, written = synth.summary(result), "report.html and report.json"
         else:
             from if_jax.evaluation import captioned

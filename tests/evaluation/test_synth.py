@@ -98,7 +98,7 @@ def test_where_an_object_is_seen_tells_where_it_stands():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "coco"], "suite 'coco' is unknown: use one of synth"),
+        (["--suite", "coco"], "--captions is missing: which captions are drawn?"),
         (["--prompts", "6"], "6 prompts: use 21 or more"),
         (["--cascade", "nowhere"], "nowhere"),
         (["--json", "nowhere/scores.json"], "its folder does not exist"),

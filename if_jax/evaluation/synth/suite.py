@@ -27,7 +27,6 @@ from if_jax.inference.pictures import to_pil
 from if_jax.scenes import raycast
 from if_jax.scenes.scene import Scene
 
-SUITES = ("synth",)
 DEFAULT_PROMPTS = 420
 _BLUR = 3.0  # px of 64
 _LOSS_PICTURES = {"I": 32, "II": 8}
@@ -56,7 +55,6 @@ class Drawing(NamedTuple):
 
 def evaluate(
     folder: str | Path,
-    suite: str,
     out: str | Path,
     *,
     count: int = DEFAULT_PROMPTS,
@@ -70,7 +68,6 @@ def evaluate(
 
     Args:
       folder: of the release, or "demo".
-      suite: one of `SUITES`.
       out: folder that gets report.json, report.html, sheet.png and the pictures.
       count: prompts.
       seed: of prompts and pictures.
@@ -83,11 +80,9 @@ def evaluate(
       The report.
 
     Raises:
-      ValueError: an unknown suite, too few prompts, or `out` holds another evaluation.
+      ValueError: too few prompts, or `out` holds another evaluation.
       FileNotFoundError: the release lacks something.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite {suite!r} is unknown: use one of {', '.join(SUITES)}")
     began, out = time.monotonic(), Path(out)
     folder = DEMO if str(folder) == "demo" else Path(folder)
     cascade = Cascade.load(folder)
@@ -104,7 +99,7 @@ def evaluate(
     draw_prompts.claim_folder(drawing.folder, identity, overwrite)
     head = {"prompts": {"count": count, "seed": seed}, **identity}
     scores, rows = _draw_and_score(drawing, prompts, Truth(true_scenes, render(true_scenes, reading.PIXELS)), head, say)
-    result = {"suite": suite, **scores, "seconds": round(time.monotonic() - began)}
+    result = {"suite": "synth", **scores, "seconds": round(time.monotonic() - began)}
     result["versions"] = {"jax": jax.__version__, "numpy": np.__version__}
     write_json(out / "report.json", result)
     report.write(out / "report.html", result, rows)
