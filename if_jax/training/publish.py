@@ -159,7 +159,7 @@ def publish_words(workdir: str, place: str, *, ema_decay: str = "", overwrite: b
     step, metadata, ema = run.read_ema(workdir, ema_decay)
     recipe = stored_recipe(workdir, metadata)
     if not recipe.new_words.tokens:
-        raise ValueError(f"{workdir} has trained no new words: leave out --words to export a release")
+        raise ValueError(f"{workdir} has trained no new words: leave out --new-words to export a release")
     path = Path(place) if place.endswith(".safetensors") else Path(place) / words.FILE_NAME
     rows = dict(zip(recipe.new_words.tokens, ema["text_encoder"]["shared"]["embedding"], strict=True))
     notes = {"recipe": json.dumps(recipe_to_dict(recipe), sort_keys=True), "step": str(step)}
