@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -71,6 +73,24 @@ def random_params(config: UNetConfig | T5Config, seed: int = 0) -> Any:
         return (rng.normal(size=leaf.shape) * scale + offset).astype(np.float32)
 
     return jax.tree.map(fill, abstract_params(config))
+
+
+@contextmanager
+def as_presets() -> Iterator[None]:
+    """The nets of one level as the presets "tiny-I", "tiny-II" and "tiny", for training with little compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.UNETS, "tiny-I", one_level(BASE))
+        patch.setitem(presets.UNETS, "tiny-II", one_level(SUPER_RESOLUTION))
+        patch.setitem(presets.T5_ENCODERS, "tiny", TEXT)
+        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: most of the time goes into those
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def write_on_one_level(folder: Path) -> Path:
+    """Writes the cascade of nets of one level to a new folder; that folder."""
+    write_cascade(folder, [on_one_level(stage) for stage in stages()], DEFAULTS)
+    return folder
 
 
 def stages() -> tuple[StageRelease, StageRelease]:

@@ -6,7 +6,7 @@ import importlib
 import sys
 import types
 
-import conftest
+import fidelity
 import numpy as np
 import pytest
 
@@ -18,12 +18,9 @@ TRUE = RNG.normal(0.0, 1.0, (150, 24)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def fidelity():
-    """torch-fidelity's measures, without its package, which imports torchvision."""
-    pytest.importorskip("torch")
-    folder = conftest.ASSETS / "torch_fidelity"
-    if not folder.is_dir():
-        pytest.skip("torch-fidelity is not there: python tests/fetch_assets.py")
+def oracle():
+    """torch-fidelity's measures."""
+    package = fidelity.package()
     stubs = {"torchvision": (), "torchvision.datasets": ("CIFAR10", "STL10"), "torchvision.transforms": ("Compose",)}
     with pytest.MonkeyPatch.context() as patch:
         for name, content in stubs.items():
@@ -31,8 +28,6 @@ def fidelity():
             for attribute in content:
                 setattr(module, attribute, type(attribute, (), {}))
             patch.setitem(sys.modules, name, module)
-        package = types.ModuleType("torch_fidelity")
-        package.__path__ = [str(folder)]
         patch.setitem(sys.modules, "torch_fidelity", package)
         for part in ("utils", "utils_torch", "utils_torchvision", "registry"):  # readers of pictures: not asked for
             stub = types.ModuleType(f"torch_fidelity.{part}")
@@ -43,27 +38,27 @@ def fidelity():
         )
 
 
-def test_fid_is_that_of_torch_fidelity(fidelity):
+def test_fid_is_that_of_torch_fidelity(oracle):
     torch = pytest.importorskip("torch")
-    stats = [fidelity.fid.fid_features_to_statistics(torch.tensor(x, dtype=torch.float64)) for x in (DRAWN, TRUE)]
-    want = fidelity.fid.fid_statistics_to_metric(*stats, False)["frechet_inception_distance"]
+    stats = [oracle.fid.fid_features_to_statistics(torch.tensor(x, dtype=torch.float64)) for x in (DRAWN, TRUE)]
+    want = oracle.fid.fid_statistics_to_metric(*stats, False)["frechet_inception_distance"]
     got = measures.frechet_distance(measures.moments(DRAWN), measures.moments(TRUE))
     assert got == pytest.approx(want, rel=1e-6)
 
 
-def test_kid_is_that_of_torch_fidelity(fidelity):
+def test_kid_is_that_of_torch_fidelity(oracle):
     torch = pytest.importorskip("torch")
     x, y = (torch.tensor(rows, dtype=torch.float64) for rows in (DRAWN, TRUE))
-    want = fidelity.kid.kid_features_to_metric(x, y, kid_subset_size=64, verbose=False)
+    want = oracle.kid.kid_features_to_metric(x, y, kid_subset_size=64, verbose=False)
     got = measures.kid(DRAWN, TRUE, 64)
     assert got == pytest.approx(tuple(want[f"kernel_inception_distance_{part}"] for part in ("mean", "std")), rel=1e-6)
 
 
-def test_precision_and_recall_are_those_of_torch_fidelity(fidelity):
+def test_precision_and_recall_are_those_of_torch_fidelity(oracle):
     torch = pytest.importorskip("torch")
     x, y = (torch.tensor(rows, dtype=torch.float64) for rows in (DRAWN, TRUE))
     assert measures.precision_recall(DRAWN, TRUE) == pytest.approx(
-        fidelity.prc.calculate_precision_recall_full(x, y, 3, 10_000), abs=1e-7
+        oracle.prc.calculate_precision_recall_full(x, y, 3, 10_000), abs=1e-7
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-import types
 
-import conftest
+import fidelity
 import jax
 import numpy as np
 import pytest
@@ -43,13 +42,8 @@ def oracle(tmp_path_factory):
 
 
 def _network():
-    """torch-fidelity's module of the network, without its package, which imports torchvision for what is not needed."""
-    pytest.importorskip("torch")
-    folder = conftest.ASSETS / "torch_fidelity"
-    if not folder.is_dir():
-        pytest.skip("torch-fidelity is not there: python tests/fetch_assets.py")
-    package = sys.modules.setdefault("torch_fidelity", types.ModuleType("torch_fidelity"))
-    package.__path__ = [str(folder)]
+    """torch-fidelity's module of the network."""
+    sys.modules.setdefault("torch_fidelity", fidelity.package())
     return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
 
 

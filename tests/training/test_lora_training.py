@@ -36,20 +36,13 @@ NETS = {"tiny-I": tiny.one_level(tiny.BASE), "tiny-II": tiny.one_level(tiny.SUPE
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, config in NETS.items():
-            patch.setitem(presets.UNETS, name, config)
-        patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
-        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: most of the time goes into those
+    with tiny.as_presets():
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("release") / "cascade"
-    release.write_cascade(folder, [tiny.on_one_level(stage) for stage in tiny.stages()], tiny.DEFAULTS)
-    return folder
+    return tiny.write_on_one_level(tmp_path_factory.mktemp("release") / "cascade")
 
 
 def recipe_of(cascade: Path, **changes: Any) -> Recipe:

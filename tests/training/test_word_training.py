@@ -24,7 +24,6 @@ from if_jax.config import (
     recipe_to_dict,
     to_recipe,
 )
-from if_jax.models import presets
 from if_jax.training import executable_cache, loop, publish, setup, warm_start
 
 WORDS = ("sks-toy", "zwx")
@@ -33,19 +32,13 @@ NET = tiny.one_level(tiny.BASE)
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.UNETS, "tiny-I", NET)
-        patch.setitem(presets.T5_ENCODERS, "tiny", tiny.TEXT)
-        jax.config.update("jax_disable_most_optimizations", True)  # of machine code: most of the time goes into those
+    with tiny.as_presets():
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("release") / "cascade"
-    release.write_cascade(folder, [tiny.on_one_level(stage) for stage in tiny.stages()], tiny.DEFAULTS)
-    return folder
+    return tiny.write_on_one_level(tmp_path_factory.mktemp("release") / "cascade")
 
 
 def recipe_of(cascade: Path, **changes: Any) -> Recipe:
