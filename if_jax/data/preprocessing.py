@@ -20,9 +20,9 @@ SUFFIXES = frozenset(
         *(".avif", ".jp2", ".j2k"),
     )
 )
-# Formats decoded by a library of Pillow's own; others (EPS) would start programs on a stranger's file.
 _HEAD = 2**14  # bytes of a picture that are looked at first for its size
 _PILLOW = r"PIL\."
+# Formats decoded by a library of Pillow's own; others (EPS) would start programs on a stranger's file.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 
 
