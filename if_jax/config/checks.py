@@ -59,6 +59,15 @@ def _check_start(recipe: Recipe) -> None:
         raise ValueError(f"recipe key init_only is {recipe.init_only!r}: no regular expression ({error})") from None
     if recipe.init_only and not recipe.init_from:
         raise ValueError(f"recipe key init_only is {recipe.init_only!r} without init_from: name the stage folder too")
+    if not recipe.init_copy:
+        return
+    if recipe.stage != "super-resolution" or recipe.prediction != "x0":
+        raise ValueError(
+            f"recipe key init_copy is set with stage {recipe.stage!r} and prediction {recipe.prediction!r}: only a "
+            "super-resolution net that predicts x0 can start as a copy"
+        )
+    if recipe.init_from:
+        raise ValueError(f"recipe key init_copy is set with init_from {recipe.init_from!r}: choose one of them")
 
 
 def _check_networks(recipe: Recipe) -> None:

@@ -215,6 +215,8 @@ class Recipe:
     init_from: str = key("", resumable=True, compiled=False, path=True)
     # only weights whose name holds this pattern (regular expression), the others at random
     init_only: str = key("", resumable=True, compiled=False)
+    # a super-resolution net that predicts x0 starts as a copy of its low-resolution input, not at random
+    init_copy: bool = key(False, resumable=True, compiled=False)
     prediction: Prediction = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
     loss_weight: Weight = "none"  # of the squared error by timestep: "none" is IF's
     # share of pictures whose step embedding is not told the text: attention must read it

@@ -20,6 +20,7 @@ from if_jax.config import LoraConfig, Recipe
 from if_jax.diffusion import augment, losses, process
 from if_jax.diffusion.schedule import Schedule, cosine_betas, cosine_schedule, schedule_from_betas
 from if_jax.models import lora, presets
+from if_jax.models.copy_start import start_by_copying
 from if_jax.models.lora import AdaptedParams
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
@@ -114,6 +115,9 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     if config.aug_level_embedding:
         inputs.append(jnp.zeros((1,), jnp.int32))
     params = {"unet": networks.unet.init(stream(key, "unet weights"), *inputs)["params"]}
+    if recipe.init_copy:
+        copying = start_by_copying(nn.meta.unbox(params["unet"]), config)
+        params["unet"] = nn.meta.replace_boxed(params["unet"], copying)
     if not recipe.text_encoder_from:
         ids = jnp.zeros((1, text_length), jnp.int32)
         text_key = stream(key, "text encoder weights")
