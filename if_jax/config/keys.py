@@ -82,6 +82,8 @@ class DataConfig:
     low_size: int = key(64, minimum=1)  # super-resolution: side of the low-resolution picture the stage starts from
     # super-resolution: half of the low-res pictures are blurred, σ in [0, this] of their pixels
     low_blur: float = key(0.0, minimum=0)
+    # super-resolution: the low-resolution picture is noised at a random level from 0 to this; IF: 999
+    max_aug_level: int = key(999, minimum=0, maximum=999)
     # share of captions replaced by "" (what guidance calls unconditional)
     caption_dropout: float = key(0.1, minimum=0, below=1, compiled=False)
     # folder of text states that `if-jax embed` wrote for this source and text encoder

@@ -92,9 +92,9 @@ def random_sigma(key: jax.Array, batch: int, max_sigma: float) -> jax.Array:
     return jnp.where(jax.random.bernoulli(pick_key, 0.5, (batch,)), sigma, 0.0)
 
 
-def random_level(key: jax.Array, batch: int, num_timesteps: int = 1000) -> jax.Array:
-    """(batch,) int32 noise levels, uniform over the training chain."""
-    return jax.random.randint(key, (batch,), 0, num_timesteps)
+def random_level(key: jax.Array, batch: int, highest: int = 999) -> jax.Array:
+    """(batch,) int32 noise levels, uniform from 0 to the highest."""
+    return jax.random.randint(key, (batch,), 0, highest + 1)
 
 
 def _resample(image: Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:

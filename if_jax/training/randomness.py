@@ -79,7 +79,7 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
         drawn["dropout_keys"] = random.key_data(random.split(stream(key, "factor dropout"), rows))
     if recipe.stage != "super-resolution":
         return drawn
-    drawn["level"] = augment.random_level(stream(key, "noise levels"), rows)
+    drawn["level"] = augment.random_level(stream(key, "noise levels"), rows, data.max_aug_level)
     drawn["low_eps"] = random.normal(stream(key, "low-resolution noise"), shape)
     if data.crop:
         places = (data.size - data.crop) // (data.size // data.low_size) + 1
