@@ -18,6 +18,7 @@ from if_jax.checkpoints.files import write_json
 from if_jax.checkpoints.names import Params
 from if_jax.checkpoints.tensors import BytesWritten, Storage, read_tensors
 from if_jax.checkpoints.write_tensors import write_tensors
+from if_jax.models.int8 import Int8Kernel, quantise
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH
@@ -148,7 +149,8 @@ def load_params(lazy: Params, dtype: str = "float32", shardings: Any = None) -> 
     Args:
       lazy: a tree of `Lazy`.
       dtype: precision to read them in.
-      shardings: the same tree with the place of each; NumPy arrays are made unless given.
+      shardings: the same tree with the place of each; NumPy arrays are made unless given. A kernel whose place is an
+        `Int8Kernel` of two shardings is rounded to int8.
 
     Returns:
       The tree of arrays.
@@ -157,12 +159,18 @@ def load_params(lazy: Params, dtype: str = "float32", shardings: Any = None) -> 
     def load(leaf: Any) -> np.ndarray:
         return np.array(leaf, jnp.dtype(dtype), order="C")
 
-    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        values = np.asarray(leaf)
+    def spread(values: np.ndarray, sharding: jax.sharding.Sharding, dtype: str) -> jax.Array:
         made = jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: np.array(values[index], jnp.dtype(dtype), order="C")
+            values.shape, sharding, lambda index: np.array(values[index], jnp.dtype(dtype), order="C")
         )
         return jax.block_until_ready(made)
+
+    def place(leaf: Any, sharding: jax.sharding.Sharding | Int8Kernel) -> jax.Array | Int8Kernel:
+        if isinstance(sharding, Int8Kernel):
+            kernel = quantise(np.asarray(leaf))
+            values = spread(kernel.values, sharding.values, "int8")
+            return Int8Kernel(values, spread(kernel.scale, sharding.scale, "float32"))
+        return spread(np.asarray(leaf), sharding, dtype)
 
     return jax.tree.map(load, lazy) if shardings is None else jax.tree.map(place, lazy, shardings)
 

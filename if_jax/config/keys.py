@@ -168,7 +168,8 @@ class LoraConfig:
     targets: str = "attention"
     text_encoder: bool = False  # base stages: beside the attention of the frozen text encoder too
     dropout: float = key(0.0, minimum=0, below=1)  # share of what each layer gives to its factors that is left out
-    base_dtype: Literal["", "float32", "bfloat16"] = ""  # of the frozen weights in memory; "": compute_dtype
+    # of the frozen weights in memory; "": compute_dtype; int8: kernels, with one scale for each output channel
+    base_dtype: Literal["", "float32", "bfloat16", "int8"] = ""
 
     @property
     def scale(self) -> float:
@@ -221,6 +222,8 @@ class Recipe:
     init_copy: bool = key(False, resumable=True, compiled=False)
     prediction: Prediction = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
     loss_weight: Weight = "none"  # of the squared error by timestep: "none" is IF's
+    # of the variational bound, which trains the variance channels alone; IF: 1
+    bound_weight: float = key(1.0, minimum=0)
     # share of pictures whose step embedding is not told the text: attention must read it
     pooled_dropout: float = key(0.0, minimum=0, maximum=1)
     # the cosine schedule, shifted to be as noisy for pictures of this side as 64 px are (IF: 64)

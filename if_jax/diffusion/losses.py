@@ -43,6 +43,7 @@ def hybrid_loss(
     *,
     prediction: Prediction = "eps",
     weight: Weight = "none",
+    bound_weight: float = 1.0,
 ) -> dict[str, jax.Array]:
     """The loss of each image.
 
@@ -56,9 +57,11 @@ def hybrid_loss(
       prediction: what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the ε error divided
         by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
       weight: see `loss_weight`.
+      bound_weight: b. The bound is ever larger beside the squared error where a net predicts x0 well, and its gradient
+        reaches all layers through the variance channels.
 
     Returns:
-      {"loss": w · mse + vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
+      {"loss": w · mse + b · vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.
     """
     model_output, x0, x_t, eps = (a.astype(jnp.float32) for a in (model_output, x0, x_t, eps))
     predicted, variance = split_model_output(model_output)
@@ -66,7 +69,7 @@ def hybrid_loss(
     x0_hat = x0_from_prediction(schedule, prediction, x_t, t, jax.lax.stop_gradient(predicted))
     vb = variational_bound(schedule, x0_hat, variance, x0, x_t, t)
     weighted = loss_weight(schedule, prediction, weight, t) * mse
-    return {"loss": weighted + vb * (schedule.num_steps / 1000), "mse": mse, "vb": vb}
+    return {"loss": weighted + vb * (bound_weight * schedule.num_steps / 1000), "mse": mse, "vb": vb}
 
 
 def loss_weight(schedule: Schedule, prediction: Prediction, weight: Weight, t: jax.Array) -> jax.Array:

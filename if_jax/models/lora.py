@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.typing import DTypeLike
 
+from if_jax.models import int8
 from if_jax.models.layers import UNIFORM_FAN_IN, Conv, Dense, convolve
 
 ModuleTree = Mapping[str, Any]  # parameters or factors, nested by module
@@ -133,7 +135,7 @@ def init_factors(boxed: ModuleTree, targets: str, rank: int, key: jax.Array) -> 
 def apply(
     module: nn.Module, params: ModuleTree | AdaptedParams, *inputs: jax.Array | None, keys: jax.Array | None = None
 ) -> jax.Array:
-    """What a network makes of its inputs, with factors beside its kernels where it has some.
+    """What a network makes of its inputs, with factors beside its kernels where it has some; they may be in int8.
 
     Args:
       module: the network.
@@ -141,23 +143,30 @@ def apply(
       inputs: of its `__call__`, the first dimension of all is B.
       keys: (B,) random keys; where given, each row drops its own share of the inputs of A.
     """
-    if not isinstance(params, AdaptedParams):
-        return cast(jax.Array, module.apply({"params": params}, *inputs))
-    dropout = params.dropout if keys is not None else 0.0
+    adapted = params if isinstance(params, AdaptedParams) else AdaptedParams(params, {}, 0.0)
+    base, kernels = int8.split(adapted.base)
+    if not adapted.factors and not kernels:
+        return cast(jax.Array, module.apply({"params": base}, *inputs))
+    dropout = adapted.dropout if keys is not None else 0.0
 
     def beside(call: Callable, arguments: tuple, settings: dict, context: nn.module.InterceptorContext) -> Any:
-        out, layer = call(*arguments, **settings), context.module
-        if not isinstance(layer, Dense | Conv) or not layer.has_variable("lora", "lora_A"):
+        layer = context.module
+        if not isinstance(layer, Dense | Conv):
+            return call(*arguments, **settings)
+        quantised = layer.has_variable(int8.COLLECTION, "kernel")
+        out = int8.layer_output(layer, arguments[0]) if quantised else call(*arguments, **settings)
+        if not layer.has_variable("lora", "lora_A"):
             return out
         x = arguments[0].astype(layer.dtype)
         if dropout:
             x = _drop(x, dropout, keys, layer.path)
         down, up = (layer.get_variable("lora", name)["kernel"].astype(layer.dtype) for name in ("lora_A", "lora_B"))
         product = convolve if down.ndim == 4 else jnp.matmul
-        return out + product(product(x, down) * params.scale, up)
+        return out + product(product(x, down) * adapted.scale, up)
 
+    variables = {"params": base, "lora": adapted.factors, int8.COLLECTION: kernels}
     with nn.intercept_methods(beside):
-        return cast(jax.Array, module.apply({"params": params.base, "lora": params.factors}, *inputs))
+        return cast(jax.Array, module.apply(variables, *inputs))
 
 
 def merged_kernel(kernel: Any, down: Any, up: Any, scale: float) -> Any:
@@ -172,12 +181,18 @@ def merged_kernel(kernel: Any, down: Any, up: Any, scale: float) -> Any:
     return kernel.astype(np.float32) + scale * (down @ up.reshape(up.shape[-2:]))
 
 
-def merge(params: ModuleTree | AdaptedParams) -> ModuleTree:
-    """The parameters with the factors in them: the same function without factors. Other kernels are not copied."""
+def merge(params: ModuleTree | AdaptedParams, dtype: DTypeLike = jnp.float32) -> ModuleTree:
+    """The parameters with the factors in them: the same function without factors. Other kernels are not copied.
+
+    Args:
+      params: of a network.
+      dtype: of other kernels that were in int8.
+    """
     if not isinstance(params, AdaptedParams):
-        return params
+        return int8.to_float(params, dtype)
     join = jax.jit(merged_kernel, static_argnames="scale")
-    return merge_where(params.base, params.factors, lambda _, w, a, b: join(w, a, b, scale=params.scale))
+    joined = merge_where(params.base, params.factors, lambda _, w, a, b: join(w, a, b, scale=params.scale))
+    return int8.to_float(joined, dtype)
 
 
 def merge_where(

@@ -173,7 +173,15 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
         network = lambda x, t: networks.predict(unet_params, x, t, states, aug_level, pooled, keys=keys)  # noqa: E731
         x_t, output = process.noise_and_predict(schedule, network, x0, t, eps, low_res)
         parts = losses.hybrid_loss(
-            schedule, output, x0, x_t, eps, t, prediction=recipe.prediction, weight=recipe.loss_weight
+            schedule,
+            output,
+            x0,
+            x_t,
+            eps,
+            t,
+            prediction=recipe.prediction,
+            weight=recipe.loss_weight,
+            bound_weight=recipe.bound_weight,
         )
         metrics = {name: jnp.mean(value) for name, value in parts.items()}
         return metrics["loss"], metrics | _by_timestep(parts["mse"], t)

@@ -50,7 +50,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
 
     def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
         whole = networks.joined(frozen, params)
-        stage = make_stage(recipe, lora.merge(whole["unet"]))
+        stage = make_stage(recipe, lora.merge(whole["unet"], recipe.compute_dtype))
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
         states = encode(whole["text_encoder"], *tokenizer([*captions, ""]))
         all_keys = jax.random.split(stream(jax.random.key(recipe.seed), "sample sheets"), len(captions))

@@ -23,7 +23,7 @@ from if_jax.checkpoints.weights import Params, boxed_params, load_params
 from if_jax.checkpoints.words import with_words, word_rows
 from if_jax.config import Recipe
 from if_jax.data import pipeline
-from if_jax.models import presets
+from if_jax.models import int8, presets
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.text import tokens
@@ -79,7 +79,10 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     if recipe.keeps_base:
         configs["unet"] = setup.networks.unet.config
     dtype = _frozen_dtype(recipe)
-    return {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
+    trees = {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
+    if recipe.lora.base_dtype == "int8":
+        return {name: int8.abstract_kernels(tree) for name, tree in trees.items()}
+    return trees
 
 
 def batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -248,7 +251,9 @@ def open_batches(
 
 
 def _frozen_dtype(recipe: Recipe) -> str:
-    return recipe.lora.base_dtype or recipe.compute_dtype
+    """Of what is frozen and not in int8."""
+    dtype = recipe.lora.base_dtype
+    return recipe.compute_dtype if dtype in ("", "int8") else dtype
 
 
 def _with_shardings(setup: TrainingSetup, boxed: Any, dtype: str | None = None) -> Any:

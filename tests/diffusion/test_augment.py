@@ -79,7 +79,7 @@ def test_levels_are_uniform_over_the_whole_chain():
     assert level.min() == 0 and level.max() == 999
     counts = np.bincount(level // 100, minlength=10)
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)
-    assert np.asarray(random_level(jax.random.key(0), 100, num_timesteps=10)).max() == 9
+    assert np.asarray(random_level(jax.random.key(0), 100, highest=9)).max() == 9
 
 
 def test_blur_of_nothing_and_of_a_flat_picture_changes_nothing():
