@@ -138,7 +138,7 @@ def test_every_key_says_whether_it_may_change_on_resuming():
     assert sections == {"mesh", "validation", "hosts", "sample"}
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         *("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "init_from", "init_only"),
-        *("wandb", "accumulate", "data.threads", "data.workers"),
+        *("init_copy", "wandb", "accumulate", "data.threads", "data.workers"),
         *("data.remote.cache_folder", "data.remote.cache_size", "data.remote.requester_pays"),
     }
     assert not resumable("data.preparation.shift") and not resumable("guard.grace_steps")

@@ -41,7 +41,9 @@ def rounded(params: dict) -> dict:
 
 
 def test_rounding_is_within_half_a_step_of_each_channel() -> None:
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32) * np.float32([1e-3, 1, 0, 5, 1e4])
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32) * np.array(
+        [1e-3, 1, 0, 5, 1e4], np.float32
+    )
     made = int8.quantise(kernel)
     largest = np.abs(kernel).max(axis=(0, 1, 2))
     assert (

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import record_stores
 import tiny
 
 from if_jax.checkpoints import lora as lora_files
@@ -28,7 +29,9 @@ from if_jax.config import (
     recipe_to_dict,
     to_recipe,
 )
+from if_jax.data import embed, sources
 from if_jax.models import lora, presets
+from if_jax.parallel import rules
 from if_jax.training import executable_cache, loop, memory, publish, setup, warm_start
 
 NETS = {"tiny-I": tiny.one_level(tiny.BASE), "tiny-II": tiny.one_level(tiny.SUPER_RESOLUTION)}
@@ -122,6 +125,31 @@ def test_factors_in_parts_learn_what_whole_ones_do(cascade: Path, tmp_path: Path
         results.append(losses(tmp_path / name))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4)
+
+
+@pytest.mark.slow  # two programs
+def test_int8_in_parts_with_kept_states_learns_what_the_encoder_and_whole_batches_do(
+    cascade: Path, tmp_path: Path
+) -> None:
+    """Beside a base in int8: parts of a batch, recomputed blocks and kept text states change nothing but memory."""
+    tars = record_stores.write_tars(tmp_path / "tars", 20, 7)
+    data = DataConfig(source=str(tars), size=8, threads=1)
+    factors = LoraConfig(rank=2, targets="attention+conv1", base_dtype="int8")
+    quiet = {"sample": SampleConfig(every=0), "lora": factors, "mesh": MeshConfig(), "compute_dtype": "bfloat16"}
+    plain = recipe_of(cascade, data=data, batch_size=16, **quiet)
+    text = release.read_text_encoder(plain.text_encoder_from)
+    kept, stored = tmp_path / "kept", sources.open_stored(str(tars))
+    spec: dict[str, Any] = {"form": "exact", "preparation": data.preparation, "batch_size": 8}
+    embed.embed(stored, text, kept, mesh=embed.host_mesh(), sharding_rules=rules.PRESETS["dp"], **spec)
+    saving = dataclasses.replace(
+        plain, accumulate=2, remat="blocks", data=dataclasses.replace(data, embeddings=str(kept))
+    )
+    results = []
+    for name, recipe in (("plain", plain), ("saving", saving)):
+        loop.train(recipe, str(tmp_path / name))
+        results.append(losses(tmp_path / name))
+    assert len(results[0]) == 4 and results[0][0] != results[0][-1]
+    np.testing.assert_allclose(*results, rtol=2e-3)
 
 
 def test_a_run_is_published_as_a_file_and_as_a_release(cascade: Path, tmp_path: Path) -> None:
