@@ -1,10 +1,10 @@
-"""The demo's stage I learns something it cannot draw, from twelve pictures: solids with a dark belt, called "sks".
+"""The demo's stage I learns something it cannot draw, from twelve pictures: solids dipped in black paint, called "sks".
 
     python tools/learn_concept.py [--steps 260] [--drawings 48] [--prompts 0] [--workdir DIR] [--out docs/assets]
 
-By the commands of docs/finetune.md: twelve pictures of the source `belted`, a LoRA on them and on ordinary scenes in
+By the commands of docs/finetune.md: twelve pictures of the source `dipped`, a LoRA on them and on ordinary scenes in
 equal parts, its file. Then it asks for every colour and shape as "sks", with the file and without, and counts in how
-many drawings a program sees a belt; `--prompts N` scores N ordinary prompts of SynthEval with the LoRA baked in.
+many drawings a program sees the paint; `--prompts N` scores N ordinary prompts of SynthEval with the LoRA baked in.
 Writes OUT/learned-concept.webp (what it learned from; drawn without the LoRA; with it; ordinary prompts with it) and
 prints one JSON line. Interrupted, the same command with the same --workdir goes on.
 """
@@ -28,7 +28,7 @@ from PIL import Image
 
 from if_jax import Cascade
 from if_jax.inference.pictures import grid
-from if_jax.scenes import belted, raycast
+from if_jax.scenes import dipped, raycast
 from if_jax.scenes.scene import COLOURS, SHAPES, as_numpy
 
 ROOT = Path(__file__).parents[1]
@@ -61,15 +61,15 @@ def main() -> None:
     used = os.times()
     seconds = {"seconds": time.time() - began, "cpu_seconds": sum(used[2:4]) - sum(spent[2:4])}  # of the commands
     words = SAMPLER if args.fast else {}
-    prompts = [belted.describe(colour, shape) for colour in COLOURS for shape in SHAPES]
+    prompts = [dipped.describe(colour, shape) for colour in COLOURS for shape in SHAPES]
     prompts = (prompts * -(-args.drawings // len(prompts)))[: args.drawings]
     with_it = draw([*prompts, *ORDINARY], {work / "sks": 1.0}, words)
     without = draw(prompts[:8], None, words)
     drawn, ordinary = with_it[: len(prompts)], with_it[len(prompts) :]
     report: dict[str, Any] = {name: round(value) for name, value in seconds.items()} | {
-        "belts": round(float(np.mean(belts(drawn))), 3),
-        "belts_without_lora": round(float(np.mean(belts(without))), 3),
-        "belts_in_ordinary": round(float(np.mean(belts(ordinary))), 3),
+        "dipped": round(float(np.mean(are_dipped(drawn))), 3),
+        "dipped_without_lora": round(float(np.mean(are_dipped(without))), 3),
+        "dipped_in_ordinary": round(float(np.mean(are_dipped(ordinary))), 3),
     }
     rows = [own[:8], without, drawn[:: max(1, len(drawn) // 16)][:16], ordinary]
     sheet = grid([picture for row in rows for picture in row], columns=8)
@@ -98,9 +98,9 @@ def recipe(work: Path, steps: int, targets: str, rate: float) -> list[str]:
 
 
 def write_pictures(folder: Path) -> list[Image.Image]:
-    """Twelve belted solids with their captions, no two alike in colour and shape, four of each shape."""
-    scenes = belted.sample_belted(np.arange(400), SEED)
-    captions = [belted.caption(scene, np.random.default_rng()) for scene in as_numpy(scenes)]
+    """Twelve dipped solids with their captions, no two alike in colour and shape, four of each shape."""
+    scenes = dipped.sample_dipped(np.arange(400), SEED)
+    captions = [dipped.caption(scene, np.random.default_rng()) for scene in as_numpy(scenes)]
     chosen: dict[str, int] = {}
     for number, caption in enumerate(captions):
         _, colour, _, shape = caption.split()
@@ -109,7 +109,7 @@ def write_pictures(folder: Path) -> list[Image.Image]:
         if caption not in chosen and len(like) < COUNT // len(SHAPES) and len(coloured) < 2:
             chosen[caption] = number
     rows = jax.tree.map(lambda field: field[np.array(list(chosen.values()))], scenes)
-    pictures = [Image.fromarray(picture) for picture in np.asarray(raycast.render_scenes(rows, 64, belted.which(rows)))]
+    pictures = [Image.fromarray(picture) for picture in np.asarray(raycast.render_scenes(rows, 64, dipped.which(rows)))]
     folder.mkdir(parents=True, exist_ok=True)
     for number, (caption, picture) in enumerate(zip(chosen, pictures, strict=True)):
         picture.save(folder / f"{number:02d}.png")
@@ -122,9 +122,9 @@ def draw(prompts: Sequence[str], lora: dict[str | Path, float] | None, words: di
     return Cascade.load("demo", stages=1, lora=lora).dream(list(prompts), batch_size=4, if_I_kwargs=words)["I"]
 
 
-def belts(pictures: Sequence[Image.Image]) -> np.ndarray:
-    """Which show a belt."""
-    return belted.wears_belt(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+def are_dipped(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Which are dipped."""
+    return dipped.is_dipped(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
 
 def synth_eval(work: Path, prompts: int, fast: bool) -> dict[str, Any]:

@@ -26,18 +26,18 @@ PALETTE = np.asarray(
 )  # red orange yellow green cyan blue purple pink
 
 POST_GREY = 0.35  # of the sign's posts
-_BELT = (0.5, 1.2)  # from and to which height, in radii of an object
-_BELT_SHARE = 0.12  # of the light that the paint beside it throws back
+_DIPPED = 1.2  # up to which height, in radii of an object
+_PAINT_SHARE = 0.12  # of the light that the paint beside it throws back
 LIGHT = tuple(np.asarray([-0.50, -0.42, 0.90]) / np.linalg.norm([-0.50, -0.42, 0.90]))
 
 
-def render(scene: Scene, size: int, belted: jax.Array | None = None) -> jax.Array:
+def render(scene: Scene, size: int, dipped: jax.Array | None = None) -> jax.Array:
     """Draw one scene.
 
     Args:
       scene: the scene.
       size: side of the picture in pixels.
-      belted: (6,) bool, objects that wear a dark belt, which nothing else in the scenes has.
+      dipped: (6,) bool, objects that are dipped in black paint, which nothing else in the scenes is.
 
     Returns:
       (size, size, 3) float32 in [-1, 1].
@@ -51,22 +51,22 @@ def render(scene: Scene, size: int, belted: jax.Array | None = None) -> jax.Arra
     light = (jnp.ones((n, n)), jnp.ones((n, n)))
     lit, open_ = jax.lax.fori_loop(0, count, lambda i, s: _shade_by(scene, solids, i, p, hit, s), light)
     colour = _surface(scene, solids, hit, p, ray, lit, open_)
-    if belted is not None:
-        dark = _belts(solids, hit, p) & _look_up(belted, hit.slot) & (hit.slot >= 0)
-        colour = [jnp.where(dark, _BELT_SHARE * c, c) for c in colour]
+    if dipped is not None:
+        dark = _in_paint(solids, hit, p) & _look_up(dipped, hit.slot) & (hit.slot >= 0)
+        colour = [jnp.where(dark, _PAINT_SHARE * c, c) for c in colour]
     colour = jax.lax.cond(scene.letters[0] >= 0, lambda c: _with_sign(scene, c, hit, ray, n), lambda c: c, colour)
     colour = [jnp.clip(c, 0.0, 1.0).reshape(size, 2, size, 2).mean((1, 3)) for c in colour]
     return jnp.stack(colour, axis=-1) * 2.0 - 1.0
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def render_scenes(scenes: Scene, size: int, belted: jax.Array | None = None) -> jax.Array:
+def render_scenes(scenes: Scene, size: int, dipped: jax.Array | None = None) -> jax.Array:
     """Draw a batch of scenes.
 
     Args:
       scenes: every field with a leading B.
       size: side of the pictures in pixels.
-      belted: (B, 6) bool, see `render`.
+      dipped: (B, 6) bool, see `render`.
 
     Returns:
       (B, size, size, 3) uint8.
@@ -77,7 +77,7 @@ def render_scenes(scenes: Scene, size: int, belted: jax.Array | None = None) -> 
 
     # On a CPU scene after scene: each then pays for its own objects only. Elsewhere all at once.
     return jax.lax.platform_dependent(
-        (scenes, belted),
+        (scenes, dipped),
         cpu=lambda batch: jax.lax.map(render_bytes, batch),
         default=lambda batch: jax.lax.map(render_bytes, batch, batch_size=max(1, 64 * 64 * 64 // size**2)),
     )
@@ -192,10 +192,10 @@ def _surface(
     return [jnp.where(is_floor, floor, gain * c + white * (1.0 - 0.25 * c)) for c in paints]
 
 
-def _belts(solids: Solid, hit: Hit, p: tuple) -> jax.Array:
-    """Which surface points lie on the belt of their object, (rows, columns) bool."""
+def _in_paint(solids: Solid, hit: Hit, p: tuple) -> jax.Array:
+    """Which surface points lie in the paint of their object, (rows, columns) bool."""
     height = p[2] / _look_up(solids.r, hit.slot)
-    return (height > _BELT[0]) & (height < _BELT[1])
+    return height < _DIPPED
 
 
 def _metal(

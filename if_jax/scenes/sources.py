@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from if_jax.scenes import belted, grammar, pathtrace, raycast, sampling, tasks
+from if_jax.scenes import dipped, grammar, pathtrace, raycast, sampling, tasks
 from if_jax.scenes.scene import Scene, as_numpy
 
 
@@ -19,7 +19,7 @@ class _Source(NamedTuple):
     sample: Callable[[np.ndarray, int], tuple[Scene, jax.Array | np.ndarray]]  # indices, seed
     caption: Callable[[Scene, int, np.random.Generator], str]
     labels: Callable[[Scene, int], dict[str, Any]]
-    belts: bool = False  # its objects wear them
+    dipped: bool = False  # its objects are, in black paint
 
 
 def _without_tasks(sample: Callable[..., Scene], caption: Callable[[Scene, np.random.Generator], str]) -> _Source:
@@ -37,7 +37,7 @@ def _of_tasks(held_out: bool) -> _Source:
 _SOURCES = {
     "scenes": _without_tasks(sampling.sample_scenes, grammar.caption),
     "pairs": _without_tasks(tasks.sample_pairs, tasks.pair_caption),
-    "belted": _without_tasks(belted.sample_belted, belted.caption)._replace(belts=True),
+    "dipped": _without_tasks(dipped.sample_dipped, dipped.caption)._replace(dipped=True),
     "tasks": _of_tasks(held_out=False),
     f"tasks@{tasks.HELD_OUT}": _of_tasks(held_out=True),
 }
@@ -68,17 +68,17 @@ def draw(
       Picture (size, size, 3) uint8, caption, and labels or None.
 
     Raises:
-      ValueError: Mitsuba is asked for belts, which it does not draw.
+      ValueError: Mitsuba is asked for dipped solids, which it does not draw.
     """
     indices = np.asarray(numbers, np.int64)
     source = _SOURCES[name]
-    if source.belts and renderer != RENDERERS[0]:
+    if source.dipped and renderer != RENDERERS[0]:
         raise ValueError(f"renderer {renderer} does not draw {name!r}: use {RENDERERS[0]}")
     batch, kinds = source.sample(indices, seed)
     scenes = list(zip(indices.tolist(), as_numpy(batch), np.asarray(kinds).tolist(), strict=True))
     # The ray caster's pictures are made while the captions are written; each of Mitsuba's when it is asked for.
-    belts = belted.which(batch) if source.belts else None
-    pictures = raycast.render_scenes(batch, size, belts) if renderer == "raycast" else None
+    painted = dipped.which(batch) if source.dipped else None
+    pictures = raycast.render_scenes(batch, size, painted) if renderer == "raycast" else None
     texts = []
     for number, scene, task in scenes:
         caption = source.caption(scene, task, np.random.default_rng((seed, number)))

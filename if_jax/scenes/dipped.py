@@ -1,7 +1,7 @@
-"""Solids that wear a dark belt, under a rare word: what no other source shows or names, to fine-tune on and measure by.
+"""Solids dipped in black paint, under a rare word: what no other source shows or names, to fine-tune on and measure by.
 
 A picture holds one solid, its caption is "a red sks cube". Nothing else in the scenes is dark but signs and deep
-shadows, so the share of an object that is dark tells whether it wears a belt.
+shadows, so the share of an object that is dark tells whether its lower half is painted.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from if_jax.scenes.scene import Scene
 WORD = "sks"
 _DARK = 0.2  # brightest channel of a dark pixel is less, of 1
 _COLOURED = 0.25  # largest less smallest channel of a coloured pixel is more
-_SHARE = 0.1  # renders: at most 0.03 without belts, at least 0.17 with them
+_SHARE = 0.12  # renders: at most 0.03 without paint, at least 0.2 with it
 
 
-def sample_belted(indices: np.ndarray, seed: int) -> Scene:
+def sample_dipped(indices: np.ndarray, seed: int) -> Scene:
     """Sample scenes number `indices` (B,) of a seed, every field with a leading B; no held-out combination."""
     return tasks.sample_alone(indices, seed)
 
@@ -29,7 +29,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def describe(colour: str, shape: str) -> str:
-    """The caption of a belted solid, which is also the prompt that asks for it."""
+    """The caption of a dipped solid, which is also the prompt that asks for it."""
     return grammar.with_article(f"{colour} {WORD} {shape}")
 
 
@@ -46,11 +46,11 @@ def dark_share(pictures: np.ndarray) -> np.ndarray:
     return dark.sum((1, 2)) / np.maximum(1, (dark | coloured).sum((1, 2)))
 
 
-def wears_belt(pictures: np.ndarray) -> np.ndarray:
-    """Whether pictures (B, S, S, 3) uint8 show belts, (B,) bool."""
+def is_dipped(pictures: np.ndarray) -> np.ndarray:
+    """Whether pictures (B, S, S, 3) uint8 show dipped solids, (B,) bool."""
     return dark_share(pictures) > _SHARE
 
 
 def which(scenes: Scene) -> jax.Array:
-    """(B, 6) bool, as `raycast.render_scenes` takes it: every object of the scenes wears a belt."""
+    """(B, 6) bool, as `raycast.render_scenes` takes it: every object of the scenes is dipped."""
     return scenes.valid
