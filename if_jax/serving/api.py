@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
 
 from if_jax.inference.pictures import png_bytes
 from if_jax.serving.engine import Engine, Job, notes_of
@@ -36,6 +37,10 @@ def make_app(engine: Engine, notes: dict[str, Any], *, ready: Any = None) -> Fas
     async def refused(_: Request, error: Refused) -> JSONResponse:
         headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
         return JSONResponse({"error": error.message}, error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail).lower()}, error.status_code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -71,6 +71,8 @@ class Guard:
 
         async def watched(message: dict[str, Any]) -> None:
             nonlocal began
+            if size > self._limits.upload_bytes and not began:
+                raise _BodyTooLarge  # whatever the route makes of a body that ends too early
             if message["type"] == "http.response.start":
                 if message["status"] >= 500 and message["status"] not in (503, 507) and page:
                     raise _Failed(message["status"])

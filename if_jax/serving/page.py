@@ -68,7 +68,7 @@ def make_page(engine: Engine, notes: dict[str, Any], examples: list[str]) -> gr.
         gr.Markdown(f"# if_jax\nThe cascade `{notes['cascade']}` draws from text, stage by stage.")
         with gr.Row():
             with gr.Column(min_width=320):
-                prompt = fields.add("prompt", gr.Textbox(label="Prompt", lines=2, elem_id="prompt"))
+                prompt = fields.add("prompt", gr.Textbox(label="Prompt", max_lines=4, elem_id="prompt"))
                 _mode_tabs(fields, mode, len(names))
                 with gr.Row():
                     draw = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -80,7 +80,7 @@ def make_page(engine: Engine, notes: dict[str, Any], examples: list[str]) -> gr.
                     label="Drop a PNG drawn here to restore its settings",
                     file_types=[".png"],
                     type="binary",
-                    height=90,
+                    height=130,
                     elem_id="restore",
                 )
             with gr.Column(min_width=320):

@@ -102,6 +102,7 @@ def _with_page(app: Any, engine: Engine, notes: dict[str, Any], examples: list[s
         path="/",
         max_file_size=limits.upload_bytes,
         show_error=False,
+        footer_links=["settings"],
         theme=theme,
         css=CSS,
     )
@@ -136,4 +137,5 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         threading.Thread(target=self._engine.stop, daemon=True).start()  # its lock may be held where this runs
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit  # asked twice
+        self.should_exit = True
