@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from PIL import Image
 
 from if_jax.cli_errors import cache_compilations, plain_errors
 from if_jax.cli_options import read_loras
+
+if TYPE_CHECKING:
+    from if_jax.inference.cascade import Cascade
 
 _EXAMPLES = ("two red spheres and a blue cube", "a green cylinder", "a purple sphere left of a red cube")
 
@@ -27,6 +32,8 @@ _EXAMPLES = ("two red spheres and a blue cube", "a green cylinder", "a purple sp
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
 @click.option("--text-int8", is_flag=True, help="The text encoder's weights in 8 bits.")
 @click.option("--queue", default=256, show_default=True, type=click.IntRange(1), help="Pictures that may wait.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for finished pictures.")
+@click.option("--watermark", is_flag=False, flag_value="", help="Mark the pictures: ours, or IF's from a PNG of it.")
 @click.option("--no-page", is_flag=True, help="The HTTP API alone.")
 @plain_errors
 def serve(
@@ -43,6 +50,8 @@ def serve(
     dtype: str,
     text_int8: bool,
     queue: int,
+    keep: Path | None,
+    watermark: str | None,
     no_page: bool,
 ) -> None:
     """Serve a page to draw on, and an HTTP API (/docs). A picture depends on its seed, number and prompt alone.
@@ -52,7 +61,8 @@ def serve(
               if-jax serve --host 0.0.0.0 --auth tokens.txt --batch-size 8 --warm 1:1 --warm 3:2
     """
     try:
-        from if_jax.serving import guard, run
+        from if_jax.inference.options import checked_batch_size
+        from if_jax.serving import files, guard, run
         from if_jax.serving.requests import Limits
     except ImportError as error:
         raise ValueError(f"serve needs {error.name}, which is not installed: pip install 'if_jax[serve]'") from None
@@ -61,17 +71,38 @@ def serve(
     tokens = guard.read_tokens(auth) if auth else None
     for ratio in warm:
         _check_ratio(ratio)
-    taken = run.listen(host, port)
+    with run.listen(host, port) as taken:
+        mark = _read_mark(watermark)
+        opened, notes = _open(cascade, stages, lora, new_words, dtype, text_int8)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
+        click.echo(f"{address}{'/docs' if no_page else ''}  (Ctrl-C ends it)")
+        batch_size = checked_batch_size(batch_size)
+        run.serve(
+            opened,
+            taken,
+            files=files.PictureFiles(notes, batch_size=batch_size, mark=mark, folder=keep),
+            batch_size=batch_size,
+            limits=Limits(queue=queue),
+            ratios=warm,
+            listed=sizes == "listed",
+            tokens=tokens,
+            page=not no_page,
+            examples=_EXAMPLES,
+        )
 
+
+def _open(
+    folder: str, stages: int | None, lora: tuple[str, ...], new_words: tuple[str, ...], dtype: str, text_int8: bool
+) -> tuple[Cascade, dict[str, Any]]:
+    """The cascade, and what its pictures say of it."""
     import jax.numpy as jnp
 
     from if_jax.inference.cascade import Cascade
-    from if_jax.inference.options import checked_batch_size
 
     cache_compilations()
     loras = read_loras(lora, "--lora")
     opened = Cascade.load(
-        cascade,
+        folder,
         stages=stages,
         lora=loras,
         new_words=new_words,
@@ -79,23 +110,21 @@ def serve(
         param_dtype=dtype,
         text_dtype="int8" if text_int8 else dtype,
     )
-    notes = {"if_jax": _release(), "cascade": cascade, "dtype": dtype, "text_int8": text_int8}
-    notes |= {"lora": {str(file): weight for file, weight in loras.items()}} if loras else {}
-    notes |= {"new_words": list(new_words)} if new_words else {}
-    address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
-    click.echo(f"{address}{'/docs' if no_page else ''}  (Ctrl-C ends it)")
-    run.serve(
-        opened,
-        taken,
-        notes=notes,
-        batch_size=checked_batch_size(batch_size),
-        limits=Limits(queue=queue),
-        ratios=warm,
-        listed=sizes == "listed",
-        tokens=tokens,
-        page=not no_page,
-        examples=_EXAMPLES,
-    )
+    notes: dict[str, Any] = {"if_jax": _release(), "cascade": folder, "dtype": dtype, "text_int8": text_int8}
+    if loras:
+        notes["lora"] = {str(file): weight for file, weight in loras.items()}
+    if new_words:
+        notes["new_words"] = list(new_words)
+    return opened, notes
+
+
+def _read_mark(watermark: str | None) -> Image.Image | None:
+    from if_jax.inference.inputs import open_file
+    from if_jax.inference.pictures import own_mark
+
+    if not watermark:
+        return None if watermark is None else own_mark()
+    return open_file(watermark, widest=float("inf")).convert("RGBA")
 
 
 def _check_ratio(ratio: str) -> None:

@@ -17,10 +17,11 @@ from PIL import Image
 from if_jax.inference.cascade import Cascade
 from if_jax.serving.api import make_app
 from if_jax.serving.engine import Engine
-from if_jax.serving.guard import Guard
+from if_jax.serving.files import PictureFiles
+from if_jax.serving.guard import RequestGuard
 from if_jax.serving.requests import Limits
 
-NOTES = {"if_jax": "test", "cascade": "tiny", "dtype": "float32", "text_int8": False, "batch_size": 4}
+NOTES = {"if_jax": "test", "cascade": "tiny", "dtype": "float32", "text_int8": False}
 BATCH = 4
 
 
@@ -42,7 +43,7 @@ def running(cascade: Cascade, **options: Any) -> Iterator[Engine]:
 def client(engine: Engine, limits: Limits | None = None, **guard: Any) -> TestClient:
     """A client of the API behind its guard."""
     options = {"tokens": None, "hosts": None} | guard
-    app = Guard(make_app(engine, NOTES), limits or engine.limits, **options)
+    app = RequestGuard(make_app(engine, PictureFiles(NOTES, batch_size=BATCH)), limits or engine.limits, **options)
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -142,8 +142,8 @@ def is_own(path: str | Path) -> bool:
         return False
 
 
-def read_notes(path: str | Path) -> dict[str, Any]:
-    """What `save_pictures` has noted in a PNG (JSON).
+def read_notes(path: str | Path | IO[bytes]) -> dict[str, Any]:
+    """What `save_pictures` has noted in a PNG (JSON), a file or one that is open.
 
     Raises:
       FileNotFoundError: where there is no file.

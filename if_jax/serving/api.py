@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,21 +14,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from if_jax.inference.pictures import png_bytes
-from if_jax.serving.engine import Engine, Job, notes_of
+from if_jax.serving.engine import Engine
+from if_jax.serving.files import PictureFiles
 from if_jax.serving.guard import client_of
+from if_jax.serving.jobs import Job
 from if_jax.serving.requests import DrawRequest, Refused
 
 _POLL = 0.5  # seconds between looks whether a client that waits is still there
 
 
-def make_app(engine: Engine, notes: dict[str, Any], *, ready: Any = None) -> FastAPI:
+def make_app(engine: Engine, files: PictureFiles, *, ready: threading.Event | None = None) -> FastAPI:
     """The routes of an engine.
 
     Args:
       engine: that draws.
-      notes: what every PNG says besides its own settings: cascade, precision, LoRA files.
-      ready: `threading.Event` that is set when the server may be sent requests; None: it may at once.
+      files: that makes the PNGs.
+      ready: set when the server may be sent requests; None: it may at once.
 
     Returns:
       The application, without page and guard.
@@ -45,7 +48,7 @@ def make_app(engine: Engine, notes: dict[str, Any], *, ready: Any = None) -> Fas
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         engine.meters.refused(422)
-        return JSONResponse({"error": _in_one_line(error)}, 422)
+        return JSONResponse({"error": in_one_line(error.errors()[0])}, 422)
 
     @app.post(
         "/v1/draw",
@@ -63,22 +66,22 @@ def make_app(engine: Engine, notes: dict[str, Any], *, ready: Any = None) -> Fas
             raise Refused(job.status if job.error else 409, job.error or job.state)
         if "image/png" in request.headers.get("accept", ""):
             headers = {"X-Job": job.id, "X-Seed": str(job.plan.seed)}
-            return Response(_png(job, notes, job.plan.stages[-1], 0), media_type="image/png", headers=headers)
-        return JSONResponse(_described(job, notes, pictures=True))
+            return Response(files.png(job, job.plan.stages[-1], 0), media_type="image/png", headers=headers)
+        return JSONResponse(described(job, files))
 
     @app.post("/v1/jobs", status_code=202, summary="Queues a request, and answers at once")
     async def submit(body: DrawRequest, request: Request) -> dict[str, Any]:
-        return _described(engine.submit(body, client_of(request)), notes)
+        return described(engine.submit(body, client_of(request)))
 
     @app.get("/v1/jobs/{identity}", summary="How far a job is, and which pictures are there")
     async def status(identity: str, request: Request) -> dict[str, Any]:
-        return _described(engine.job(identity, client_of(request)), notes)
+        return described(engine.job(identity, client_of(request)))
 
     @app.delete("/v1/jobs/{identity}", summary="Cancels a job")
     async def cancel(identity: str, request: Request) -> dict[str, Any]:
         job = engine.job(identity, client_of(request))
         engine.cancel(job)
-        return _described(job, notes)
+        return described(job)
 
     @app.get("/v1/jobs/{identity}/{name}", summary="A picture: NUMBER-STAGE.png, such as 0-II.png", response_model=None)
     async def picture(identity: str, name: str, request: Request) -> Response:
@@ -89,7 +92,7 @@ def make_app(engine: Engine, notes: dict[str, Any], *, ready: Any = None) -> Fas
             raise Refused(404, f"job {job.id} has no picture {name[:40]!r}: it is not drawn, or not yet")
         file = f"{job.plan.seed}-{number}-{stage}.png"
         headers = {"Content-Disposition": f'inline; filename="{file}"', "Cache-Control": "private, max-age=600"}
-        content = await asyncio.to_thread(_png, job, notes, stage, int(number))
+        content = await asyncio.to_thread(files.png, job, stage, int(number))
         return Response(content, media_type="image/png", headers=headers)
 
     @app.get("/healthz", summary="200 while the process lives")
@@ -115,35 +118,31 @@ def make_app(engine: Engine, notes: dict[str, Any], *, ready: Any = None) -> Fas
     return app
 
 
-def _described(job: Job, notes: dict[str, Any], *, pictures: bool = False) -> dict[str, Any]:
+def described(job: Job, files: PictureFiles | None = None) -> dict[str, Any]:
+    """A job as JSON, with its pictures in it where `files` makes them."""
     stage, done, total = job.progress
     drawn = []
     for number, stages in enumerate(job.pictures):
-        files: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         for name, picture in list(stages.items()):
-            files[name] = {"url": f"/v1/jobs/{job.id}/{number}-{name}.png", "size": picture.size}
-            if pictures:
-                files[name]["png"] = base64.b64encode(_png(job, notes, name, number)).decode()
-        drawn.append({"number": number, "stages": files})
+            known[name] = {"url": f"/v1/jobs/{job.id}/{number}-{name}.png", "size": picture.size}
+            if files is not None:
+                known[name]["png"] = base64.b64encode(files.png(job, name, number)).decode()
+        drawn.append({"number": number, "stages": known})
     about = {"id": job.id, "state": job.state, "seed": job.plan.seed, "pictures": drawn}
     if job.state == "drawing":
         about["progress"] = {"stage": stage, "step": done, "steps": total}
     return about | ({"error": job.error} if job.error else {})
 
 
-def _png(job: Job, notes: dict[str, Any], stage: str, number: int) -> bytes:
-    return png_bytes(job.pictures[number][stage], notes_of(job, notes, stage, number))
-
-
-def _in_one_line(error: RequestValidationError) -> str:
-    """Which field is wrong, and how."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
+def in_one_line(error: Mapping[str, Any]) -> str:
+    """Which field of a request is wrong, and how; error: of pydantic."""
+    if error["type"] == "json_invalid":
         return "the body is no JSON"
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    if first["type"] == "extra_forbidden":
+    where = ".".join(str(part) for part in error["loc"] if part != "body") or "the body"
+    if error["type"] == "extra_forbidden":
         return f"{where[:80]} is no field: use {', '.join(DrawRequest.model_fields)}"
-    return f"{where[:80]}: {first['msg'].lower()}"
+    return f"{where[:80]}: {error['msg'].lower()}"
 
 
 def _docs_page(app: FastAPI) -> str:
@@ -154,7 +153,7 @@ def _docs_page(app: FastAPI) -> str:
             cells = (f"<code>{method.upper()} {html.escape(path)}</code>", html.escape(about.get("summary", "")))
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     fields = "".join(
-        f"<tr><td><code>{name}</code></td><td>{html.escape(str(field.default_factory() if field.default_factory else field.default))}</td>"  # noqa: E501
+        f"<tr><td><code>{name}</code></td><td>{html.escape(str(field.get_default(call_default_factory=True)))}</td>"
         f"<td>{html.escape(field.description or '')}</td></tr>"
         for name, field in DrawRequest.model_fields.items()
     )

@@ -12,56 +12,19 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from absl import logging
-from PIL import Image
 
 from if_jax.inference.cascade import Cascade
 from if_jax.inference.options import StepInfo
 from if_jax.inference.pictures import to_pil
+from if_jax.serving.jobs import Job
 from if_jax.serving.meters import Meters
-from if_jax.serving.requests import DrawRequest, Limits, Plan, Refused, plan_request
+from if_jax.serving.requests import DrawRequest, Limits, Refused, plan_request
 
 STOPPING = Refused(503, "the server is stopping: ask another one, or try again", retry_after=30)
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way; read by any thread, changed by the engine alone.
-
-    Attributes:
-      id: that the client asks for it by.
-      client: who asked: a token's name, or an address.
-      plan: what is drawn.
-      done: resolved with the job itself when it is finished, failed or cancelled.
-      state: "queued", "drawing", "done", "failed" or "cancelled".
-      error: one line, of a job that failed.
-      status: the HTTP status of that.
-      pictures: of each number, by the names of stages that are finished.
-      progress: stage, steps taken and their total, of what is being drawn.
-      previews: by number, stage and x̂0 (H, W, 3) of what is being drawn.
-    """
-
-    id: str
-    client: str
-    plan: Plan
-    done: Future[Job] = field(default_factory=Future)
-    state: str = "queued"
-    error: str = ""
-    status: int = 200
-    pictures: list[dict[str, Image.Image]] = field(default_factory=list)
-    progress: tuple[str, int, int] = ("", 0, 0)
-    previews: dict[int, tuple[str, np.ndarray]] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state in ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -80,7 +43,13 @@ class Engine:
     """Queue, batches and results of one cascade."""
 
     def __init__(
-        self, cascade: Cascade, *, batch_size: int, limits: Limits | None = None, listed: Iterable[str] | None = None
+        self,
+        cascade: Cascade,
+        *,
+        batch_size: int,
+        limits: Limits | None = None,
+        listed: Iterable[str] | None = None,
+        when_done: Callable[[Job], None] = lambda _: None,
     ) -> None:
         """Start the two threads.
 
@@ -89,9 +58,10 @@ class Engine:
           batch_size: rows of every program, on each device.
           limits: of requests and of what is kept.
           listed: aspect ratios; where given, those alone are drawn from text.
+          when_done: called with a job that was drawn, before its client hears of it.
         """
         self.cascade, self.batch_size, self.limits = cascade, batch_size, limits or Limits()
-        self.meters = Meters()
+        self.meters, self._when_done = Meters(), when_done
         self._listed = None if listed is None else frozenset(listed)
         self._changed = threading.Condition()
         self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()  # by client, who waits longest first
@@ -287,12 +257,21 @@ class Engine:
             self._fail(jobs, f"drawing failed: the server's log has the reason under {identities}", 500)
             return False
         self.meters.batch(len(items), time.monotonic() - began)
-        with self._changed:
-            for job in jobs:
-                if not job.ended and all(len(drawn) == len(job.plan.stages) for drawn in job.pictures):
-                    self._end(job, "done")
-            self._forget()
+        for job in jobs:
+            if not job.ended and all(len(drawn) == len(job.plan.stages) for drawn in job.pictures):
+                self._finish(job)
         return True
+
+    def _finish(self, job: Job) -> None:
+        try:
+            self._when_done(job)
+        except OSError as error:
+            self._fail([job], f"the pictures could not be kept: {error.strerror}", 507)
+            return
+        with self._changed:
+            if not job.ended:
+                self._end(job, "done")
+            self._forget()
 
     def _call(self, items: list[_Item], **options: Any) -> None:
         plan = items[0].job.plan
@@ -347,22 +326,6 @@ class Engine:
 
 def _bytes_of(job: Job) -> int:
     return sum(3 * picture.width * picture.height for drawn in job.pictures for picture in drawn.values())
-
-
-def notes_of(job: Job, engine_notes: dict[str, Any], stage: str, number: int) -> dict[str, Any]:
-    """What a PNG says of how it was drawn: what `if-jax dream --like` and the page read.
-
-    Args:
-      job: that the picture is of.
-      engine_notes: what all of the server's pictures share.
-      stage: that has drawn it.
-      number: of the picture.
-    """
-    plan = job.plan
-    shared = {**engine_notes, "mode": plan.mode, "embeds": False}
-    options = {**plan.settings, "batch_size": engine_notes["batch_size"]}
-    del shared["batch_size"]
-    return {**shared, "options": options, "stage": stage, "picture": number, "prompt": plan.prompt}
 
 
 def warm(engine: Engine, ratios: Iterable[str]) -> None:

@@ -7,19 +7,14 @@ import binascii
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from if_jax.serving.requests import Limits
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CLIENT = "if_jax.client"  # in the scope of a request
 _OPEN = ("/healthz", "/readyz")  # probes of a load balancer carry no token
@@ -29,11 +24,11 @@ class _BodyTooLarge(Exception):
     """More came than the limit."""
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware."""
 
     def __init__(
-        self, app: App, limits: Limits, tokens: Mapping[str, str] | None, hosts: frozenset[str] | None
+        self, app: ASGIApp, limits: Limits, tokens: Mapping[str, str] | None, hosts: frozenset[str] | None
     ) -> None:
         """Wrap an application.
 
@@ -61,7 +56,7 @@ class Guard:
             return
         size, page = 0, not scope["path"].startswith("/v1/")
 
-        async def counted() -> dict[str, Any]:
+        async def counted() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -69,7 +64,7 @@ class Guard:
                 raise _BodyTooLarge
             return message
 
-        async def watched(message: dict[str, Any]) -> None:
+        async def watched(message: Message) -> None:
             nonlocal began
             if size > self._limits.upload_bytes and not began:
                 raise _BodyTooLarge  # whatever the route makes of a body that ends too early

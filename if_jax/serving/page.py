@@ -7,17 +7,23 @@ import html
 import io
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 import numpy as np
+from fastapi import Request
+from gradio.events import api
 from PIL import Image
+from pydantic import ValidationError
 
 from if_jax.checkpoints.stages import STAGE_NAMES
 from if_jax.diffusion.samplers import SAMPLERS
 from if_jax.inference.pictures import png_bytes, read_notes, to_pil
-from if_jax.serving.engine import Engine, Job
+from if_jax.serving.api import described, in_one_line
+from if_jax.serving.engine import Engine
+from if_jax.serving.files import PictureFiles
 from if_jax.serving.guard import client_of
+from if_jax.serving.jobs import Job
 from if_jax.serving.requests import DrawRequest, Mode, Refused
 
 _PAUSE = 0.4  # seconds between two looks at a job
@@ -29,6 +35,7 @@ _MODES: dict[str, Mode] = {
     "Inpainting": "inpainting",
 }
 _SAMPLER_DEFAULT = "default"
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _RATIOS = ["1:1", "3:2", "2:3", "16:9", "9:16"]
 CSS = """
 .if-pictures{display:flex;flex-wrap:wrap;gap:12px}
@@ -53,19 +60,19 @@ class _Fields:
         return component
 
 
-def make_page(engine: Engine, notes: dict[str, Any], examples: list[str]) -> gr.Blocks:
+def make_page(engine: Engine, files: PictureFiles, examples: list[str]) -> gr.Blocks:
     """The page of an engine.
 
     Args:
       engine: that draws.
-      notes: of every PNG, see `api.make_app`.
+      files: that makes the PNGs.
       examples: prompts that the cascade draws well.
     """
     names = STAGE_NAMES[: len(engine.cascade.stages)]
     fields, running = _Fields(), dict[str, Job]()
-    with gr.Blocks(title="if_jax", analytics_enabled=False) as page:
+    with gr.Blocks(title="if_jax", analytics_enabled=False, delete_cache=(300, 1800)) as page:
         mode, gallery = gr.State("Dream"), gr.State([])
-        gr.Markdown(f"# if_jax\nThe cascade `{notes['cascade']}` draws from text, stage by stage.")
+        gr.Markdown(f"# if_jax\nThe cascade `{files.notes['cascade']}` draws from text, stage by stage.")
         with gr.Row():
             with gr.Column(min_width=320):
                 prompt = fields.add("prompt", gr.Textbox(label="Prompt", max_lines=4, elem_id="prompt"))
@@ -93,16 +100,35 @@ def make_page(engine: Engine, notes: dict[str, Any], examples: list[str]) -> gr.
         def on_draw(request: gr.Request, mode: str, rows: list[dict[str, Any]], *values: Any) -> Iterator[tuple]:
             yield from _follow(engine, running, mode, rows, dict(zip(fields.names, values, strict=True)), request)
 
+        def on_api(request: gr.Request, body: dict) -> dict:
+            job = engine.submit(_read_body(body), client_of(cast(Request, request.request)))
+            job.done.result()
+            if job.state != "done":
+                raise gr.Error(job.error or job.state, print_exception=False)
+            return described(job, files)
+
         def on_cancel(request: gr.Request) -> None:
             if job := running.get(str(request.session_hash)):
                 engine.cancel(job)
 
         drawing: dict[str, Any] = {"fn": on_draw, "inputs": [mode, gallery, *fields.components], "outputs": outputs}
-        gr.on([draw.click, prompt.submit], **drawing, show_progress="hidden", concurrency_limit=None, api_name=False)
-        cancel.click(on_cancel, None, None, queue=False, show_progress="hidden", api_name=False)
-        restore.upload(
-            _restorer(fields, names), restore, fields.components, queue=False, show_progress="hidden", api_name=False
+        gr.on(
+            [draw.click, prompt.submit],
+            **drawing,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
         )
+        cancel.click(on_cancel, None, None, queue=False, **_QUIET)
+        restore.upload(
+            _restorer(fields, names),
+            restore,
+            fields.components,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        api(on_api, api_name="draw", concurrency_limit=None)
     return page
 
 
@@ -140,7 +166,7 @@ def _mode_tabs(fields: _Fields, mode: gr.State, stages: int) -> None:
                         f"strength_{_MODES[label]}",
                         gr.Slider(0.05, 1, value=default, step=0.05, label=f"Strength of stage I ({about})"),
                     )
-                tab.select(lambda label=label: label, None, mode, queue=False, show_progress="hidden", api_name=False)
+                tab.select(lambda label=label: label, None, mode, queue=False, **_QUIET)
 
 
 def _settings(fields: _Fields, engine: Engine, names: tuple[str, ...]) -> None:
@@ -174,7 +200,7 @@ def _follow(
 ) -> Iterator[tuple]:
     """What the page shows of a request, from the first moment to the last picture."""
     try:
-        job = engine.submit(_request_of(engine, mode, values), client_of(request.request))
+        job = engine.submit(_request_of(engine, mode, values), client_of(cast(Request, request.request)))
     except Refused as refused:
         raise gr.Error(refused.message, print_exception=False) from None
     running[str(request.session_hash)] = job
@@ -220,10 +246,14 @@ def _request_of(engine: Engine, mode: str, values: dict[str, Any]) -> DrawReques
         fields["image"], fields["mask"] = _painted(values["inpainting"])
     else:
         fields["image"] = _encoded(values[kind])
+    return _read_body(fields)
+
+
+def _read_body(fields: dict[str, Any]) -> DrawRequest:
     try:
-        return DrawRequest(**fields)
-    except ValueError as error:
-        raise Refused(422, " ".join(str(error).split())[:300]) from None
+        return DrawRequest.model_validate(fields)
+    except ValidationError as error:
+        raise Refused(422, in_one_line(error.errors()[0])) from None
 
 
 def _words(engine: Engine, name: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -54,20 +54,20 @@ class DrawRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mode: Mode = "dream"
-    prompt: str = Field("", description="what to draw; of super_resolution what the picture shows")
-    negative_prompt: str = Field("", description="what to draw away from")
-    style_prompt: str = Field("", description="IF's style, pooled in place of the prompt")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="without: drawn at random, and returned")
-    pictures: int = Field(1, ge=1, description="numbers 0, 1, … of the seed")
-    aspect_ratio: str = Field("1:1", description="width:height, of dream")
-    stages: int | None = Field(None, ge=1, description="draw only so many")
-    stage: str = Field("II", description="of super_resolution: the first that draws")
+    prompt: str = Field(default="", description="what to draw; of super_resolution what the picture shows")
+    negative_prompt: str = Field(default="", description="what to draw away from")
+    style_prompt: str = Field(default="", description="IF's style, pooled in place of the prompt")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="without: drawn at random, and returned")
+    pictures: int = Field(default=1, ge=1, description="numbers 0, 1, … of the seed")
+    aspect_ratio: str = Field(default="1:1", description="width:height, of dream")
+    stages: int | None = Field(default=None, ge=1, description="draw only so many")
+    stage: str = Field(default="II", description="of super_resolution: the first that draws")
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description='words of each stage, as if_I_kwargs: {"I": {"guidance_scale": 2, "num_inference_steps": 10}}',
     )
-    image: str = Field("", description="base64 of a PNG, JPEG or WebP: what is drawn over, or enlarged")
-    mask: str = Field("", description="of inpainting: base64, of the picture's size, white where to draw")
+    image: str = Field(default="", description="base64 of a PNG, JPEG or WebP: what is drawn over, or enlarged")
+    mask: str = Field(default="", description="of inpainting: base64, of the picture's size, white where to draw")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from absl import logging
 from if_jax.inference.cascade import Cascade
 from if_jax.serving.api import make_app
 from if_jax.serving.engine import Engine, warm
-from if_jax.serving.guard import Guard
+from if_jax.serving.files import PictureFiles
+from if_jax.serving.guard import RequestGuard
 from if_jax.serving.requests import Limits, Refused
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -47,7 +48,7 @@ def serve(
     cascade: Cascade,
     taken: socket.socket,
     *,
-    notes: dict[str, Any],
+    files: PictureFiles,
     batch_size: int,
     limits: Limits,
     ratios: Sequence[str],
@@ -61,7 +62,7 @@ def serve(
     Args:
       cascade: that draws.
       taken: of `listen`.
-      notes: what every PNG says besides its own settings.
+      files: that makes the PNGs.
       batch_size: rows of every program.
       limits: of requests.
       ratios: aspect ratios that are compiled for before `/readyz` answers 200.
@@ -71,17 +72,20 @@ def serve(
       examples: prompts on it.
     """
     host = str(taken.getsockname()[0])
-    engine = Engine(cascade, batch_size=batch_size, limits=limits, listed=ratios if listed else None)
+    allowed = ratios if listed else None
+    engine = Engine(cascade, batch_size=batch_size, limits=limits, listed=allowed, when_done=files.keep)
     ready = threading.Event()
-    notes = {**notes, "batch_size": batch_size}
-    app: Any = make_app(engine, notes, ready=ready)
+    app: Any = make_app(engine, files, ready=ready)
     with _temporary_folder() as folder:
         if page:
             os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = folder, "False"
-            app = _with_page(app, engine, notes, list(examples), limits)
+            app = with_page(app, engine, files, list(examples))
         hosts = LOCAL if host in LOCAL else None
         config = uvicorn.Config(
-            Guard(app, limits, tokens, hosts), log_level="warning", timeout_graceful_shutdown=600, server_header=False
+            RequestGuard(app, limits, tokens, hosts),
+            log_level="warning",
+            timeout_graceful_shutdown=600,
+            server_header=False,
         )
         server = _Server(config, engine)
         threading.Thread(target=_warm, args=(engine, ratios, ready, server), daemon=True).start()
@@ -89,18 +93,20 @@ def serve(
         engine.close()
 
 
-def _with_page(app: Any, engine: Engine, notes: dict[str, Any], examples: list[str], limits: Limits) -> Any:
+def with_page(app: Any, engine: Engine, files: PictureFiles, examples: list[str]) -> Any:
+    """Puts the page at / of an application; fonts and scripts come from this server alone."""
     import gradio as gr
+    from gradio.themes import Default
 
     from if_jax.serving.page import CSS, make_page
 
-    fonts = ["system-ui", "sans-serif"]  # none from elsewhere
-    theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
+    fonts = ["system-ui", "sans-serif"]
+    theme = Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     return gr.mount_gradio_app(
         app,
-        make_page(engine, notes, examples).queue(default_concurrency_limit=None),
+        make_page(engine, files, examples).queue(default_concurrency_limit=None),
         path="/",
-        max_file_size=limits.upload_bytes,
+        max_file_size=engine.limits.upload_bytes,
         show_error=False,
         footer_links=["settings"],
         theme=theme,
