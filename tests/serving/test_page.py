@@ -181,3 +181,22 @@ def test_on_a_phone_in_the_dark_and_by_keyboard(page: Any) -> None:
     page.wait_for_selector("#progress >> text=drawn in", timeout=40_000)
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
+
+
+def test_the_client_of_the_docs_draws(address: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    code = next(
+        text for text in re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "def draw" in text
+    )
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/serve.md", "exec"), names)
+    drawn = names["draw"](address, prompt="a red cube", seed=5, pictures=2)
+    again = names["draw"](address, prompt="a red cube", seed=5, pictures=2)
+    assert len(drawn) == 2 and drawn == again and list(drawn[0]) == ["I", "II"]
+
+
+def test_gradio_client_draws(address: str) -> None:
+    from gradio_client import Client
+
+    reply = Client(address, verbose=False).predict({"prompt": "a red cube", "seed": 5}, api_name="/draw")
+    assert reply["state"] == "done" and reply["seed"] == 5 and reply["pictures"][0]["stages"]["II"]["png"]

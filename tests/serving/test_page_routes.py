@@ -1,4 +1,4 @@
-"""The page's own routes behind the guard: no hostile request reaches Gradio and comes back as an error of the server."""
+"""The page's own routes behind the guard: no hostile request comes back from Gradio as an error of the server."""
 
 from __future__ import annotations
 
