@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +51,38 @@ def client(engine: Engine, limits: Limits | None = None, **guard: Any) -> TestCl
     options = {"tokens": None, "hosts": None} | guard
     app = RequestGuard(make_app(engine, PictureFiles(NOTES, batch_size=BATCH)), limits or engine.limits, **options)
     return TestClient(app, raise_server_exceptions=False)
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`if-jax serve` with the tiny cascade in a process of its own: its address, when it is ready, and the process."""
+    cascade, log = tiny.write_on_one_level(folder / "cascade"), folder / "log"
+    (folder / "tmp").mkdir()
+    command = [sys.executable, "-m", "if_jax", "serve", "--cascade", str(cascade), "--port", "0", "--batch-size", "2"]
+    environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
+    with (
+        log.open("w") as out,
+        subprocess.Popen([*command, *options], stdout=out, stderr=out, env=environment) as server,
+    ):
+        try:
+            yield _wait_until_ready(log, server), server
+        finally:
+            server.kill()
+            server.wait()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def _wait_until_ready(log: Path, server: subprocess.Popen) -> str:
+    until = time.monotonic() + 180
+    while time.monotonic() < until and server.poll() is None:
+        time.sleep(0.3)
+        if match := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+            try:
+                with urllib.request.urlopen(f"{match[0]}/readyz", timeout=5):
+                    return match[0]
+            except OSError:
+                continue
+    raise AssertionError(log.read_text())
 
 
 def picture(width: int = 24, height: int = 16, seed: int = 0) -> Image.Image:

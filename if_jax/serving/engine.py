@@ -24,6 +24,7 @@ from if_jax.serving.jobs import Job
 from if_jax.serving.meters import Meters
 from if_jax.serving.requests import DrawRequest, Limits, Refused, plan_request
 
+_WARM = " warm"  # the client of pictures that nobody asked for; no token has such a name
 STOPPING = Refused(503, "the server is stopping: ask another one, or try again", retry_after=30)
 
 
@@ -264,7 +265,8 @@ class Engine:
 
     def _finish(self, job: Job) -> None:
         try:
-            self._when_done(job)
+            if job.client != _WARM:
+                self._when_done(job)
         except OSError as error:
             self._fail([job], f"the pictures could not be kept: {error.strerror}", 507)
             return
@@ -334,7 +336,7 @@ def warm(engine: Engine, ratios: Iterable[str]) -> None:
     Raises:
       Refused: a ratio cannot be drawn, or drawing failed.
     """
-    jobs = [engine.submit(DrawRequest(prompt="a picture", aspect_ratio=ratio, seed=0), "warm") for ratio in ratios]
+    jobs = [engine.submit(DrawRequest(prompt="a picture", aspect_ratio=ratio, seed=0), _WARM) for ratio in ratios]
     for job in jobs:
         job.done.result()
         if job.state != "done":

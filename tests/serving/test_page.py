@@ -9,19 +9,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
-from serving_fixtures import picture
+from serving_fixtures import picture, served
 
 from if_jax.inference.pictures import read_notes
 
@@ -32,30 +27,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of `if-jax serve` in a process of its own, which draws with the tiny cascade."""
-    folder = tmp_path_factory.mktemp("served")
-    cascade = tiny.write_on_one_level(folder / "cascade")
-    command = [sys.executable, "-m", "if_jax", "serve", "--cascade", str(cascade), "--port", "0", "--batch-size", "2"]
-    log = folder / "log"
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
-        try:
-            yield _wait_until_ready(log, server)
-        finally:
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
-    assert "Traceback" not in log.read_text(), log.read_text()
-
-
-def _wait_until_ready(log: Path, server: subprocess.Popen) -> str:
-    until = time.monotonic() + 180
-    while time.monotonic() < until and server.poll() is None:
-        time.sleep(0.3)
-        if match := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
-            try:
-                with urllib.request.urlopen(f"{match[0]}/readyz", timeout=5):
-                    return match[0]
-            except OSError:
-                continue
-    raise AssertionError(log.read_text())
+    with served(tmp_path_factory.mktemp("served")) as (address, server):
+        yield address
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
