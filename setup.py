@@ -53,6 +53,8 @@ RUFF = "ruff==0.17.6"
 
 MATPLOTLIB = "matplotlib>=3.8"  # curves of a setting that is swept
 
+SERVE = ["gradio>=6", "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]  # if-jax serve
+
 # Colab brings them.
 NOTEBOOK = ["ipykernel>=6.17", MATPLOTLIB]
 
@@ -66,6 +68,7 @@ EXTRAS_REQUIRE = {
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
     # reads the words on signs (its opencv wants the system's libGL); side-by-side comparisons with PyTorch's pipelines
     "eval": ["rapidocr-onnxruntime>=1.4.4", MATPLOTLIB, *TORCH],
+    "serve": SERVE,
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
     "notebook": NOTEBOOK,
@@ -73,6 +76,8 @@ EXTRAS_REQUIRE = {
     "test": [
         *TORCH,
         *NOTEBOOK,
+        *SERVE,
+        "playwright>=1.45",  # a browser opens the page; it takes the system's Chromium
         "gcsfs",  # runs and data at gs:// paths, against a bucket on localhost
         DISKCACHE,
         "wandb>=0.18",

@@ -27,8 +27,8 @@ class StageRequest:
     settings: StageSettings
     inputs: StageInputs  # of all B pictures
     size: tuple[int, int]  # (H, W) of the pictures
-    seed: int
-    first_picture: int  # number of the first picture
+    seeds: np.ndarray  # (B,) uint32
+    numbers: np.ndarray  # (B,) uint32, of each picture among those of its seed
     batch_size: int  # pictures of one program
     progress: StageProgress | None = None
     callback: Callable[[StepInfo], None] | None = None
@@ -72,8 +72,7 @@ def _draw(stage: StageRelease, request: StageRequest, placement: Placement) -> n
     total, drawn = len(request.inputs.text), []
     tiles = list(_tiles(total, request.batch_size))
     for number, rows in enumerate(tiles):
-        pictures = np.asarray(rows + request.first_picture, np.uint32)
-        keys = _picture_keys(np.uint32(request.seed), np.uint32(request.index), pictures)
+        keys = _picture_keys(request.seeds[rows], np.uint32(request.index), request.numbers[rows])
         state, advance = begin_stage(
             stage,
             request.settings,
@@ -83,17 +82,20 @@ def _draw(stage: StageRelease, request: StageRequest, placement: Placement) -> n
             dtype=placement.dtype,
         )
         kept = min(request.batch_size, total - number * request.batch_size)
-        callback = _step_callback(request, rows[:kept] + request.first_picture)
+        callback = _step_callback(request, request.numbers[rows[:kept]])
         images = finish_stage(state, advance, _step_progress(request, number, len(tiles)), callback)
         drawn.append(np.asarray(images)[:kept])
     return np.concatenate(drawn)
 
 
 @jax.jit
-def _picture_keys(seed: jax.Array, stage: jax.Array, rows: jax.Array) -> jax.Array:
-    """One key for each picture (B,), from the seed, the stage and the picture's number alone."""
-    key = jax.random.key(seed, impl="threefry2x32")
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), stage))(rows)
+def _picture_keys(seeds: jax.Array, stage: jax.Array, numbers: jax.Array) -> jax.Array:
+    """One key for each picture (B,), from its seed, the stage and its number alone."""
+
+    def key(seed: jax.Array, number: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number), stage)
+
+    return jax.vmap(key)(seeds, numbers)
 
 
 def _tiles(total: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -270,11 +270,11 @@ class Cascade:
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown argument {sorted(unknown)[0]!r}: use {', '.join(Options.__annotations__)}")
         settings = modes.stage_settings_of(plan, self.stages, self.defaults, options)
-        seed, first_picture = checked_numbers(options)
         batch_size = checked_batch_size(options.get("batch_size")) * self.placement.ways
         embed = partial(self.embed, clean_caption=options.get("clean_caption", True))
         text = encode_texts(prompt, options, embed, (TEXT_LENGTH, self._text_config.d_model))
         count = len(text.text)
+        seeds, numbers = checked_numbers(options, count)
         drawn, low_res = Drawn(), _for_each(plan.low_res, count)
         progress, callback, tensors = options.get("progress"), options.get("callback"), options.get("return_tensors")
         for position, stage_settings in enumerate(settings):
@@ -287,7 +287,7 @@ class Cascade:
             stage_inputs = StageInputs(text.text, uncond, low_res, text.style, support, mask, noise)
             size = plan.sizes[position]
             request = StageRequest(
-                name, index, stage_settings, stage_inputs, size, seed, first_picture, batch_size, progress, callback
+                name, index, stage_settings, stage_inputs, size, seeds, numbers, batch_size, progress, callback
             )
             low_res = draw_pictures(self._ready(index), request, self.placement)
             drawn[name] = list(low_res) if tensors else [to_pil(image) for image in low_res]

@@ -33,7 +33,8 @@ class Options(TypedDict, total=False):
     """What all four modes take.
 
     Attributes:
-      seed: picture k of a seed is the same whatever stands beside it; 0…2³²−1, 0 by default.
+      seed: picture k of a seed is the same whatever stands beside it; 0…2³²−1, 0 by default. Or one for each prompt,
+        whose picture `first_picture` is drawn.
       stages: draw only so many of the cascade.
       if_I_kwargs: how stage I draws, see `settings.stage_settings`.
       if_II_kwargs: the same of stage II.
@@ -50,12 +51,13 @@ class Options(TypedDict, total=False):
         up, so that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
       return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
       first_picture: number of the first picture (default 0): with 3, what would be picture 3 of the seed is drawn.
+        Or the number of each picture.
       noise: by stage name, in place of drawn noise.
       progress: called with the stage's name, steps done and their total.
       callback: called with a `StepInfo` after every step.
     """
 
-    seed: int
+    seed: int | Sequence[int]
     stages: int | None
     if_I_kwargs: StageKwargs | None
     if_II_kwargs: StageKwargs | None
@@ -68,7 +70,7 @@ class Options(TypedDict, total=False):
     clean_caption: bool
     batch_size: int | None
     return_tensors: bool
-    first_picture: int
+    first_picture: int | Sequence[int]
     noise: Mapping[str, StageNoise] | None
     progress: StageProgress | None
     callback: Callable[[StepInfo], None] | None
@@ -104,13 +106,30 @@ class Bars:
         self.bar.update(done - self.bar.n)
 
 
-def checked_numbers(options: Options) -> tuple[int, int]:
-    """Seed and number of the first picture; ValueError where one is no whole number in 0…2³²−1."""
+def checked_numbers(options: Options, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seed and number of each picture.
+
+    Args:
+      options: whose seed and first_picture are read.
+      count: of pictures.
+
+    Returns:
+      Two arrays (count,) uint32.
+
+    Raises:
+      ValueError: one is no whole number in 0…2³²−1, or there are not as many as pictures.
+    """
     seed, first = options.get("seed", 0), options.get("first_picture", 0)
     for word, value in (("seed", seed), ("first_picture", first)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
-            raise ValueError(f"{word} is {value!r}: use a whole number in 0…{2**32 - 1}")
-    return int(seed), int(first)
+        several = isinstance(value, list | tuple | np.ndarray)
+        for each in value if several else (value,):
+            if isinstance(each, bool) or not isinstance(each, int | np.integer) or not 0 <= each < 2**32:
+                raise ValueError(f"{word} is {each!r}: use a whole number in 0…{2**32 - 1}")
+        if several and len(value) != count:
+            raise ValueError(f"{len(value)} values of {word} for {count} prompts: give one, or one for each")
+    alone = np.ndim(seed) == 0 and np.ndim(first) == 0  # the pictures of one seed are counted
+    numbers = np.asarray(first, np.int64) + (np.arange(count) if alone else np.zeros(count, np.int64))
+    return np.broadcast_to(np.asarray(seed, np.uint32), (count,)), numbers.astype(np.uint32)
 
 
 def checked_batch_size(batch_size: int | None) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -120,10 +121,16 @@ def write_png(path: Path, picture: Image.Image, notes: Mapping[str, object] | No
       picture: of any mode that PNG has.
       notes: kept in it, JSON.
     """
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(_KEY, json.dumps(notes or {}))
     with atomic_file(path) as beside:
-        picture.save(beside, format="PNG", pnginfo=info)
+        beside.write_bytes(png_bytes(picture, notes))
+
+
+def png_bytes(picture: Image.Image, notes: Mapping[str, object] | None = None) -> bytes:
+    """A picture as a PNG file that `is_own` knows, with notes (JSON) in it."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_itxt(_KEY, json.dumps(notes or {}))
+    picture.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def is_own(path: str | Path) -> bool:
@@ -135,8 +142,8 @@ def is_own(path: str | Path) -> bool:
         return False
 
 
-def read_notes(path: str | Path) -> dict[str, Any]:
-    """What `save_pictures` has noted in a PNG (JSON).
+def read_notes(path: str | Path | IO[bytes]) -> dict[str, Any]:
+    """What `save_pictures` has noted in a PNG (JSON), a file or one that is open.
 
     Raises:
       FileNotFoundError: where there is no file.

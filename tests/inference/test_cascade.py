@@ -62,6 +62,13 @@ def test_a_picture_is_its_seed_number_and_prompt(cascade):
         assert np.array_equal(all_three[name][0], alone[name][0])
         assert np.array_equal(all_three[name][2], third[name][0])
         assert np.abs(all_three[name][0] - all_three[name][1]).mean() > 0.1
+    mixed = cascade.dream(
+        ["a sign", PROMPTS[0], PROMPTS[2]], seed=[9, 3, 3], first_picture=[5, 0, 2], batch_size=2, return_tensors=True
+    )
+    for name in ("I", "II"):  # one seed and number for each
+        assert np.array_equal(mixed[name][1], all_three[name][0])
+        assert np.array_equal(mixed[name][2], all_three[name][2])
+        assert not np.array_equal(mixed[name][0], mixed[name][2])
     singly = cascade.dream(PROMPTS, seed=3, return_tensors=True, stages=1)  # a CPU draws one picture at a time
     assert list(singly) == ["I"]
     np.testing.assert_allclose(singly["I"], all_three["I"], atol=2e-5)
