@@ -69,6 +69,13 @@ def test_bound_equals_an_independent_float64_computation(error):
         assert float(got["vb"][b]) == pytest.approx(expected, rel=2e-4, abs=2e-6), f"t = {t}"
 
 
+def test_the_bound_counts_by_its_weight():
+    batch = case()
+    got, half = (hybrid_loss(FULL, **batch, t=T, bound_weight=weight) for weight in (1.0, 0.5))
+    np.testing.assert_allclose(got["loss"] - half["loss"], got["vb"] / 2, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(hybrid_loss(FULL, **batch, t=T, bound_weight=0.0)["loss"], got["mse"])
+
+
 def test_velocity_bound_equals_the_noise_bound():
     """The same guess of x0, said as a velocity, has the same bound; the squared error is that of ε over ᾱ."""
     batch = case()

@@ -36,3 +36,9 @@ def test_a_step_takes_each_stream_once(monkeypatch):
     agreement = (kept[:, None] == signs).mean(0)
     assert agreement.min() > 0.2 and agreement.max() < 0.8
     assert abs(np.corrcoef(np.ravel(drawn["eps"]), np.ravel(drawn["low_eps"]))[0, 1]) < 0.02
+
+
+def test_low_resolution_pictures_are_noised_no_further_than_asked():
+    recipe = dataclasses.replace(RECIPE, data=dataclasses.replace(RECIPE.data, max_aug_level=20))
+    levels = np.asarray(randomness.draw(recipe, 512, jax.random.key(0))["level"])
+    assert levels.min() == 0 and levels.max() == 20
