@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -237,7 +239,18 @@ def test_no_request_is_an_error_of_the_server(asked: TestClient, body: Any) -> N
     _never_fails(asked, body)
 
 
+@pytest.fixture
+def memory() -> Iterator[None]:
+    """The process is no larger after a test than before, but for what a cache may hold."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    yield
+    gc.collect()
+    assert process.memory_info().rss - before < 100e6
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("memory")
 @settings(max_examples=500, deadline=None, suppress_health_check=_CHECKS)
 @given(body=_BODIES)
 def test_no_request_of_five_hundred_is_an_error_of_the_server(asked: TestClient, body: Any) -> None:

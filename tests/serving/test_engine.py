@@ -112,6 +112,14 @@ def test_a_new_shape_is_compiled_beside_the_others(engine: Engine) -> None:
     assert other.done.result().state == "done"
 
 
+def test_other_shapes_are_refused_where_they_are_listed(cascade: Cascade) -> None:
+    with running(cascade, listed=["1:1", "3:2"]) as engine:
+        with pytest.raises(Refused, match="aspect_ratio is '2:1': this server draws 1:1, 3:2"):
+            engine.submit(DrawRequest(prompt="a", aspect_ratio="2:1"), "a")
+        over = DrawRequest(mode="style_transfer", prompt="a", image=encoded(picture(20, 10)), stages=1)
+        assert engine.submit(over, "a").done.result().state == "done"
+
+
 def test_what_is_cancelled_is_not_drawn(engine: Engine) -> None:
     many = [engine.submit(DrawRequest(prompt="a", seed=k, pictures=8), "a") for k in range(4)]
     for job in many:
