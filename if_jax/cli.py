@@ -260,7 +260,7 @@ def verify(a: str, b: str, tolerance: float, pictures: str | None, torch: bool, 
 @click.option("--process", type=int, help="Which of them this is: 0, 1, …")
 @click.option("--wait", default=60, show_default=True, help="Seconds to wait for other processes and for devices.")
 @click.option("--data-only", is_flag=True, help="Look only at what is read from buckets; touches no device.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list of {check, status, told, remedy}.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list of {check, status, message, remedy}.")
 @click.pass_context
 @_plain_errors
 def doctor(context: click.Context, config: str | None, as_json: bool, **options: Any) -> None:

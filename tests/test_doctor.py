@@ -123,7 +123,7 @@ def test_a_fault_in_the_command_is_found(fault, no_tracing):
     arguments, check, message, remedy = FAULTS[fault]
     code, rows = _doctor(*arguments)
     assert code == 1 and rows[check]["status"] == "fail", rows
-    assert message in rows[check]["told"] and remedy in rows[check]["remedy"], rows[check]
+    assert message in rows[check]["message"] and remedy in rows[check]["remedy"], rows[check]
     others = [row for name, row in rows.items() if name != check and row["status"] != "pass"]
     assert [row["check"] for row in others] == (["text encoder"] if fault == "text states" else [])
 
@@ -152,7 +152,9 @@ def test_who_holds_the_tpu_is_named_and_left_alone(place, monkeypatch):
         monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
         code, rows = _doctor()
         assert code == 1 and rows["TPU lock"]["status"] == "fail" and "devices" not in rows
-        assert f"process {holder.pid} (" in rows["TPU lock"]["told"] and "import fcntl" in rows["TPU lock"]["told"]
+        assert (
+            f"process {holder.pid} (" in rows["TPU lock"]["message"] and "import fcntl" in rows["TPU lock"]["message"]
+        )
         assert f"kill {holder.pid}" in rows["TPU lock"]["remedy"] and holder.poll() is None
         holder.communicate(b"\n")
     assert machine.tpu_lock().status == "pass"
@@ -187,7 +189,7 @@ def test_a_full_disk(monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(10**12, 0, free))
         code, rows = _doctor("--workdir", "run")
         assert rows["disk space"]["status"] == status and code == (status == "fail")
-        assert message in rows["disk space"]["told"] and "keep_checkpoints" in rows["disk space"]["remedy"]
+        assert message in rows["disk space"]["message"] and "keep_checkpoints" in rows["disk space"]["remedy"]
 
 
 def test_a_recipe_that_does_not_fit(monkeypatch):
@@ -195,7 +197,7 @@ def test_a_recipe_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(fit, "step_bytes", lambda *_, **__: sizes)
     monkeypatch.setattr(machine, "system_memory", lambda: 8 * 3 * 10**9)  # for eight devices
     code, rows = _doctor()
-    assert code == 1 and "the state alone exceeds the 3.0 GB" in rows["memory"]["told"]
+    assert code == 1 and "the state alone exceeds the 3.0 GB" in rows["memory"]["message"]
     assert "--config.mesh.rules=fsdp" in rows["memory"]["remedy"]
     for activations, status in ((5 * 10**9, "pass"), (11 * 10**9, "warn"), (30 * 10**9, "fail")):
         finding = fit.compare_memory(sizes | {"activations": activations}, 15 * 10**9, True, Recipe(accumulate=2))
@@ -206,8 +208,8 @@ def test_a_run_folder_of_another_recipe(monkeypatch, no_tracing):
     recipe = recipe_to_dict(Recipe()) | {"prediction": "x0"}
     monkeypatch.setattr(run, "read_latest", lambda workdir: (7, {"recipe": recipe}))
     code, rows = _doctor("--workdir", "run")
-    assert code == 1 and rows["run"]["status"] == "fail" and "holds a run of another recipe" in rows["run"]["told"]
-    assert "prediction was 'x0', is 'v'" in rows["run"]["told"]
+    assert code == 1 and rows["run"]["status"] == "fail" and "holds a run of another recipe" in rows["run"]["message"]
+    assert "prediction was 'x0', is 'v'" in rows["run"]["message"]
 
 
 def test_a_bucket_without_its_library(monkeypatch, no_tracing):
@@ -222,16 +224,16 @@ def test_a_bucket_without_its_library(monkeypatch, no_tracing):
 
 def test_a_source_that_has_changed_or_holds_no_picture(place, no_tracing):
     open_stored("pictures")
-    assert "3 pictures" in _doctor("--config.data.source=pictures")[1]["data"]["told"]
+    assert "3 pictures" in _doctor("--config.data.source=pictures")[1]["data"]["message"]
     (place / "pictures" / "more.txt").write_text("no picture beside it")
     shutil.copy(next((place / "pictures").glob("*.png")), place / "pictures" / "more.png")
     code, rows = _doctor("--config.data.source=pictures")
-    assert code == 1 and "has changed since it was indexed" in rows["data"]["told"]
+    assert code == 1 and "has changed since it was indexed" in rows["data"]["message"]
     assert "--reindex" in rows["data"]["remedy"]
     (place / "empty").mkdir()
     (place / "empty" / "bad.png").write_bytes(b"")
     code, rows = _doctor("--config.data.source=empty")
-    assert code == 1 and "no usable picture" in rows["data"]["told"] and "data inspect" in rows["data"]["remedy"]
+    assert code == 1 and "no usable picture" in rows["data"]["message"] and "data inspect" in rows["data"]["remedy"]
 
 
 def test_the_fingerprint_is_of_names_and_sizes(place):
@@ -347,8 +349,8 @@ def test_two_processes_whose_data_differ(place):
         out = process.communicate(timeout=300)[0]
         assert process.returncode == 1, out
         bad = [row for row in json.loads(out) if row["status"] != "pass"]
-        assert [row["check"] for row in bad] == ["hosts"] and "has data '8 files" in bad[0]["told"], bad
-        assert "process 0 on" in bad[0]["told"] and "copy the same files" in bad[0]["remedy"]
+        assert [row["check"] for row in bad] == ["hosts"] and "has data '8 files" in bad[0]["message"], bad
+        assert "process 0 on" in bad[0]["message"] and "copy the same files" in bad[0]["remedy"]
         assert "2 × cpu" in out and "all processes see" in out
     assert not list(place.glob(".if_jax*"))
 
@@ -382,20 +384,20 @@ def test_data_in_a_bucket_are_read_before_it_costs_money(place, no_tracing, monk
         assert code == 0 and list(rows) == ["data speed", "data region"]
         speed, batch = re.fullmatch(
             r"gs://bucket/tars: ([\d.,]+) MB/s on this host; its part of a batch is (\S+) MB, .* every \S+ s",
-            rows["data speed"]["told"],
+            rows["data speed"]["message"],
         ).groups()
         sizes = [len(content) for name, (content, _) in far.objects.items() if name.endswith(".tar")]
         assert float(speed) > 0 and float(batch) == pytest.approx(8 * sum(sizes) / 20 / 1e6, rel=0.3)
-        assert rows["data region"]["told"] == "gs://bucket is in US-EAST5, this machine in us-east5"
+        assert rows["data region"]["message"] == "gs://bucket is in US-EAST5, this machine in us-east5"
         far.location = "EUROPE-WEST4"
         code, rows = _doctor(source)
         assert code == 0 and rows["data region"]["status"] == "warn" and "data speed" in rows
-        assert re.search(r"every pass over it is [\d.]+ MB of traffic between regions", rows["data region"]["told"])
+        assert re.search(r"every pass over it is [\d.]+ MB of traffic between regions", rows["data region"]["message"])
         assert "copy it to a bucket in us-east5" in rows["data region"]["remedy"]
         far.trouble = lambda request: 403 if request == "GET /storage/v1/b/bucket" else None
         _, rows = _doctor("--data-only", source)
-        assert rows["data region"]["told"].startswith("this account may not see where gs://bucket lies")
+        assert rows["data region"]["message"].startswith("this account may not see where gs://bucket lies")
         far.trouble = lambda request: 403
         code, rows = _doctor("--data-only", source)
         assert code == 1 and "Storage Object Viewer" in rows["data speed"]["remedy"]
-        assert _doctor("--data-only")[1]["data"]["told"] == "scenes: not in a bucket"
+        assert _doctor("--data-only")[1]["data"]["message"] == "scenes: not in a bucket"

@@ -26,7 +26,7 @@ class Finding:
 
     def as_json(self) -> dict[str, str]:
         """The finding as `if-jax doctor --json` gives it."""
-        return {"check": self.check, "status": self.status, "told": self.message, "remedy": self.remedy}
+        return {"check": self.check, "status": self.status, "message": self.message, "remedy": self.remedy}
 
 
 def failure(check: str, error: Exception, remedy: str) -> Finding:
