@@ -25,17 +25,30 @@ def read_cached(store: RecordStore, settings: RemoteSettings, key: str, place: S
     Raises:
       RemoteError: the object holds something else now; or as `store.read`.
     """
-    name = f"{content:016x}"
-    kept = _unpack(key, cache.get(settings, name))
+    return read_kept(settings, key, content) or keep_checked(store, settings, store.read(key, place), content)
+
+
+def read_kept(settings: RemoteSettings, key: str, content: int) -> Record | None:
+    """A record out of the cache; None where it is not there, or damaged. Arguments as of `read_cached`."""
+    kept = _unpack(key, cache.get(settings, f"{content:016x}"))
     if kept is not None and hash_content(kept.picture, kept.captions) == content:
         return kept
-    record = store.read(key, place)
+    return None
+
+
+def keep_checked(store: RecordStore, settings: RemoteSettings, record: Record, content: int) -> Record:
+    """The record itself, kept in the cache. Arguments as of `read_cached`.
+
+    Raises:
+      RemoteError: it is not what was indexed.
+    """
     if hash_content(record.picture, record.captions) != content:
         raise RemoteError(
-            f"{store.name}: record {key} is not what was indexed: the object was written again, or is cut off; put it "
-            "back, or index again for a new run"
+            f"{store.name}: record {record.key} is not what was indexed: the object was written again, or is cut off; "
+            "put it back, or index again for a new run"
         )
-    cache.put(settings, name, _pack(record))
+    if cache.open_cache(settings) is not None:
+        cache.put(settings, f"{content:016x}", _pack(record))
     return record
 
 

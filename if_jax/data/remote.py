@@ -15,7 +15,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -180,18 +180,8 @@ class RemotePath:
 
     def read_ranges(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Parts of an object, each (offset, length); those that lie close together by one request."""
-        spans: list[list[int]] = []
-        for offset, length in sorted(part for part in ranges if part[1] > 0):
-            if spans and offset <= spans[-1][1] + _GAP:
-                spans[-1][1] = max(spans[-1][1], offset + length)
-            else:
-                spans.append([offset, offset + length])
-        content = {start: self.read_range(start, end - start) for start, end in spans}
-        parts = []
-        for offset, length in ranges:
-            start = max((start for start in content if start <= offset), default=0)
-            parts.append(content[start][offset - start : offset - start + length] if length > 0 else b"")
-        return parts
+        spans = _spans(ranges)
+        return _cut(ranges, {start: self.read_range(start, end - start) for start, end in spans})
 
     def read_bytes(self) -> bytes:
         """The whole object."""
@@ -208,6 +198,29 @@ class RemotePath:
     def unlink(self) -> None:
         """Removes an object."""
         _call(self, lambda files: files.rm_file(self.address), writes=True)
+
+
+def read_many(parts: Sequence[tuple[RemotePath, list[tuple[int, int]]]]) -> list[list[bytes] | None]:
+    """Parts of many objects in one call, which costs a fraction of a call for each.
+
+    Args:
+      parts: objects of one file system, each with its parts as `RemotePath.read_ranges` takes them.
+
+    Returns:
+      What that returns, for each object; None where a request failed, and is better made again by itself.
+    """
+    spans = [_spans(ranges) for _, ranges in parts]
+    wanted = [(path.address, start, end) for (path, _), own in zip(parts, spans, strict=True) for start, end in own]
+    if not wanted:
+        return [_cut(ranges, {}) for _, ranges in parts]
+    paths, starts, ends = (list(column) for column in zip(*wanted, strict=True))
+    contents = iter(_call(parts[0][0], lambda files: files.cat_ranges(paths, starts, ends, on_error="return")))
+    results: list[list[bytes] | None] = []
+    for (_, ranges), own in zip(parts, spans, strict=True):
+        read = {start: next(contents) for start, _ in own}
+        complete = all(isinstance(content, bytes) for content in read.values())
+        results.append(_cut(ranges, read) if complete else None)
+    return results
 
 
 DataPath = Path | RemotePath
@@ -286,6 +299,26 @@ def _call(path: RemotePath, request: Callable[[Any], Response], *, writes: bool 
         absl_logging.warning("%s: %s; tried again in %g s", path, known.strerror, pause)
         time.sleep(pause)
     raise AssertionError  # the last try returns or raises
+
+
+def _spans(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """From where to where is read, in order, to have all ranges (offset, length)."""
+    spans: list[tuple[int, int]] = []
+    for offset, length in sorted(part for part in ranges if part[1] > 0):
+        if spans and offset <= spans[-1][1] + _GAP:
+            spans[-1] = spans[-1][0], max(spans[-1][1], offset + length)
+        else:
+            spans.append((offset, offset + length))
+    return spans
+
+
+def _cut(ranges: Sequence[tuple[int, int]], content: Mapping[int, bytes]) -> list[bytes]:
+    """The ranges out of what was read, by where it starts."""
+    parts = []
+    for offset, length in ranges:
+        start = max((start for start in content if start <= offset), default=0)
+        parts.append(content[start][offset - start : offset - start + length] if length > 0 else b"")
+    return parts
 
 
 def _name(details: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ A position lies in some epoch, and what stands there is a function of source and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -108,22 +108,24 @@ class StoredPictures:
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         """The samples at these positions, decoded."""
-        return list(in_flight(lambda position: self._read(int(position)), positions, self.stored.remote))
+        ahead = self.stored.read_ahead([self._order(int(position)) for position in positions])
+        left = self.stored.remote and len(ahead) < len({*positions})  # those are read many at a time, each by itself
+        return list(in_flight(lambda position: self._read(int(position), ahead), positions, left))
 
-    def _read(self, position: int) -> Sample:
-        number, record, picture, replaced = self._decode(position)
+    def _read(self, position: int, ahead: Mapping[int, Record]) -> Sample:
+        number, record, picture, replaced = self._decode(position, ahead)
         preparation = self._preparation
         shift = preparation.shift * (2.0 * np.random.default_rng((self._seed, position, 2)).random() - 1.0)
         choice = int(np.random.default_rng((self._seed, position, 3)).integers(len(record.captions)))
         (caption,) = prepare_captions([record.captions[choice]], preparation.clean, preparation.preserve_case)
         return Sample(np.asarray(fit(picture, self._size, shift)), caption, number, choice, replaced)
 
-    def _decode(self, position: int) -> tuple[int, Record, Image.Image, str]:
+    def _decode(self, position: int, ahead: Mapping[int, Record]) -> tuple[int, Record, Image.Image, str]:
         """The record at a position, or the next in order that can be decoded and the key of the one it stands for."""
         replaced, last = "", None
         for number in map(self._order, range(position, position + _IN_A_ROW)):
             try:
-                return number, *self.stored.decode(number), replaced
+                return number, *self.stored.decode(number, ahead.get(number)), replaced
             except UncheckedFlaw as flaw:
                 replaced, last = replaced or self.stored.key(number), flaw
                 _warn_once(str(flaw))

@@ -7,6 +7,7 @@ folder of pictures with captions.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -15,13 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from if_jax.data.cached_records import read_cached
+from if_jax.data.cached_records import keep_checked, read_cached, read_kept
 from if_jax.data.discovery import discover
 from if_jax.data.exclusions import Exclusions, read_exclusions
 from if_jax.data.index import Filter, Index, index_folder
@@ -30,7 +31,7 @@ from if_jax.data.indexing import index_store
 from if_jax.data.parts_table import load_indexes, save_table
 from if_jax.data.preprocessing import UnusableRecord, read_picture
 from if_jax.data.records import Record, RecordStore
-from if_jax.data.remote import RemotePath, RemoteSettings, forget_listings
+from if_jax.data.remote import RemoteError, RemotePath, RemoteSettings, forget_listings, read_many
 from if_jax.data.selection import FOLDER, Selection, Skipped, left_out, select_rows
 from if_jax.data.tars import Tar
 
@@ -73,6 +74,35 @@ class Stored:
         except UnusableRecord as flaw:
             raise ValueError(f"{self.name}: record {key} cannot be read any more ({flaw})") from None
 
+    def read_ahead(self, numbers: Sequence[int]) -> dict[int, Record]:
+        """Those of some records that lie in tars in a bucket, read by one call for all.
+
+        What could not be read, or is not what was indexed, is left out: `self[number]` tries again, and says what is
+        wrong.
+        """
+        records: dict[int, Record] = {}
+        if not self.remote:
+            return records
+        parts: dict[int, tuple[Tar, str, list[int], int]] = {}
+        for number in numbers:
+            at, row = self.place(number)
+            columns, store = self.indexes[at].columns, self.stores[at]
+            if not isinstance(store, Tar) or not isinstance(store.path, RemotePath):
+                continue
+            key, content = self.indexes[at].key(row), int(columns.facts["content"][row])
+            kept = read_kept(store.path.settings, key, content)
+            if kept is not None:
+                records[number] = kept
+            else:
+                parts[number] = store, key, columns.places[row].tolist(), content
+        wanted = [(cast(RemotePath, store.path), Tar.ranges(place)) for store, _, place, _ in parts.values()]
+        for (number, (store, key, place, content)), read in zip(parts.items(), read_many(wanted), strict=True):
+            record = None if read is None else Tar.record(key, place, read)
+            if isinstance(record, Record):
+                with contextlib.suppress(RemoteError):
+                    records[number] = keep_checked(store, wanted[0][0].settings, record, content)
+        return records
+
     def captions(self, number: int) -> tuple[str, ...]:
         """Captions of record `number`, of tars without its picture; ValueError where they cannot be read any more.
 
@@ -84,13 +114,17 @@ class Stored:
             return store.captions(index.key(row), index.columns.places[row].tolist())
         return self[number].captions
 
-    def decode(self, number: int) -> tuple[Record, Image.Image]:
+    def decode(self, number: int, record: Record | None = None) -> tuple[Record, Image.Image]:
         """Record `number` and its picture; ValueError naming it where it cannot be read or decoded any more.
+
+        Args:
+          number: of the record.
+          record: itself, where it was read ahead.
 
         Raises:
           UncheckedFlaw: it never could be decoded, perhaps: the index has not tried.
         """
-        record = self[number]
+        record = record or self[number]
         try:
             return record, read_picture(record.picture)
         except UnusableRecord as flaw:

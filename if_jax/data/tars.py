@@ -52,6 +52,23 @@ class Tar(SingleFile):
             raise ValueError(f"{self.name}: sample {key} cannot be read any more ({record})")
         return record
 
+    @staticmethod
+    def ranges(place: Place) -> list[tuple[int, int]]:
+        """Offset and length of picture, caption and metadata of a sample; length 0 for what is not there."""
+        return [(int(place[i]), max(0, int(place[i + 1]))) for i in (0, 2, 4)]
+
+    @staticmethod
+    def record(key: str, place: Place, contents: Sequence[bytes]) -> Record | UnusableRecord:
+        """The sample at `place`, of what its `ranges` hold."""
+        if place[1] < 0:
+            return UnusableRecord("no picture")
+        picture, text, metadata = contents
+        try:
+            known = _parse(metadata)
+            return Record(key, picture, (_caption(text if place[3] >= 0 else None, known),), known)
+        except UnusableRecord as flaw:
+            return flaw
+
     def captions(self, key: str, place: Place) -> tuple[str, ...]:
         """The captions of the sample at `place` alone; ValueError where they cannot be read any more."""
         text, metadata = ((int(place[i]), max(0, int(place[i + 1]))) for i in (2, 4))
@@ -68,13 +85,7 @@ class Tar(SingleFile):
 def _try(path: DataPath, key: str, place: Place) -> Record | UnusableRecord:
     if place[1] < 0:
         return UnusableRecord("no picture")
-    try:
-        ranges = [(int(place[i]), max(0, int(place[i + 1]))) for i in (0, 2, 4)]
-        picture, text, metadata = read_ranges(path, ranges)
-        known = _parse(metadata)
-        return Record(key, picture, (_caption(text if place[3] >= 0 else None, known),), known)
-    except UnusableRecord as flaw:
-        return flaw
+    return Tar.record(key, place, read_ranges(path, Tar.ranges(place)))
 
 
 def _samples(path: Path) -> tuple[list[tuple[str, Files]], bool]:

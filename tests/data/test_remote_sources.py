@@ -228,6 +228,30 @@ def test_an_object_that_changes_while_it_is_read_is_named(change: str, tmp_path:
             sources.open_stored(address)
 
 
+def test_parts_of_many_objects_come_by_one_call(
+    tmp_path: Path, far: bucket.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a request of its own gives, and nothing for the one that failed."""
+    folder = record_stores.write_tars(tmp_path / "tars", 30, 10)
+    address = remote_sources.upload(far, folder, "tars")
+    ranges = [(512, 700), (0, 0), (5_000, 200), (90_000, 10)]
+    paths = [remote.RemotePath(f"{address}/{name}.tar") for name in ("00000", "00001", "00002")]
+    wanted = [(path, ranges[:3]) for path in paths]
+    assert remote.read_many(wanted) == [path.read_ranges(ranges[:3]) for path in paths]
+    assert remote.read_many([*wanted, (paths[0], ranges)])[3] is None  # it ends before
+    assert remote.read_many([(paths[0] / "none", ranges[:1]), wanted[0]])[0] is None
+    assert remote.read_many([]) == []
+
+    calls = []
+    stored = sources.open_stored(address)
+    monkeypatch.setattr(sources, "read_many", lambda parts: calls.append(len(parts)) or remote.read_many(parts))
+    monkeypatch.setattr(remote.RemotePath, "read_range", lambda *_: pytest.fail("a request by itself"))
+    settings = RemoteSettings(cache_size="0B")
+    source = pipeline.open_source(address, 8, 5, Preparation(), Filter(), settings)
+    _same_batches(reading.batches(source, 3), reading.batches(str(folder), 3))
+    assert calls[:3] == [8, 8, 8] and len(stored) == 30
+
+
 def test_the_cache_is_bounded_and_the_oldest_goes_first(tmp_path: Path, far: bucket.Bucket) -> None:
     settings = RemoteSettings(str(tmp_path / "kept"), "1MB")
     for number in range(40):
