@@ -13,10 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax.numpy as jnp
 import uvicorn
 from absl import logging
 
 from if_jax.inference.cascade import Cascade
+from if_jax.inference.options import checked_batch_size
 from if_jax.serving.api import make_app
 from if_jax.serving.engine import Engine, warm
 from if_jax.serving.files import PictureFiles
@@ -91,6 +93,29 @@ def serve(
         threading.Thread(target=_warm, args=(engine, ratios, ready, server), daemon=True).start()
         server.run(sockets=[taken])
         engine.close()
+
+
+def serve_beside(cascade: Cascade, *, name: str, port: int = 0) -> int:
+    """Serves a cascade from a thread of this process, until that ends: for notebooks.
+
+    Args:
+      cascade: that draws.
+      name: that the page and its PNGs call it by.
+      port: on this machine; where it is taken, or 0, another.
+
+    Returns:
+      The port.
+    """
+    try:
+        taken = listen("127.0.0.1", port)
+    except ValueError:
+        taken = listen("127.0.0.1", 0)
+    batch_size = checked_batch_size(None)
+    notes = {"cascade": name, "dtype": jnp.dtype(cascade.placement.dtype).name, "text_int8": False}
+    options: dict[str, Any] = {"files": PictureFiles(notes, batch_size=batch_size), "batch_size": batch_size}
+    options |= {"limits": Limits(), "ratios": ["1:1"]}
+    threading.Thread(target=serve, args=(cascade, taken), kwargs=options, daemon=True).start()
+    return int(taken.getsockname()[1])
 
 
 def with_page(app: Any, engine: Engine, files: PictureFiles, examples: list[str]) -> Any:

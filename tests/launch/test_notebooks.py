@@ -40,6 +40,7 @@ FORMS = {
         "steps_I": "2",
         "steps_II": "1",
         "networks": "IF-I-M",
+        "open_page": True,
         "folder_I": "DEMO/stage_I",
         "folder_II": "DEMO/stage_II",
         "published_steps_I": "3",
@@ -147,6 +148,7 @@ def test_dream(work):
     assert "2 × cpu (2 here)" in text(cells["device"]) and "no accelerator" in text(cells["device"])
     first, second = pictures(cells["demo"])
     assert first.size == (8 + 2 + 8, 8) and second.size == (16 + 2 + 16, 16)
+    assert re.search(r"http://127\.0\.0\.1:\d+", text(cells["page"]))
     table = dict(line.rsplit(" ", 1)[0].split("  ", 1) for line in text(cells["fits"]).splitlines()[1:])
     assert table["T5-XXL, bfloat16"].split()[:2] == ["9.5", "fits"]
     assert table["IF-I-M, bfloat16"].split()[:2] == ["0.7", "fits"]
