@@ -111,7 +111,7 @@ def _smoke(raw: dict[str, Any]) -> Settings:
     later = raw["stage"] == "super-resolution"
     start: dict[str, Any] = {}
     if raw["init_from"]:  # then what the demo was trained for
-        start = {"init_from": f"if_jax/demo/stage_{'II' if later else 'I'}", "prediction": "v"}
+        start = {"init_from": f"if_jax/demo/stage_{'II' if later else 'I'}", "prediction": "x0" if later else "v"}
         start["noise_size"] = 64 if later else 512
     return start | {
         "unet": "demo-II" if later else "demo-I",

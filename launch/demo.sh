@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the demo cascade from nothing: text encoder, stage I at 32 and at 64 px, stage II on crops and on whole pictures.
+# Makes the demo cascade from nothing: text encoder, stage I at 32 and at 64 px, stage II on crops.
 set -euo pipefail
 
 usage() {
@@ -46,9 +46,9 @@ main() {
   leg small demo_base.py
   leg large demo_base.py --config.init_from="$work/cascades/small/stage_I"
   leg crops demo_sr.py
-  leg whole demo_sr.py --config.init_from="$work/cascades/crops"
+  leg more demo_sr.py --config.init_from="$work/cascades/crops"
   [[ -d $work/cascades/demo ]] \
-    || "$python" -m if_jax export "$work/runs/large" "$work/runs/whole" "$work/cascades/demo" --dtype float16 --guidance 2
+    || "$python" -m if_jax export "$work/runs/large" "$work/runs/more" "$work/cascades/demo" --dtype float16 --guidance 2
   score demo
 }
 

@@ -74,6 +74,7 @@ def main() -> None:
     rows = [own[:8], without, drawn[:: max(1, len(drawn) // 16)][:16], ordinary]
     sheet = grid([picture for row in rows for picture in row], columns=8)
     sheet.resize((2 * sheet.width, 2 * sheet.height), 0).save(args.out / "learned-concept.webp", quality=90)
+    print(json.dumps(report))
     if args.prompts:
         report |= synth_eval(work, args.prompts, args.fast)
     print(json.dumps(report))

@@ -9,6 +9,7 @@ from if_jax.checkpoints.files import parse_bytes
 from if_jax.checkpoints.weights import abstract_params
 from if_jax.config.keys import LoraConfig, Recipe, ValidationConfig
 from if_jax.models import presets
+from if_jax.models.copy_start import check_copy
 from if_jax.models.lora import check_rank, kernels_of, target_paths
 from if_jax.text.captions import prepare_captions
 
@@ -68,6 +69,10 @@ def _check_start(recipe: Recipe) -> None:
         )
     if recipe.init_from:
         raise ValueError(f"recipe key init_copy is set with init_from {recipe.init_from!r}: choose one of them")
+    try:
+        check_copy(presets.UNETS[recipe.unet])
+    except ValueError as error:
+        raise ValueError(f"recipe key init_copy with unet {recipe.unet!r}: {error}") from None
 
 
 def _check_networks(recipe: Recipe) -> None:

@@ -222,7 +222,7 @@ class Recipe:
     init_copy: bool = key(False, resumable=True, compiled=False)
     prediction: Prediction = "eps"  # what the UNet's first three channels mean: "eps" (IF), "v" or "x0"
     loss_weight: Weight = "none"  # of the squared error by timestep: "none" is IF's
-    # of the variational bound, which trains the variance channels alone; IF: 1
+    # of the variational bound, which trains the variance channels alone; IF: 1; 0: the variance is fixed
     bound_weight: float = key(1.0, minimum=0)
     # share of pictures whose step embedding is not told the text: attention must read it
     pooled_dropout: float = key(0.0, minimum=0, maximum=1)

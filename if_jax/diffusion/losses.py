@@ -57,8 +57,8 @@ def hybrid_loss(
       prediction: what the first C channels mean: IF's ε, or the velocity, whose error at x_t is the ε error divided
         by √ᾱ_t: the noisy steps, which decide the composition, weigh more.
       weight: see `loss_weight`.
-      bound_weight: b. The bound is ever larger beside the squared error where a net predicts x0 well, and its gradient
-        reaches all layers through the variance channels.
+      bound_weight: b. Where a net predicts x0 well the bound is far larger than the squared error, and its gradient
+        reaches all layers through the variance channels; a small b leaves these untrained, and 0 says so.
 
     Returns:
       {"loss": w · mse + b · vb · N/1000, "mse", "vb" in bits per dimension}, each (B,) float32.

@@ -23,6 +23,21 @@ _CONSTANT = 8.0  # K; the picture's own mean square, 0 to 1 of the variance's KÂ
 _MEAN_SQUARE = 0.3  # of a picture in [-1, 1]: about that of photographs
 
 
+def check_copy(config: UNetConfig) -> None:
+    """Refuses a net that cannot start as a copy.
+
+    Raises:
+      ValueError: it is a base stage's, or its outermost level has fewer than three groups of four channels.
+    """
+    width, groups = config.block_out_channels[0], config.norm_num_groups
+    if not config.aug_level_embedding:
+        raise ValueError("a base stage has no low-resolution input to copy")
+    if groups < 3 or width // groups < 4:
+        raise ValueError(
+            f"block_out_channels[0]={width} in norm_num_groups={groups}: a copy needs three groups of four channels"
+        )
+
+
 def start_by_copying(params: dict[str, Any], config: UNetConfig) -> dict[str, Any]:
     """Sets what the copy needs.
 
@@ -35,16 +50,10 @@ def start_by_copying(params: dict[str, Any], config: UNetConfig) -> dict[str, An
       channels of its input (3 to 5), its variance channels 0.
 
     Raises:
-      ValueError: the net is a base stage's, or its outermost level has fewer than three groups of four channels.
+      ValueError: see `check_copy`.
     """
-    width, groups = config.block_out_channels[0], config.norm_num_groups
-    size = width // groups
-    if not config.aug_level_embedding:
-        raise ValueError("a base stage has no low-resolution input to copy")
-    if groups < 3 or size < 4:
-        raise ValueError(
-            f"block_out_channels[0]={width} in norm_num_groups={groups}: a copy needs three groups of four channels"
-        )
+    check_copy(config)
+    width, size = config.block_out_channels[0], config.block_out_channels[0] // config.norm_num_groups
     last_level = f"up_blocks_{len(config.block_out_channels) - 1}"
     last_block = f"resnets_{config.layers_per_block[0]}"
     kernel = params["conv_in"]["kernel"]

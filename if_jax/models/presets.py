@@ -49,8 +49,6 @@ _DEMO = {
 }
 _DEMO_SR = {**_DEMO, "norm_num_groups": 4}  # groups of fewer channels take a picture's brightness away
 
-_DEMO_III = {**_DEMO, "norm_num_groups": 3, "only_cross_attention": True}
-
 # fmt: off
 UNETS: dict[str, UNetConfig] = {
     #                        size  widths                           layers               attended levels
@@ -62,7 +60,6 @@ UNETS: dict[str, UNetConfig] = {
     "IF-III-L": _sr_unet(    1024, _widths(128, 1, 2, 2, 4, 6, 8),  (2, 2, 3, 3, 4, 4),  1),
     "demo-I":   _unet(         64, (32, 64, 128, 160),              (1, 2, 3, 3),        2, **_DEMO),
     "demo-II":  _sr_unet(     256, (16, 32, 64, 96, 96),            (1, 1, 1, 2, 2),     1, **_DEMO_SR),
-    "demo-III": _sr_unet(    1024, (12, 24, 48, 96, 96, 96),        (1, 1, 1, 1, 1, 1),  1, **_DEMO_III),
 }
 
 T5_ENCODERS: dict[str, T5Config] = {

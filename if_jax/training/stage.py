@@ -27,7 +27,10 @@ def make_scheduler(recipe: Recipe) -> SchedulerConfig:
     """The schedule and the prediction that a recipe trains for, and how its pictures are bounded."""
     betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
     prediction = PREDICTIONS[recipe.prediction]
-    return SchedulerConfig(recipe.sample_max_value, prediction_type=prediction, trained_betas=betas)
+    variance = "learned_range" if recipe.bound_weight else "fixed_small"  # channels that nothing has trained
+    return SchedulerConfig(
+        recipe.sample_max_value, prediction_type=prediction, trained_betas=betas, variance_type=variance
+    )
 
 
 def stage_defaults(recipe: Recipe) -> StageDefaults:
