@@ -25,6 +25,7 @@ from if_jax.models.clip import Activation, CLIPText, CLIPTextConfig, CLIPVision,
 from if_jax.models.inception import Inception
 
 _HASHED = re.compile(r"-([0-9a-f]{8,64})\.\w+")  # the end of a file's name as torch.hub has it
+CLIP_HASH = "clip_sha256"  # in the header of the weights that a stage keeps
 _COUNTERS = ".num_batches_tracked"  # of PyTorch's batch norms; no integer is needed to draw
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -37,14 +38,18 @@ class CLIPWeights(NamedTuple):
     mean: tuple[float, float, float]  # of the pictures it was trained on, RGB in 0 … 1
     std: tuple[float, float, float]
     sha256: str  # of the files of weights
+    identity: str = ""  # of the encoder, where a stage's files say it: in whatever precision they are
 
 
-def read_clip(folder: str | Path, towers: tuple[str, ...] = ("text", "vision")) -> CLIPWeights:
+def read_clip(
+    folder: str | Path, towers: tuple[str, ...] = ("text", "vision"), *, optional: bool = False
+) -> CLIPWeights:
     """Open a CLIP in the layout of transformers: config.json, model.safetensors (or .bin), preprocessor_config.json.
 
     Args:
       folder: of `CLIPModel`, or of one tower with its projection.
       towers: which to read.
+      optional: all but one of them may be missing.
 
     Raises:
       FileNotFoundError: names what is missing.
@@ -58,7 +63,7 @@ def read_clip(folder: str | Path, towers: tuple[str, ...] = ("text", "vision")) 
         raise ValueError(
             f"{folder}: config.json is of a {kind!r}, not of CLIP; give a folder of transformers' CLIPModel"
         )
-    tensors, _ = read_tensors(folder, "model")
+    tensors, metadata = read_tensors(folder, "model")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
     made: dict[str, Any] = {}
     for tower, (config_class, module) in {
@@ -76,13 +81,15 @@ def read_clip(folder: str | Path, towers: tuple[str, ...] = ("text", "vision")) 
             else jax.ShapeDtypeStruct((1, shape.image_size, shape.image_size, 3), jnp.float32)
         )
         made[tower] = shape, _fitted(folder, own, module(shape), inputs, "clip")
-    if missing := [tower for tower in towers if made[tower] is None]:
+    missing = [tower for tower in towers if made[tower] is None]
+    if missing and not (optional and len(missing) < len(towers)):
         raise ValueError(f"{folder}: holds no {missing[0]} tower of CLIP; give a folder of the whole CLIPModel")
     picture = folder / "preprocessor_config.json"
     facts = read_json(picture) if picture.is_file() else {}
     mean, std = tuple(facts.get("image_mean", CLIP_MEAN)), tuple(facts.get("image_std", CLIP_STD))
     hashes = "".join(sha256_of(path) for path in weight_files(folder, "model"))
-    return CLIPWeights(made["text"], made["vision"], mean, std, hashes)  # type: ignore[arg-type]  # three each
+    identity = metadata.get(CLIP_HASH, "")
+    return CLIPWeights(made["text"], made["vision"], mean, std, hashes, identity)  # type: ignore[arg-type]  # three each
 
 
 def read_inception(path: str | Path) -> tuple[Params, str]:

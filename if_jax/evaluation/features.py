@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from if_jax.checkpoints.feature_weights import read_clip, read_inception
-from if_jax.checkpoints.files import require_file, sha256_of
+from if_jax.checkpoints.files import sha256_of
 from if_jax.evaluation.synth import reading
 from if_jax.models.clip import CLIPText, CLIPVision
 from if_jax.models.inception import FEATURES, Inception
+from if_jax.text.clip_tokens import load_clip_tokenizer
 
 NETWORKS = ("inception", "clip", "reader")
 BATCH = 32  # pictures of one program; the last batch is filled up
@@ -93,7 +93,7 @@ def _clip(folder: Path) -> FeatureNetwork:
     assert weights.text and weights.vision  # both were asked for
     (text_config, text), (config, vision) = weights.text, weights.vision
     pictures_of, texts_of = jax.jit(CLIPVision(config).apply), jax.jit(CLIPText(text_config).apply)
-    tokenize = _clip_tokenizer(folder, text_config.max_position_embeddings)
+    tokenize = load_clip_tokenizer(folder, text_config.max_position_embeddings)
     mean, std = np.asarray(weights.mean, np.float32), np.asarray(weights.std, np.float32)
 
     def embed(pictures: Pictures) -> np.ndarray:
@@ -114,22 +114,6 @@ def _reader() -> FeatureNetwork:
     size = reading.features(np.zeros((1, reading.PIXELS, reading.PIXELS, 3), np.float32)).shape[1]
     resizer = f"Pillow box to {reading.PIXELS} px"
     return FeatureNetwork("reader", size, resizer, sha256_of(reading.WEIGHTS), embed)
-
-
-def _clip_tokenizer(folder: Path, length: int) -> Callable[[Sequence[str]], np.ndarray]:
-    """Captions to ids (B, length), cut where they are longer."""
-    from transformers import CLIPTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            require_file(folder / name)
-    tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-    def tokenize(captions: Sequence[str]) -> np.ndarray:
-        encoded = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True)
-        return np.asarray(encoded["input_ids"], np.int32)
-
-    return tokenize
 
 
 def _in_batches(apply: Callable[[jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:

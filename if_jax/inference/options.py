@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from if_jax.inference.inputs import Picture
 from if_jax.inference.settings import StageKwargs
 from if_jax.inference.stage_inputs import StageNoise
 
@@ -41,9 +42,10 @@ class Options(TypedDict, total=False):
       negative_prompt: what to draw away from, where guidance_scale is not 1.
       style_prompt: a style in IF's way: the network pools it in place of the prompt, and guidance mixes its
         prediction with that of the prompt, by the share that `positive_mixer` of each stage says.
-      prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of prompts.
-      negative_prompt_embeds: (1 or B, 77, D), in place of negative prompts.
-      empty_embeds: (77, D), text states of the empty caption; with them and no text, no encoder is needed.
+      vary: a picture, or one for each prompt, to draw variations of: for cascades that read `clip_image`.
+      prompt_embeds: (B, L, D), text states (of `Cascade.embed`) in place of prompts.
+      negative_prompt_embeds: (1 or B, L, D), in place of negative prompts.
+      empty_embeds: (L, D), text states of the empty caption; with them and no text, no encoder is needed.
       clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
         were not.
       batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled
@@ -62,6 +64,7 @@ class Options(TypedDict, total=False):
     if_III_kwargs: StageKwargs | None
     negative_prompt: str | Sequence[str] | None
     style_prompt: str | Sequence[str] | None
+    vary: Picture | Sequence[Picture] | None
     prompt_embeds: np.ndarray | None
     negative_prompt_embeds: np.ndarray | None
     empty_embeds: np.ndarray | None
