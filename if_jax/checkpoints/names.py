@@ -18,7 +18,7 @@ from if_jax.models.conditioning import StatesPart
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
-Kind = Literal["unet", "t5", "clip", "inception"]
+Kind = Literal["unet", "t5", "clip", "inception", "efficientnet", "dinov2"]
 Params = Mapping[str, Any]  # nested by module; leaves are arrays, `Lazy` or shapes
 
 MODULE_LISTS = {
@@ -26,10 +26,13 @@ MODULE_LISTS = {
     "t5": ("block", "layer"),
     "clip": ("layers",),
     "inception": (),
+    "efficientnet": ("_blocks",),
+    "dinov2": ("layer",),
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # Stored twice by some writers: the second name is the one we use.
-TIED = {"unet": {}, "t5": {"encoder.embed_tokens.weight": "shared.weight"}, "clip": {}, "inception": {}}
+TIED: dict[str, dict[str, str]] = {name: {} for name in MODULE_LISTS}
+TIED["t5"] = {"encoder.embed_tokens.weight": "shared.weight"}
 
 # Keys of a diffusers configuration that our UNet computes in one way only: (that value, diffusers' default if absent).
 _UNET_FIXED = {
