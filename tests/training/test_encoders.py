@@ -73,7 +73,7 @@ def _recipe(place: Path, encoders: str, **changed: Any) -> Recipe:
         checkpoint_every=2,
         ema_decays=(0.9,),
         data=DataConfig(source=str(place / "tars"), size=8, threads=0),
-        optimizer=OptimizerConfig(schedule="constant", learning_rate=3e-3, warmup_steps=2),
+        optimizer=OptimizerConfig(schedule="constant", learning_rate=3e-3, warmup_steps=1),
         sample=SampleConfig(every=0),
     )
     return to_recipe(recipe_to_dict(dataclasses.replace(recipe, **changed)))
@@ -173,6 +173,7 @@ def _clip_of(folder: Path) -> ConditioningConfig:
 def test_a_stage_trains_resumes_draws_and_is_refused_by_name(place, tmp_path, encoders):
     validation = ValidationConfig(every=4, samples=8, batch_size=8, timesteps=(100, 900), source=str(place / "tars"))
     watched = {"validation": validation, "sample": SampleConfig(every=4, steps="2", prompts=("a red cube",))}
+    watched = watched if encoders == "t5+clip_image" else {}
     whole = _recipe(place, encoders, **watched)
     loop.train(whole, str(tmp_path / "whole"))
     loop.train(dataclasses.replace(whole, steps=2), str(tmp_path / "parts"))
@@ -189,7 +190,8 @@ def test_a_stage_trains_resumes_draws_and_is_refused_by_name(place, tmp_path, en
             loop.train(dataclasses.replace(whole, conditioning=swapped, steps=6), str(tmp_path / "parts"))
     publish.publish([str(tmp_path / "whole")], str(tmp_path / "cascade"))
     drawn = _draw(tmp_path / "cascade", encoders)
-    _check_later_stage(place, tmp_path, encoders)
+    if encoders == "t5+clip":
+        _check_later_stage(place, tmp_path, encoders)
     model = convert.open_model(tmp_path / "cascade")
     if encoders == "t5":
         convert.write_model(model, tmp_path / "converted", "diffusers", Storage())
