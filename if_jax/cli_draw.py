@@ -39,6 +39,9 @@ _SHARED = (
     click.option("--low-memory", is_flag=True, help="One network in memory at a time, the text encoder first."),
     click.option("--text-int8", is_flag=True, help="The text encoder's weights in 8 bits."),
     click.option(
+        "--guard", type=click.Path(), help="IF's safety_checker folder: blurs unsafe and watermarked pictures."
+    ),
+    click.option(
         "--watermark", is_flag=False, flag_value="", help="Mark the pictures: ours, or IF's from a PNG of it."
     ),
     click.option("--wandb", metavar="PROJECT", help="Log prompts, settings and pictures to a Weights & Biases table."),
@@ -61,6 +64,7 @@ class DrawOptions(StageOptions):
     dtype: str
     low_memory: bool
     text_int8: bool
+    guard: str | None
     watermark: str | None
     wandb: str | None
     overwrite: bool
@@ -69,7 +73,7 @@ class DrawOptions(StageOptions):
 
 _FOR_DRAWING = (
     *("out", "seed", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level"),
-    *("words", "batch_size", "watermark", "wandb", "overwrite", "aspect_ratio"),
+    *("words", "batch_size", "guard", "watermark", "wandb", "overwrite", "aspect_ratio"),
 )
 _DECIDED_BY_LIKE = (
     *("seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level", "words"),
@@ -214,8 +218,18 @@ def _draw(mode: str, names: list[str], request: dict[str, object], options: Draw
         arguments["first_picture"] = first
     pictures = {word: request[word] for word in ("image", "mask_image") if word in request}
     texts = None if "prompt_embeds" in request else names
+    if options["guard"]:
+        from if_jax.inference.guard import Guard
+
+        pictures["guard"] = guard = Guard(options["guard"])
+        _ = guard.weights  # what cannot be read is refused before anything is drawn
     with Bars() as bars:
         drawn = getattr(cascade, mode)(prompt=texts, **pictures, **arguments, progress=bars.show)
+    for stage, scores in drawn.guarded.items():
+        for row, score in enumerate(scores):
+            if score.hidden:
+                what = f"unsafe {score.unsafe:.2f}, watermark {score.watermark:.2f}"
+                click.echo(f"picture {first + row} of stage {stage} is blurred: {what}", err=True)
     notes = _notes(mode, names, request, arguments, options)
     written, kept = save_pictures(
         drawn,

@@ -94,6 +94,21 @@ def read_clip(
     return CLIPWeights(made["text"], made["vision"], mean, std, hashes, identity)  # type: ignore[arg-type]  # three each
 
 
+def fitted_vision(folder: Path, tensors: Mapping[str, Any]) -> tuple[CLIPVisionConfig, Params]:
+    """CLIP's picture encoder alone, from tensors under its own names.
+
+    Args:
+      folder: of its config.json.
+      tensors: all of them.
+
+    Raises:
+      ValueError: they do not fit the configuration.
+    """
+    shape = _tower_config(folder, read_json(folder / "config.json"), "vision", CLIPVisionConfig)
+    inputs = jax.ShapeDtypeStruct((1, shape.image_size, shape.image_size, 3), jnp.float32)
+    return shape, _fitted(folder, tensors, CLIPVision(shape), inputs, "clip")
+
+
 def read_inception(path: str | Path) -> tuple[Params, str]:
     """Open the Inception-v3 of FID, as pytorch-fid and torch-fidelity ship it (`pt_inception-2015-12-05-6726825d.pth`).
 
@@ -187,7 +202,7 @@ def _fitted(path: Path, tensors: Mapping[str, Any], module: nn.Module, inputs: A
 def _tower_config(folder: Path, config: Mapping[str, Any], tower: str, kind: Any) -> Any:
     """The shape of a tower; what a configuration leaves out has transformers' default, which is ours."""
     own = {"projection_dim": config.get("projection_dim", 512)}
-    own |= config.get(f"{tower}_config") or (config if config["model_type"] != "clip" else {})
+    own |= config.get(f"{tower}_config") or (config if config.get("model_type") != "clip" else {})
     if "projection_dim" in config:  # the whole net's counts, a tower's own may be left from elsewhere
         own["projection_dim"] = config["projection_dim"]
     if (act := own.get("hidden_act", "quick_gelu")) not in get_args(Activation):

@@ -294,6 +294,8 @@ class Cascade:
                 name, index, stage_settings, stage_inputs, size, seed, first_picture, batch_size, progress, callback
             )
             low_res = draw_pictures(self._ready(index), request, self.placement)
+            if (guard := options.get("guard")) is not None:
+                low_res, drawn.guarded[name] = guard.hide(low_res)
             drawn[name] = list(low_res) if tensors else [to_pil(image) for image in low_res]
         return drawn
 

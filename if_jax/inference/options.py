@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from if_jax.inference.guard import Guard
 from if_jax.inference.inputs import Picture
 from if_jax.inference.settings import StageKwargs
 from if_jax.inference.stage_inputs import StageNoise
@@ -48,6 +49,7 @@ class Options(TypedDict, total=False):
       empty_embeds: (L, D), text states of the empty caption; with them and no text, no encoder is needed.
       clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
         were not.
+      guard: hides unsafe and watermarked pictures, see `guard`; the result's `guarded` says what it made of each.
       batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled
         up, so that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
       return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
@@ -69,6 +71,7 @@ class Options(TypedDict, total=False):
     negative_prompt_embeds: np.ndarray | None
     empty_embeds: np.ndarray | None
     clean_caption: bool
+    guard: Guard | None
     batch_size: int | None
     return_tensors: bool
     first_picture: int

@@ -29,6 +29,7 @@ def test_features_are_those_of_its_pytorch_network():
     except ImportError:
         pytest.skip("needs tests/fetch_assets.py")
     path = features._packaged()
+    assert path is not None
     net = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
     rows = np.stack([features._square(picture, 224) for picture in _pictures(4)])
     with torch.no_grad():
