@@ -250,6 +250,7 @@ def convert(
         model = converter.with_new_words(model, new_words)
     if merge:
         model = converter.with_merged(model, read_loras(merge, "--merge"))
+    converter.check_text(model, layout)  # before the bar
     with tqdm(total=converter.stored_bytes(model, storage), unit="B", unit_scale=True, desc=layout) as bar:
         converter.write_model(model, destination, layout, storage, overwrite, progress=bar.update)
     count = len(model.stages)

@@ -142,7 +142,7 @@ def write_model(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
-    refuse_other_text(model.folder, model.stages, model.defaults, layout)
+    check_text(model, layout)
     if layout == "deepfloyd":
         _write_deepfloyd(model, Path(folder), storage, overwrite, progress)
     elif model.defaults:
@@ -162,6 +162,11 @@ def write_model(
             else:
                 release.write_stage_files(beside, with_hash(model.stages[0]), storage, progress)
                 _carry_components(model.folder, beside)
+
+
+def check_text(model: Model, layout: str) -> None:
+    """Raises ValueError where a stage is told what no pipeline of a layout tells it, see `refuse_other_text`."""
+    refuse_other_text(model.folder, model.stages, model.defaults, layout)
 
 
 def stored_bytes(model: Model, storage: Storage) -> int:
