@@ -78,7 +78,7 @@ class Guard:
     @cached_property
     def _encode(self) -> Any:
         config, params, _ = self.weights
-        placed = jax.device_put(params)
+        on_device = jax.device_put(params)
 
         @jax.jit
         def encode(params: Any, pictures: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ class Guard:
             _, vectors = CLIPVision(config).apply({"params": params}, fitted)
             return jnp.asarray(vectors)
 
-        return lambda pictures: encode(placed, pictures)
+        return lambda pictures: encode(on_device, pictures)
 
 
 def to_clip(pictures: jax.Array, side: int) -> jax.Array:
