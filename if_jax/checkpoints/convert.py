@@ -19,6 +19,7 @@ import yaml
 
 from if_jax.checkpoints import deepfloyd, lora, names, release, words
 from if_jax.checkpoints.deepfloyd_config import unet_config_from_deepfloyd, unet_config_to_deepfloyd
+from if_jax.checkpoints.encoders import refuse_other_text
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, write_json
 from if_jax.checkpoints.scheduler import SchedulerConfig, scheduler_from_diffusers, scheduler_to_diffusers
 from if_jax.checkpoints.stages import (
@@ -141,6 +142,7 @@ def write_model(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
+    check_text(model, layout)
     if layout == "deepfloyd":
         _write_deepfloyd(model, Path(folder), storage, overwrite, progress)
     elif model.defaults:
@@ -160,6 +162,11 @@ def write_model(
             else:
                 release.write_stage_files(beside, with_hash(model.stages[0]), storage, progress)
                 _carry_components(model.folder, beside)
+
+
+def check_text(model: Model, layout: str) -> None:
+    """Raises ValueError where a stage is told what no pipeline of a layout tells it, see `refuse_other_text`."""
+    refuse_other_text(model.folder, model.stages, model.defaults, layout)
 
 
 def stored_bytes(model: Model, storage: Storage) -> int:

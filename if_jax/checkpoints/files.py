@@ -184,8 +184,14 @@ def _fits(value: Any, annotation: str) -> bool:
     if annotation.endswith(" | None"):
         return value is None or _fits(value, annotation.removesuffix(" | None"))
     if entries := re.fullmatch(r"tuple\[(\w+), \.\.\.\]", annotation):
-        return isinstance(value, tuple) and all(isinstance(entry, _KINDS[entries[1]]) for entry in value)
+        return isinstance(value, tuple) and all(_is_entry(entry, entries[1]) for entry in value)
     return isinstance(value, _KINDS[annotation])
+
+
+def _is_entry(value: Any, kind: str) -> bool:
+    if kind in _KINDS:
+        return isinstance(value, _KINDS[kind])
+    return type(value).__name__ == kind and all(_fits(getattr(value, row.name), str(row.type)) for row in fields(value))
 
 
 def _is_ours(folder: Path) -> bool:

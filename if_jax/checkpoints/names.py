@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from if_jax.checkpoints.tensors import Lazy
+from if_jax.models.conditioning import StatesPart
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
-Kind = Literal["unet", "t5", "clip", "inception"]
+Kind = Literal["unet", "t5", "clip", "inception", "efficientnet", "dinov2"]
 Params = Mapping[str, Any]  # nested by module; leaves are arrays, `Lazy` or shapes
 
 MODULE_LISTS = {
@@ -25,10 +26,13 @@ MODULE_LISTS = {
     "t5": ("block", "layer"),
     "clip": ("layers",),
     "inception": (),
+    "efficientnet": ("_blocks",),
+    "dinov2": ("layer",),
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # Stored twice by some writers: the second name is the one we use.
-TIED = {"unet": {}, "t5": {"encoder.embed_tokens.weight": "shared.weight"}, "clip": {}, "inception": {}}
+TIED: dict[str, dict[str, str]] = {name: {} for name in MODULE_LISTS}
+TIED["t5"] = {"encoder.embed_tokens.weight": "shared.weight"}
 
 # Keys of a diffusers configuration that our UNet computes in one way only: (that value, diffusers' default if absent).
 _UNET_FIXED = {
@@ -86,7 +90,10 @@ _T5_FIXED = {"feed_forward_proj": ("gated-gelu", "relu")}
 
 
 def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
-    """The complete config.json of diffusers' `UNet2DConditionModel`; `unet_config_from_diffusers` reads it."""
+    """The complete config.json of diffusers' `UNet2DConditionModel`; `unet_config_from_diffusers` reads it.
+
+    A net that reads others than T5 alone says so under `text_parts`, which diffusers does not know.
+    """
     levels = config.attention_levels
     own = {name: _plain(getattr(config, name)) for name in _UNET_SAME}
     layers = set(config.layers_per_block)
@@ -104,6 +111,7 @@ def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         "class_embed_type": "timestep" if config.aug_level_embedding else None,
         "time_embedding_act_fn": "gelu" if config.time_embedding_act else None,
         "time_embedding_dim": config.time_embedding_dim,
+        **({"text_parts": [asdict(part) for part in config.text_parts]} if config.text_parts else {}),
     }
 
 
@@ -152,6 +160,7 @@ def unet_config_from_diffusers(values: Mapping[str, Any]) -> UNetConfig:
         aug_level_embedding=values.get("class_embed_type") is not None,
         time_embedding_act=values.get("time_embedding_act_fn") is not None,
         only_cross_attention=only_cross,
+        text_parts=tuple(StatesPart(**part) for part in values.get("text_parts", ())),
     )
 
 
@@ -302,7 +311,7 @@ def _differences(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, Any]]
 def _unknown_keys(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """Keys newer than this table that are switched on."""
     own = {"layers_per_block", "down_block_types", "up_block_types", "only_cross_attention", "class_embed_type"}
-    own |= {"mid_block_only_cross_attention", "time_embedding_act_fn", "time_embedding_dim"}
+    own |= {"mid_block_only_cross_attention", "time_embedding_act_fn", "time_embedding_dim", "text_parts"}
     unknown = (name for name in values if name not in known and name not in own and not name.startswith("_"))
     return [f"{name}={values[name]!r} (unknown)" for name in unknown if values[name] not in (None, False)]
 

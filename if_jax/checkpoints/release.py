@@ -3,6 +3,9 @@
 CASCADE/cascade.json   stage folders in order, how each draws by default, hashes of the weights
 CASCADE/stage_I/       IFPipeline: unet, scheduler, text_encoder, tokenizer
 CASCADE/stage_II/      IFSuperResolutionPipeline: unet, scheduler, image_noising_scheduler; text from stage_I
+
+A stage that reads others than T5 alone (CLIP's encoders, in `clip/`) has the same folder under a name of its own:
+diffusers knows no such pipeline, and says so.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from if_jax.checkpoints import names
+from if_jax.checkpoints import clip_files, names
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, sha256_of, write_json
 from if_jax.checkpoints.names import Params
 from if_jax.checkpoints.scheduler import (
@@ -22,6 +25,7 @@ from if_jax.checkpoints.scheduler import (
     scheduler_to_diffusers,
 )
 from if_jax.checkpoints.stages import (
+    BESIDE_DIFFUSERS,
     IF_DEFAULTS,
     PIPELINE_KINDS,
     PIPELINES,
@@ -110,7 +114,10 @@ def read_stage(folder: str | Path, dtype: str | None = "float32") -> StageReleas
     sha256 = metadata.get(HASH_KEY)
     text = read_text_encoder(folder, dtype) if has_component(folder, index, "text_encoder") else None
     try:
-        stage = StageRelease(kind, config, params, scheduler, text_encoder_sha256=sha256, notes=notes_of(metadata))
+        clip = (
+            clip_files.read_clip_encoder(folder / clip_files.FOLDER) if (folder / clip_files.FOLDER).is_dir() else None
+        )
+        stage = StageRelease(kind, config, params, scheduler, None, None, None, sha256, notes_of(metadata), clip)
         return stage if text is None else with_text(stage, text)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -119,6 +126,13 @@ def read_stage(folder: str | Path, dtype: str | None = "float32") -> StageReleas
 def notes_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """What a weight file's header says besides what every file's says."""
     return {name: value for name, value in metadata.items() if name not in ("format", CONTENT_KEY, HASH_KEY)}
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of stage I in a cascade, or the folder itself."""
+    if (folder / "cascade.json").is_file():
+        return folder / str(_cascade_rows(folder)[0]["folder"])
+    return folder
 
 
 def read_text_encoder(folder: str | Path, dtype: str | None = "float32", *, identify: bool = True) -> TextEncoder:
@@ -136,9 +150,7 @@ def read_text_encoder(folder: str | Path, dtype: str | None = "float32", *, iden
       FileNotFoundError: names the missing file.
       ValueError: weights, tokenizer and configuration do not fit.
     """
-    folder = Path(folder)
-    if (folder / "cascade.json").is_file():
-        folder = folder / str(_cascade_rows(folder)[0]["folder"])
+    folder = base_folder(Path(folder))
     alone = not (folder / "text_encoder").exists() and not (folder / "model_index.json").exists()
     weights, tokenizer = (folder, folder) if alone else (folder / "text_encoder", folder / "tokenizer")
     config = parse_config(weights / "config.json", read_json(weights / "config.json"), names.t5_config_from_hf)
@@ -184,11 +196,12 @@ def write_cascade(
     with atomic_folder(Path(folder), overwrite) as beside:
         rows = []
         for name, stage, default in zip(STAGE_NAMES, stages, defaults, strict=False):
-            named = replace(stage, text_encoder_sha256=stages[0].text_encoder_sha256)
+            own = stages[0].text_encoder_sha256 if stage is stages[0] else stages[0].states_sha256
+            named = replace(stage, text_encoder_sha256=own)
             write_stage_files(beside / f"stage_{name}", named, storage or Storage(), progress)
             row = {"folder": f"stage_{name}", "kind": stage.kind, "size": stage.unet_config.sample_size}
             rows.append(row | {"defaults": defaults_row(default), "sha256": _weight_hashes(beside / f"stage_{name}")})
-        content = {"format": 1, HASH_KEY: stages[0].text_encoder_sha256, "stages": rows}
+        content = {"format": 1, HASH_KEY: stages[0].states_sha256, "stages": rows}
         write_json(beside / "cascade.json", content)
         if card:
             (beside / "README.md").write_text(card, encoding="utf-8")
@@ -268,7 +281,8 @@ def write_stage_files(
       storage: precision, shards and variant.
       progress: called with the bytes written.
     """
-    index: dict[str, Any] = {"_class_name": PIPELINES[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
+    pipelines = BESIDE_DIFFUSERS if stage.unet_config.text_parts else PIPELINES
+    index: dict[str, Any] = {"_class_name": pipelines[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
     index |= {name: [None, None] for name in NOT_RUN}
     index |= {"requires_safety_checker": False, "unet": ["diffusers", "UNet2DConditionModel"]}
     index["scheduler"] = ["diffusers", "DDPMScheduler"]
@@ -287,6 +301,8 @@ def write_stage_files(
         write_text_encoder(folder / "text_encoder", stage.text_config, stage.text_params, storage, metadata, progress)
     if stage.tokenizer:
         stage.tokenizer.save(folder / "tokenizer")
+    if stage.clip:
+        clip_files.write_clip_encoder(folder / clip_files.FOLDER, stage.clip, storage, progress)
     write_json(folder / "model_index.json", index)
 
 
@@ -318,6 +334,6 @@ def _weight_hashes(folder: Path) -> dict[str, str]:
 
 
 def _stage_weights(folder: Path) -> Iterator[Path]:
-    for part, stem in STEMS.items():
+    for part, stem in (STEMS | {clip_files.FOLDER: "model"}).items():
         if (folder / part).is_dir():
             yield from weight_files(folder / part, stem)

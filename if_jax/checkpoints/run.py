@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import utils as orbax_utils
 from orbax.checkpoint import v1 as ocp
 
+from if_jax.checkpoints.run_state import check_fits
 from if_jax.checkpoints.seal import METADATA, damage, seal
 
 _MIN_SLICE = 1 << 20  # bytes of an array that devices holding it alike share to write; below, slicing costs more
@@ -64,7 +64,7 @@ class RunCheckpoints:
         step = self.latest() if step is None else step
         named = f"checkpoint {step} of {self._folder.parent}"
         stored = self._checkpointer.checkpointables_metadata(step).metadata.get("state")
-        _check_fits(named, stored, abstract_state)
+        check_fits(named, stored, abstract_state)
         with _in_one_line(named):
             return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
 
@@ -79,12 +79,15 @@ class RunCheckpoints:
         Raises:
           OSError: the one before could not be written, as on a full disk.
         """
-        if step == self.latest():
+        if step in self._saved():
             return
         self.finish()
         metadata = {"format": FORMAT, "step": step} | self._metadata | (more or {})
         response = self._checkpointer.save_checkpointables_async(step, {"state": state}, custom_metadata=metadata)
         self._sealed = self._sealer.submit(self._seal, response, step)
+
+    def _saved(self) -> set[int]:
+        return {row.step for row in self._checkpointer.checkpoints}
 
     def finish(self) -> None:
         """Waits until what was saved is written and sealed."""
@@ -147,7 +150,7 @@ def set_aside_damaged(workdir: str) -> list[int]:
         nothing is renamed.
       PermissionError: files may not be read.
     """
-    folder, steps, problems = _folder(workdir), _steps(workdir), {}
+    folder, steps, problems = _folder(workdir), saved_steps(workdir), {}
     with _permitted(workdir):
         for step in steps:
             problem = _problem(folder, step)
@@ -168,8 +171,13 @@ def set_aside_damaged(workdir: str) -> list[int]:
 
 def read_latest(workdir: str) -> tuple[int, dict[str, Any]]:
     """Step and metadata (recipe, text encoder hash) of a run's newest checkpoint; (0, {}) where there is none yet."""
-    steps = _steps(workdir)
+    steps = saved_steps(workdir)
     return (steps[0], _own_metadata(_folder(workdir) / str(steps[0]))) if steps else (0, {})
+
+
+def metadata_of(workdir: str, step: int) -> dict[str, Any]:
+    """Metadata of the checkpoint of a step."""
+    return _own_metadata(_folder(workdir) / str(step))
 
 
 def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
@@ -187,18 +195,25 @@ def read_ema(workdir: str, decay: str = "") -> tuple[int, dict[str, Any], Any]:
       ValueError: the run keeps no such average, or its newest checkpoint is not what was written.
     """
     while True:
-        steps = _steps(workdir)
+        steps = saved_steps(workdir)
         if not steps:
             raise FileNotFoundError(f"no checkpoint under {workdir}: give the --workdir of a run that has saved one")
         try:
-            return _read_ema(workdir, steps[0], decay)
+            return read_average(workdir, steps[0], decay)
         except (ValueError, OSError):
-            if _steps(workdir)[:1] == steps[:1]:
+            if saved_steps(workdir)[:1] == steps[:1]:
                 raise
             # A run that goes on has saved another one meanwhile, and removed this one under our hands.
 
 
-def _read_ema(workdir: str, step: int, decay: str) -> tuple[int, dict[str, Any], Any]:
+def read_average(workdir: str, step: int, decay: str) -> tuple[int, dict[str, Any], Any]:
+    """The same from the checkpoint of a step.
+
+    Args:
+      workdir: the run's folder.
+      step: of the checkpoint.
+      decay: as for `read_ema`.
+    """
     folder, named = _folder(workdir), f"checkpoint {step} of {workdir}"
     with _permitted(workdir):
         problem = _problem(folder, step)
@@ -226,7 +241,7 @@ def _folder(workdir: str) -> epath.Path:
     return epath.Path(path) / "checkpoints"
 
 
-def _steps(workdir: str) -> list[int]:
+def saved_steps(workdir: str) -> list[int]:
     """The committed checkpoints, newest first; everything else in the folder is left alone."""
     folder = _folder(workdir)
     if workdir.startswith("gs://"):  # gcsfs keeps what it has listed; the arguments are those of etils, which opens it
@@ -275,36 +290,6 @@ def _own_metadata(folder: epath.Path) -> dict[str, Any]:
         )
     own.pop("step", None)
     return own
-
-
-def _check_fits(named: str, stored: Any, wanted: Any) -> None:
-    """Raises ValueError where a stored state has other arrays than wanted; another precision is converted, and said."""
-    old, new = ({_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (stored, wanted))
-    misfits = [f"{name} is missing" for name in new if name not in old]
-    misfits += [f"{name} is unknown here" for name in old if name not in new]
-    converted = set()
-    for name in sorted(old.keys() & new.keys()):
-        kinds = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (old[name], new[name])]
-        if tuple(old[name].shape) != tuple(new[name].shape) or (old[name].dtype != new[name].dtype and not all(kinds)):
-            misfits.append(f"{name} is {_kind(old[name])}, not {_kind(new[name])}")
-        elif old[name].dtype != new[name].dtype:
-            converted.add(str(old[name].dtype))
-    if misfits:
-        more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
-        raise ValueError(
-            f"{named} is of another net or optimizer: {misfits[0]}{more}; use the recipe and the if_jax that wrote it, "
-            "or another --workdir"
-        )
-    if converted:
-        logging.warning("%s holds %s arrays, which are converted", named, ", ".join(sorted(converted)))
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _kind(leaf: Any) -> str:
-    return f"{leaf.dtype} {tuple(leaf.shape)}"
 
 
 @contextmanager

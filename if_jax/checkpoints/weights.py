@@ -18,38 +18,54 @@ from if_jax.checkpoints.files import write_json
 from if_jax.checkpoints.names import Params
 from if_jax.checkpoints.tensors import BytesWritten, Storage, read_tensors
 from if_jax.checkpoints.write_tensors import write_tensors
+from if_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from if_jax.models.int8 import Int8Kernel, quantise
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.text.tokens import TEXT_LENGTH
 
+NetworkConfig = UNetConfig | T5Config | CLIPTextConfig | CLIPVisionConfig
 DIFFUSERS_VERSION = "0.37.0"  # the oldest diffusers that these files are tested with
 STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}  # part of a release → name of its weight file
 
 
 @functools.cache
-def abstract_params(config: UNetConfig | T5Config) -> Params:
+def abstract_params(config: NetworkConfig) -> Params:
     """Shapes of a network's parameters, without making any: a nested dict of ShapeDtypeStruct."""
     return nn.unbox(boxed_params(config))
 
 
-def boxed_params(config: UNetConfig | T5Config) -> Params:
+def boxed_params(config: NetworkConfig) -> Params:
     """Shapes of a network's parameters, each in a box with its logical axis names (see `rules.state_shardings`)."""
     if isinstance(config, T5Config):
         module, inputs = T5Encoder(config), [((1, TEXT_LENGTH), jnp.int32)] * 2
+    elif isinstance(config, CLIPTextConfig):
+        module, inputs = CLIPText(config), [((1, config.max_position_embeddings), jnp.int32)]
+    elif isinstance(config, CLIPVisionConfig):
+        module, inputs = CLIPVision(config), [((1, config.image_size, config.image_size, 3), jnp.float32)]
     else:
         module, side = UNet(config), config.size_multiple
         inputs = [((1, side, side, config.in_channels), jnp.float32), ((1,), jnp.int32)]
-        inputs.append(((1, TEXT_LENGTH, config.encoder_hid_dim), jnp.float32))
+        inputs.append(((1, config.states_length(TEXT_LENGTH), config.states_width), jnp.float32))
         inputs += [((1,), jnp.int32)] * config.aug_level_embedding
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
     return jax.eval_shape(module.init, jax.random.key(0), *shapes)["params"]
 
 
 def text_encoder_sha256(params: Params) -> str:
-    """Identity of a text encoder: SHA-256 over its float32 tensors and their names, whatever file holds them."""
+    """Identity of a text encoder, see `content_sha256`."""
+    return content_sha256({"text_encoder": params}, "t5")
+
+
+def content_sha256(networks: Mapping[str, Params], kind: names.Kind) -> str:
+    """SHA-256 over the float32 tensors of networks and their names, whatever files hold them.
+
+    Args:
+      networks: their parameters; no two have a tensor of one name.
+      kind: which table of names holds.
+    """
     lines = []
-    for name, tensor in names.to_torch(params, "t5"):
+    for name, tensor in (row for params in networks.values() for row in names.to_torch(params, kind)):
         content = hashlib.sha256(np.ascontiguousarray(tensor, np.float32).data).hexdigest()
         lines.append(f"{name} {tuple(tensor.shape)} {content}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

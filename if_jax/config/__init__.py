@@ -6,6 +6,7 @@ sees a ConfigDict.
 """
 
 from if_jax.config.keys import (
+    ConditioningConfig,
     DataConfig,
     GuardConfig,
     HostsConfig,
@@ -13,6 +14,7 @@ from if_jax.config.keys import (
     MeshConfig,
     NewWordsConfig,
     OptimizerConfig,
+    PosthocEmaConfig,
     Recipe,
     SampleConfig,
     ValidationConfig,

@@ -7,8 +7,9 @@ import re
 
 from if_jax.checkpoints.files import parse_bytes
 from if_jax.checkpoints.weights import abstract_params
-from if_jax.config.keys import LoraConfig, Recipe, ValidationConfig
+from if_jax.config.keys import ConditioningConfig, LoraConfig, Recipe, ValidationConfig
 from if_jax.models import presets
+from if_jax.models.conditioning import ENCODERS
 from if_jax.models.copy_start import check_copy
 from if_jax.models.lora import check_rank, kernels_of, target_paths
 from if_jax.text.captions import prepare_captions
@@ -25,6 +26,7 @@ def check(recipe: Recipe) -> None:
     _check_start(recipe)
     _check_data(recipe)
     _check_networks(recipe)
+    _check_conditioning(recipe)
     _check_beside(recipe)
     _check_lora(recipe)
     _check_new_words(recipe)
@@ -41,6 +43,11 @@ def _check_training(recipe: Recipe) -> None:
         raise ValueError(f"recipe key accumulate is {recipe.accumulate}: it must divide batch_size {recipe.batch_size}")
     if not recipe.ema_decays:
         raise ValueError("recipe key ema_decays is empty: give at least one decay, such as 0.9999")
+    if len(recipe.posthoc_ema.lengths) == 1:
+        raise ValueError(
+            f"recipe key posthoc_ema.lengths is {recipe.posthoc_ema.lengths}: averages of other lengths are made of at "
+            "least two, such as 0.05 and 0.1"
+        )
     factor = recipe.guard.spike_factor
     if 0 < factor <= 1:
         raise ValueError(
@@ -83,10 +90,46 @@ def _check_networks(recipe: Recipe) -> None:
     if super_resolution and not recipe.text_encoder_from:
         raise ValueError("recipe key text_encoder_from is empty: name the release folder whose encoder this stage uses")
     width = presets.T5_ENCODERS[recipe.text_encoder].d_model
-    if not recipe.text_encoder_from and width != unet.encoder_hid_dim:
+    if recipe.trains_text and width != unet.encoder_hid_dim:
         raise ValueError(
             f"recipe key text_encoder is {recipe.text_encoder!r} of width {width}, but {recipe.unet!r} "
             f"reads states of width {unet.encoder_hid_dim}"
+        )
+
+
+def _check_conditioning(recipe: Recipe) -> None:
+    own, default = recipe.conditioning, ConditioningConfig()
+    for encoder in ENCODERS:
+        share = getattr(own, f"{encoder}_dropout")
+        if encoder not in recipe.encoders and share != getattr(default, f"{encoder}_dropout"):
+            raise ValueError(
+                f"recipe key conditioning.{encoder}_dropout is {share}, but conditioning.encoders {own.encoders!r} has "
+                f"no {encoder}: add it, or leave the share out"
+            )
+    if recipe.encoders == ("t5",):
+        if own.t5_dropout:
+            raise ValueError(
+                f"recipe key conditioning.t5_dropout is {own.t5_dropout} with T5 alone: data.caption_dropout drops "
+                "captions"
+            )
+        if own.clip_from:
+            raise ValueError(
+                f"recipe key conditioning.clip_from is {own.clip_from!r}, but conditioning.encoders is 't5': add clip "
+                "or clip_image, such as t5+clip"
+            )
+        return
+    if not own.clip_from and not recipe.text_encoder_from:
+        raise ValueError(
+            f"recipe key conditioning.clip_from is empty, with conditioning.encoders {own.encoders!r}: name "
+            "transformers' folder of a CLIPModel"
+        )
+    if recipe.keeps_base:
+        beside = (
+            f"lora.rank {recipe.lora.rank}" if recipe.lora.rank else f"new_words.tokens {recipe.new_words.tokens!r}"
+        )
+        raise ValueError(
+            f"recipe key conditioning.encoders is {own.encoders!r} with {beside}: beside frozen weights T5 alone is "
+            "read"
         )
 
 
@@ -184,11 +227,16 @@ def _check_sides(recipe: Recipe) -> None:
             f"recipe key data.crop is {data.crop}: it must be a multiple of {data.size // data.low_size}, which is "
             "data.size over data.low_size"
         )
+    if recipe.sample.every and recipe.sample.aug_level > data.max_aug_level:
+        raise ValueError(
+            f"recipe key sample.aug_level is {recipe.sample.aug_level}: more noise than data.max_aug_level "
+            f"{data.max_aug_level} that the stage is trained with"
+        )
 
 
 def _check_data(recipe: Recipe) -> None:
     data = recipe.data
-    if data.embeddings and not recipe.text_encoder_from:
+    if data.embeddings and recipe.trains_text:
         raise ValueError(
             f"recipe key data.embeddings is {data.embeddings!r} without text_encoder_from: an encoder that is trained "
             "makes other states every step; name the frozen one"

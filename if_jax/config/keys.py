@@ -15,11 +15,14 @@ from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 from if_jax.data.remote import RemoteSettings
 from if_jax.diffusion.losses import Weight
+from if_jax.diffusion.power_average import LONGEST
 from if_jax.diffusion.process import Prediction
 from if_jax.diffusion.schedule import parse_steps
 from if_jax.models import presets
 from if_jax.models.blocks import Remat
+from if_jax.models.conditioning import parse_encoders
 from if_jax.parallel.rules import PRESETS as RULE_SETS
+from if_jax.text.tokens import TEXT_LENGTH
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -159,6 +162,21 @@ class ValidationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConditioningConfig:
+    """Which encoders a stage is told by. CLIP is always frozen; what is dropped is zero."""
+
+    # joined by "+": t5, clip (its text encoder), clip_image (a picture's vector; training shows it the picture itself)
+    encoders: str = key("t5", parser=parse_encoders)
+    # transformers' folder of a CLIPModel; "": the CLIP that the release text_encoder_from brings
+    clip_from: str = key("", path=True)
+    # share of pictures that are drawn without T5's states; each encoder is dropped by itself, so at times all are
+    t5_dropout: float = key(0.0, minimum=0, below=1)
+    clip_dropout: float = key(0.0, minimum=0, below=1)  # the same of CLIP's text encoder
+    clip_image_dropout: float = key(0.1, minimum=0, below=1)  # the same of a picture's vector
+    image_tokens: int = key(4, minimum=1)  # that attention reads, made of a picture's vector
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Factors that are trained in place of the weights of `init_from`, which stay as they are."""
 
@@ -183,6 +201,18 @@ class NewWordsConfig:
 
     tokens: tuple[str, ...] = ()  # the words, as captions spell them and part of no other word; () = none
     init: str = ""  # the text whose tokens' rows they begin as the mean of, such as "a dog"; "" = of all rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PosthocEmaConfig:
+    """Power-function averages of the weights, from whose snapshots one of any length is made afterwards."""
+
+    # of the averages, as a share of the run: (0.05, 0.1) are those of EDM2; () = none are kept
+    lengths: tuple[float, ...] = key((), above=0, maximum=LONGEST)
+    every: int = key(
+        5000, minimum=1, resumable=True, compiled=False
+    )  # steps between snapshots, which are kept for good
+    dtype: Dtype = key("float32", resumable=True, compiled=False)  # of snapshots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +244,9 @@ class Recipe:
     text_encoder: str = key("demo", choices=presets.T5_ENCODERS)
     # or the stage folder whose encoder is used, frozen; later stages need it
     text_encoder_from: str = key("", path=True)
+    # tokens of a caption that T5 reads; IF and diffusers read 77, long captions want 128 or 256
+    text_length: int = key(TEXT_LENGTH, minimum=2, maximum=1024)
+    conditioning: ConditioningConfig = ConditioningConfig()
     # a stage folder of a release whose weights training starts from
     init_from: str = key("", resumable=True, compiled=False, path=True)
     # only weights whose name holds this pattern (regular expression), the others at random
@@ -238,6 +271,7 @@ class Recipe:
     remat: Remat = "none"  # what the backward pass computes again: nothing, whole blocks, all but matrix products
     # the first one is drawn with and released
     ema_decays: tuple[float, ...] = key((0.9999,), minimum=0, below=1)
+    posthoc_ema: PosthocEmaConfig = PosthocEmaConfig()
     seed: int = _seed(0)
     log_every: int = key(50, minimum=1, resumable=True, compiled=False)
     checkpoint_every: int = key(1000, minimum=1, resumable=True, compiled=False)
@@ -255,6 +289,22 @@ class Recipe:
     # project on Weights & Biases, "" = not used; WANDB_MODE=offline works without a network
     wandb: str = key("", resumable=True, compiled=False)
     sample: SampleConfig = key(SampleConfig(), resumable=True, compiled=False)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Those of `conditioning.encoders`, in the order of their rows."""
+        return parse_encoders(self.conditioning.encoders)
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether T5 is trained together with the UNet."""
+        return "t5" in self.encoders and not self.text_encoder_from
+
+    @property
+    def dropped(self) -> dict[str, float]:
+        """Share of the pictures in which each encoder is dropped, where it is at all."""
+        shares = {encoder: getattr(self.conditioning, f"{encoder}_dropout") for encoder in self.encoders}
+        return {encoder: share for encoder, share in shares.items() if share}
 
     @property
     def keeps_base(self) -> bool:

@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.stages import Encoders
 from if_jax.checkpoints.weights import boxed_params, load_params
 from if_jax.data.embedding_shards import CacheFolder, Encode, captions_of, make_spec, shard_records
 from if_jax.data.embeddings import EmbeddingSpec
@@ -29,9 +30,11 @@ from if_jax.data.preprocessing import Preparation
 from if_jax.data.reading import as_path
 from if_jax.data.remote import RemoteSettings
 from if_jax.data.sources import Stored
+from if_jax.models.conditioning import StatesPart, clip_text_rows, join, shape_of
 from if_jax.models.t5 import T5Encoder
 from if_jax.parallel import hosts, rules
 from if_jax.parallel import mesh as meshes
+from if_jax.text.clip_tokens import CaptionReader
 from if_jax.text.tokens import TEXT_LENGTH
 
 _SAMPLE = 64  # records whose captions are counted, to say how many there are about
@@ -39,7 +42,7 @@ _SAMPLE = 64  # records whose captions are counted, to say how many there are ab
 
 def embed(
     stored: Stored,
-    text: TextEncoder,
+    encoders: Encoders,
     out: str | Path,
     *,
     form: str,
@@ -49,6 +52,8 @@ def embed(
     batch_size: int,
     overwrite: bool = False,
     settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
+    length: int = TEXT_LENGTH,
+    parts: tuple[StatesPart, ...] = (),
     wait: int = 300,
     say: Callable[[str], Any] = print,
 ) -> None:
@@ -59,7 +64,7 @@ def embed(
 
     Args:
       stored: the source.
-      text: the encoder, with its tokenizer.
+      encoders: frozen, with their tokenizers; what CLIP says of pictures is not kept.
       out: the folder to write, which all processes see: a shared disk, or gs://….
       form: one of `embeddings.FORMS`.
       preparation: how captions are prepared.
@@ -68,6 +73,8 @@ def embed(
       batch_size: captions encoded at a time.
       overwrite: replace an earlier cache at `out`.
       settings: of the bucket that `out` is in.
+      length: tokens of a caption that T5 reads.
+      parts: what the rows of the states are, where others than T5 alone make them.
       wait: seconds for the other processes to come.
       say: is given lines for the user, by process 0.
 
@@ -75,10 +82,16 @@ def embed(
       ValueError, FileNotFoundError, FileExistsError: one line, before anything is encoded.
     """
     rules.check_batch_size(batch_size, mesh, sharding_rules)
-    shape = {"length": TEXT_LENGTH, "width": text.config.d_model, "batch_size": batch_size}
-    spec = make_spec(stored, preparation, form=form, encoder=text.sha256, **shape)
+    if parts and form == "compact":
+        raise ValueError("form 'compact' keeps the tokens of one text encoder: use exact for several")
+    if not parts and encoders.t5 is None:
+        raise ValueError("there is no frozen text encoder whose states can be kept")
+    rows, width = shape_of(parts) if parts else (length, encoders.t5.config.d_model if encoders.t5 else 0)
+    shape = {"length": rows, "width": width, "batch_size": batch_size}
+    spec = make_spec(stored, preparation, form=form, encoder=encoders.sha256, **shape)
     target = CacheFolder(as_path(expand_home(str(out)), settings), spec)
-    _embed(stored, text, target, mesh, sharding_rules, overwrite, wait, say)
+    encode = partial(make_encode, encoders, mesh, sharding_rules, length=length, parts=parts)
+    _embed(stored, encode, target, mesh, overwrite, wait, say)
 
 
 def host_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, sharding_rules: str = "dp") -> Mesh:
@@ -102,36 +115,56 @@ def host_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, sharding_rules:
         return meshes.make_mesh(*((-1, 1, 1) if sharding_rules == "dp" else (1, -1, 1)), devices=devices)
 
 
-def make_encode(text: TextEncoder, mesh: Mesh, sharding_rules: rules.Rules) -> Encode:
-    """The encoder in bfloat16 on a mesh, as training runs it: captions -> states (B, L, D) bfloat16, tokens (B,)."""
-    module = T5Encoder(text.config, dtype=jnp.bfloat16)
-    params = load_params(
-        text.params, "bfloat16", rules.state_shardings(boxed_params(text.config), mesh, sharding_rules)
-    )
+def make_encode(
+    encoders: Encoders,
+    mesh: Mesh,
+    sharding_rules: rules.Rules,
+    *,
+    length: int = TEXT_LENGTH,
+    parts: tuple[StatesPart, ...] = (),
+) -> Encode:
+    """The encoders in bfloat16 on a mesh, as training runs them: captions -> states (B, L, D) bfloat16, tokens (B,).
+
+    The arguments are those of `embed`.
+    """
+    t5, clip, dtype = encoders.t5, encoders.clip, jnp.dtype("bfloat16")
+    text = clip.shapes.text if clip else None
+    networks: dict[str, tuple[Any, Any]] = {"text_encoder": (t5.config, t5.params)} if t5 else {}
+    if clip and text:
+        networks["clip_text"] = (text, clip.params["clip_text"])
+    params = {
+        name: load_params(own, "bfloat16", rules.state_shardings(boxed_params(config), mesh, sharding_rules))
+        for name, (config, own) in networks.items()
+    }
     split = rules.batch_sharding(mesh, sharding_rules)
+    read = CaptionReader(t5.tokenizer if t5 else None, clip.tokenizer if clip else None, length)
 
-    def apply(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        states = module.apply({"params": params}, ids, mask)
-        return jnp.asarray(states, jnp.bfloat16)  # of bfloat16 values: nothing is lost
+    def apply(params: Any, *arrays: jax.Array) -> jax.Array:
+        rows = []
+        if t5:
+            rows.append(T5Encoder(t5.config, dtype=dtype).apply({"params": params["text_encoder"]}, *arrays[:2]))
+        if text:
+            rows += clip_text_rows(text, params["clip_text"], arrays[-1], dtype)
+        return jnp.asarray(join(parts, rows) if parts else rows[0], dtype)  # of T5 nothing is lost: it is bfloat16
 
-    jitted = jax.jit(apply, in_shardings=(None, split, split), out_shardings=rules.replicated(mesh))
+    jitted = jax.jit(apply, in_shardings=(None, *(split for _ in read.names)), out_shardings=rules.replicated(mesh))
 
     def encode(captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = text.tokenizer(captions)
+        arrays = dict(zip(read.names, read(captions), strict=True))
         inputs = [
-            jax.make_array_from_callback(rows.shape, split, lambda at, rows=rows: rows[at]) for rows in (ids, mask)
+            jax.make_array_from_callback(rows.shape, split, lambda at, rows=rows: rows[at]) for rows in arrays.values()
         ]
-        return np.asarray(jitted(params, *hosts.block_on_cpu(inputs))), mask.sum(1)
+        tokens = arrays["mask"].sum(1) if t5 else np.full(len(captions), length)
+        return np.asarray(jitted(params, *hosts.block_on_cpu(inputs))), tokens
 
     return encode
 
 
 def _embed(
     stored: Stored,
-    text: TextEncoder,
+    open_encoders: Callable[[], Encode],
     target: CacheFolder,
     mesh: Mesh,
-    sharding_rules: rules.Rules,
     overwrite: bool,
     wait: int,
     say: Callable[[str], Any],
@@ -152,7 +185,7 @@ def _embed(
     mine = [shard for shard in left if together or shard % count == index]
     if mine:
         with jax.set_mesh(mesh):
-            encode = make_encode(text, mesh, sharding_rules)
+            encode = open_encoders()
             seconds = _time_batch(encode, spec.batch_size) / (1 if together else count)
             if index == 0:
                 say(_announce(stored, spec, left, seconds))

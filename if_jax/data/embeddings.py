@@ -132,13 +132,16 @@ class Embeddings:
         """How many captions there are, the empty one not counted."""
         return self.note["captions"]
 
-    def check(self, stored: Stored, preparation: Preparation, encoder: str = "") -> None:
+    def check(
+        self, stored: Stored, preparation: Preparation, encoder: str = "", shape: tuple[int, int] | None = None
+    ) -> None:
         """Refuse a cache of another encoder, another source or other preparation.
 
         Args:
           stored: the source it is to be used with.
           preparation: how captions are to be prepared.
           encoder: the text encoder's hash; "" lets any pass.
+          shape: (L, D) of the text states that are wanted; None lets any pass.
 
         Raises:
           ValueError: one line that names what differs.
@@ -149,6 +152,7 @@ class Embeddings:
             ("source (or the source has changed)", mine.fingerprint[:12], stored.fingerprint()[:12]),
             ("caption cleaning", mine.clean, preparation.clean),
             ("case of captions", mine.preserve_case, preparation.preserve_case),
+            ("length or width of text states", (mine.length, mine.width), shape or (mine.length, mine.width)),
         )
         for what, cached, wanted in pairs:
             if cached != wanted:

@@ -26,7 +26,7 @@ from if_jax.scenes import sources
 
 _LAST_STEP = 2**40
 
-Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+Tokenize = Callable[[list[str]], Sequence[np.ndarray]]
 
 
 def batches(
@@ -47,6 +47,8 @@ def batches(
     embeddings: str = "",
     encoder: str = "",
     settings: RemoteSettings = RemoteSettings(),  # noqa: B008 (frozen)
+    text_names: Sequence[str] = ("ids", "mask"),
+    states_shape: tuple[int, int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Open a source of captioned pictures as an endless iterator of batches.
 
@@ -56,7 +58,7 @@ def batches(
       size: side of the pictures in pixels; stored pictures are scaled down to it, never up.
       batch_size: rows of a whole batch, over all shards.
       seed: decides scenes or shuffling, cuts, wording and dropped captions.
-      tokenize: captions -> (ids, mask), each int32 (B, L). Dropped captions are "".
+      tokenize: captions -> (ids, mask), each int32 (B, L), or what `text_names` names. Dropped captions are "".
       start_step: number of the first batch.
       caption_dropout: share of captions dropped.
       shard_index: this host i of n draws rows [i B/n, (i+1) B/n) of every batch.
@@ -68,6 +70,8 @@ def batches(
       embeddings: folder of text states that `if-jax embed` wrote for this source.
       encoder: hash of the encoder that wrote them.
       settings: of buckets.
+      text_names: of what `tokenize` makes.
+      states_shape: (L, D) that kept text states must have.
 
     Returns:
       dicts with image uint8 (B/n, size, size, 3), ids and mask int32 (B/n, L), index int64 (B/n,); with `embeddings`
@@ -84,9 +88,9 @@ def batches(
     opened, rows = source, batch_size // shard_count
 
     if embeddings:
-        text = _text_states(opened, Embeddings(embeddings, settings), preparation, encoder)
+        text = _text_states(opened, Embeddings(embeddings, settings), preparation, encoder, states_shape)
     else:
-        text = _text_tokens(tokenize)
+        text = _text_tokens(tokenize, text_names)
 
     def make(step: int) -> dict[str, np.ndarray]:
         positions = range(step * batch_size + shard_index * rows, step * batch_size + (shard_index + 1) * rows)
@@ -126,22 +130,21 @@ def describe_files(source: str, settings: RemoteSettings = RemoteSettings()) -> 
     return f"{len(files)} files, {known[:16]}" if files else "drawn"
 
 
-def _text_tokens(tokenize: Tokenize) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
+def _text_tokens(tokenize: Tokenize, names: Sequence[str]) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
     def tokens(samples: list[Sample]) -> dict[str, np.ndarray]:
-        ids, mask = tokenize([sample.caption for sample in samples])
-        return {"ids": ids, "mask": mask}
+        return dict(zip(names, tokenize([sample.caption for sample in samples]), strict=True))
 
     return tokens
 
 
 def _text_states(
-    source: Source, cache: Embeddings, preparation: Preparation, encoder: str
+    source: Source, cache: Embeddings, preparation: Preparation, encoder: str, shape: tuple[int, int] | None
 ) -> Callable[[list[Sample]], dict[str, np.ndarray]]:
     if not isinstance(source, StoredPictures):
         raise ValueError(
             f"embeddings {str(cache.folder)!r} go with one stored source, not with drawn scenes or a mixture"
         )
-    cache.check(source.stored, preparation, encoder)
+    cache.check(source.stored, preparation, encoder, shape)
     remote = isinstance(cache.folder, RemotePath)
 
     def states(samples: list[Sample]) -> dict[str, np.ndarray]:

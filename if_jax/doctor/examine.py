@@ -144,7 +144,7 @@ def _check_inputs(recipe: Recipe, count: int) -> Generator[Finding, None, Frozen
     from if_jax.doctor.data_access import remote_data
 
     text = None
-    if recipe.text_encoder_from:
+    if recipe.text_encoder_from or recipe.conditioning.clip_from:
         finding, text = input_checks.text_encoder(recipe)
         yield finding
     if recipe.init_from:
@@ -172,9 +172,9 @@ def _check_fit(
     if mesh is None:
         return 0
     yield fit.batch(recipe, mesh, count)
-    if recipe.text_encoder_from and text is None:
+    if (recipe.text_encoder_from or recipe.conditioning.clip_from) and text is None:
         return 0
-    finding, checkpoint = fit.memory(recipe, text.config if text else None, mesh)
+    finding, checkpoint = fit.memory(recipe, text.config if text else None, mesh, text.clip if text else None)
     yield finding
     return checkpoint
 

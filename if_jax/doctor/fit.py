@@ -7,6 +7,7 @@ from jax.sharding import AbstractMesh, Mesh
 from if_jax.config import Recipe
 from if_jax.doctor.findings import Finding, Status, attempt
 from if_jax.doctor.machine import memory_per_device
+from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
@@ -42,21 +43,22 @@ def batch(recipe: Recipe, mesh: Mesh, processes: int) -> Finding:
     return attempt("batch", "choose another --config.batch_size", divide)[0]
 
 
-def memory(recipe: Recipe, text: T5Config | None, mesh: Mesh) -> tuple[Finding, int]:
+def memory(recipe: Recipe, text: T5Config | None, mesh: Mesh, clip: CLIPShapes | None = None) -> tuple[Finding, int]:
     """Whether a training step fits into a device, by estimate; and the bytes of one checkpoint.
 
     Args:
       recipe: what is to be trained.
       text: the frozen text encoder's configuration, where there is one.
       mesh: the recipe's, see `mesh`.
+      clip: what is read of a CLIP, where one is read.
     """
-    finding, sizes = attempt("memory", "report this recipe", lambda: ("", step_bytes(recipe, text, mesh)))
+    finding, sizes = attempt("memory", "report this recipe", lambda: ("", step_bytes(recipe, text, mesh, clip=clip)))
     if sizes is None:
         return finding, 0
     whole = sizes
     if recipe.mesh.rules != "dp":  # what is spread over the devices is whole in the checkpoint
         alone = AbstractMesh((1,) * len(meshes.AXES), meshes.AXES)
-        whole = step_bytes(recipe, text, alone, activations=False)
+        whole = step_bytes(recipe, text, alone, clip=clip, activations=False)
     checkpoint = sum(whole[name] for name in ("parameters", "EMA", "moments"))
     limit, own = memory_per_device()
     return compare_memory(sizes, limit, own, recipe), checkpoint

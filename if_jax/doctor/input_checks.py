@@ -9,6 +9,7 @@ import itertools
 import jax
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.encoders import read_encoders
 from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.data.discovery import find_record_stores
@@ -17,8 +18,10 @@ from if_jax.data.index import load_index
 from if_jax.data.preprocessing import UnusableRecord
 from if_jax.data.sources import open_stored
 from if_jax.doctor.findings import Finding, attempt
+from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
 from if_jax.training import host_facts
+from if_jax.training.stage import unet_config
 
 _LOOKED_AT = 64  # records of a source that has no index yet
 
@@ -27,23 +30,35 @@ _LOOKED_AT = 64  # records of a source that has no index yet
 class FrozenText:
     """A frozen text encoder as far as it can be known without reading its weights."""
 
-    config: T5Config
+    config: T5Config | None  # of T5; None where the stage reads CLIP alone, or trains its T5
     sha256: str  # "" where its files do not say
     identity: str  # the same, shortened, or a hash of the tensors' shapes and types
+    clip: CLIPShapes | None = None
 
 
 def text_encoder(recipe: Recipe) -> tuple[Finding, FrozenText | None]:
-    """The encoder that `text_encoder_from` names: its files, and that it goes with the UNet. No weight is read."""
+    """The frozen encoders of a recipe: their files, and that they go with the UNet. T5's weights are not read."""
 
     def read() -> tuple[str, FrozenText]:
-        text = release.read_text_encoder(recipe.text_encoder_from, None, identify=False)
-        host_facts.check_text_width(recipe, text.config)
-        stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(text.params)]
-        identity = text.sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
-        message = f"{recipe.text_encoder_from}, {text.config.num_layers} layers of width {text.config.d_model}"
-        return message, FrozenText(text.config, text.sha256, identity[:16])
+        own = recipe.conditioning
+        encoders = read_encoders(recipe.text_encoder_from, recipe.encoders, own.clip_from, identify=False)
+        text, clip, messages = encoders.t5, encoders.clip, []
+        if text:
+            host_facts.check_text_width(recipe, text.config)
+            messages.append(
+                f"{recipe.text_encoder_from}, {text.config.num_layers} layers of width {text.config.d_model}"
+            )
+        if clip:
+            unet_config(recipe, clip.shapes)
+            messages.append(f"CLIP of {own.clip_from or recipe.text_encoder_from}")
+        stored = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(text.params if text else {})]
+        sha256 = "" if text and not text.sha256 else encoders.sha256
+        identity = sha256 or hashlib.sha256(repr(stored).encode()).hexdigest()
+        shapes = clip.shapes if clip else None
+        return ", ".join(messages), FrozenText(text.config if text else None, sha256, identity[:16], shapes)
 
-    return attempt("text encoder", "copy it there, or set --config.text_encoder_from=FOLDER", read)
+    remedy = "copy it there, or set --config.text_encoder_from=FOLDER"
+    return attempt("text encoder", f"{remedy} or --config.conditioning.clip_from=FOLDER", read)
 
 
 def initial_weights(recipe: Recipe) -> Finding:

@@ -32,7 +32,13 @@ DEFAULT_PROMPTS = 30_000
 CHUNK = 64  # pictures
 _TEXTS = "captions"  # of a chunk's arrays: CLIP's features of the captions
 # What a distance of Gaussians and one of kernels are called in each network's features.
-_NAMES = {"inception": ("fid", "kid"), "clip": ("fid_clip", "kid_clip"), "reader": ("frechet", "kernel_distance")}
+_NAMES = {
+    "inception": ("fid", "kid"),
+    "clip": ("fid_clip", "kid_clip"),
+    "dinov2": ("fd_dinov2", "kd_dinov2"),
+    "efficientnet": ("frechet", "kernel_distance"),
+    "reader": ("frechet", "kernel_distance"),
+}
 
 
 @dataclass(frozen=True)

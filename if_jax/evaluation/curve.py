@@ -83,7 +83,7 @@ def draw(out: Path, word: str, rows: Sequence[SweptReport]) -> None:
         for name in figures
     }
     series = {key: entries for key, entries in series.items() if all(entries)}
-    distances = [key for key in series if key[1].startswith(("fid", "frechet"))]
+    distances = [key for key in series if key[1].startswith(("fid", "fd_", "frechet"))]
     scores = [key for key in series if key[1] == "clip_score"]
     plots = [(None, key) for key in series] + [(score, distance) for score in scores for distance in distances]
     columns = min(3, len(plots))

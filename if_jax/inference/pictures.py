@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from if_jax.checkpoints.files import atomic_file
+from if_jax.inference.guard import GuardScores
 from if_jax.inference.inputs import open_file
 
 Notes = Callable[[str, int], Mapping[str, object]]  # stage, row → what the PNG says of itself
@@ -21,7 +22,14 @@ _TEXT_LINES = 3
 
 
 class Drawn(dict):
-    """{"I": [PIL, …], "II": [PIL, …], …}; a notebook shows the last stage's pictures."""
+    """{"I": [PIL, …], "II": [PIL, …], …}; a notebook shows the last stage's pictures.
+
+    `guarded` has what a guard made of them, by stage; it is empty without one.
+    """
+
+    def __init__(self, *stages: Any, **named: Any) -> None:
+        super().__init__(*stages, **named)
+        self.guarded: dict[str, list[GuardScores]] = {}
 
     def _repr_png_(self) -> bytes | None:
         pictures = next(reversed(self.values()), [])

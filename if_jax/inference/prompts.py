@@ -13,7 +13,7 @@ from if_jax.checkpoints.files import atomic_file
 from if_jax.inference.options import Options
 
 EmbedCaptions = Callable[[Sequence[str]], np.ndarray]  # captions → text states (B, L, D)
-LONGEST = 20_000  # characters; a text encoder reads 77 tokens
+LONGEST = 20_000  # characters; a text encoder reads 77 tokens, or some hundreds
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,8 @@ def _captions(word: str, texts: str | Sequence[str] | None) -> list[str]:
             raise ValueError(f"{word} holds {caption!r} ({type(caption).__name__}): give texts")
         if len(caption) > LONGEST:
             raise ValueError(
-                f"{word} has a text of {len(caption)} characters: 77 tokens are read, give {LONGEST} or fewer"
+                f"{word} has a text of {len(caption)} characters, of which the first words are read: give {LONGEST} or "
+                "fewer"
             )
         captions[number] = caption.encode("utf-8", "replace").decode()  # a stray byte, which UTF-8 lacks, is a "?"
     return captions

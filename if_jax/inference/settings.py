@@ -235,4 +235,9 @@ def _noise_level(where: str, kwargs: StageKwargs, defaults: StageDefaults, total
         raise ValueError(
             f"{where}: {word} {kwargs[word]!r} is out of range: aug_level is in [0, 1), noise_level in 0…{total - 1}"
         )
+    if level > defaults.max_noise_level:
+        raise ValueError(
+            f"{where}: {word} {kwargs[word]!r} is more noise than this stage was trained with: use noise_level 0…"
+            f"{defaults.max_noise_level}"
+        )
     return level

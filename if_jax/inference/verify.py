@@ -179,7 +179,7 @@ def _inputs(config: UNetConfig | T5Config) -> tuple[np.ndarray, ...]:
         return ids, (np.arange(TEXT_LENGTH) < [[TEXT_LENGTH], [9]]).astype(np.int32)
     side = min(config.sample_size, 2 * config.size_multiple)
     image = rng.normal(size=(2, side, side, config.in_channels)).astype(np.float32)
-    text = rng.normal(size=(2, TEXT_LENGTH, config.encoder_hid_dim)).astype(np.float32)
+    text = rng.normal(size=(2, config.states_length(TEXT_LENGTH), config.states_width)).astype(np.float32)
     level = (np.asarray([100, 700], np.int32),) if config.aug_level_embedding else ()
     return (image, np.asarray([10, 900], np.int32), text, *level)
 

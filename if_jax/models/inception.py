@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from if_jax.models.layers import KeptNorm
+
 FEATURES = 2048  # of the pool behind the last block
 _SIDE = 299
 _EPSILON = 1e-3  # of the batch norms
@@ -84,7 +86,7 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = _Kernel(self.features, self.size, self.stride, self.padded, name="conv")(x)
-        return nn.relu(_KeptNorm(name="bn")(x))
+        return nn.relu(KeptNorm(_EPSILON, name="bn")(x))
 
 
 class _Kernel(nn.Module):
@@ -101,15 +103,6 @@ class _Kernel(nn.Module):
         return jax.lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-
-
-class _KeptNorm(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        ones, zeros, shape = nn.initializers.ones_init(), nn.initializers.zeros_init(), (x.shape[-1],)
-        scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
-        mean, variance = self.param("running_mean", zeros, shape), self.param("running_var", ones, shape)
-        return (x - mean) * (jax.lax.rsqrt(variance + _EPSILON) * scale) + bias
 
 
 class _BlockA(nn.Module):

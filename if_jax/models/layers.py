@@ -114,6 +114,19 @@ class LayerNorm(nn.Module):
         return (centred * jax.lax.rsqrt(variance + self.eps) * gain + bias).astype(self.dtype)
 
 
+class KeptNorm(nn.Module):
+    """Batch normalisation by the statistics that training has left."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones, zeros, shape = nn.initializers.ones_init(), nn.initializers.zeros_init(), (x.shape[-1],)
+        scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
+        mean, variance = self.param("running_mean", zeros, shape), self.param("running_var", ones, shape)
+        return (x - mean) * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
+
+
 class RMSNorm(nn.Module):
     """T5's norm: divide by the root mean square of the last axis; a gain, no mean and no bias."""
 

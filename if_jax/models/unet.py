@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from if_jax.models import conditioning
 from if_jax.models.blocks import (
     TEXT_GROUPS,
     ZEROS,
@@ -23,6 +24,7 @@ from if_jax.models.blocks import (
     TextEmbedding,
     UpLevel,
 )
+from if_jax.models.conditioning import StatesPart
 from if_jax.models.layers import Conv, Dense, gelu, sinusoid
 
 
@@ -53,6 +55,8 @@ class UNetConfig:
     resnet_out_scale_factor: float = 1.0
     mid_block_scale_factor: float = 1.0
     only_cross_attention: bool = False
+    # what the rows of the text states are, where others than T5 alone made them; encoder_hid_dim is the first's width
+    text_parts: tuple[StatesPart, ...] = ()
 
     def __post_init__(self) -> None:
         levels, groups, head = len(self.block_out_channels), self.norm_num_groups, self.attention_head_dim
@@ -76,6 +80,11 @@ class UNetConfig:
                 f"encoder_hid_dim={self.encoder_hid_dim} must be a multiple of addition_embed_type_num_heads="
                 f"{self.addition_embed_type_num_heads}"
             )
+        if self.text_parts and self.text_parts[0].width != self.encoder_hid_dim:
+            raise ValueError(
+                f"text_parts begin with states of width {self.text_parts[0].width}, encoder_hid_dim is "
+                f"{self.encoder_hid_dim}: they must be the same"
+            )
         if self.sample_size % self.size_multiple:
             raise ValueError(
                 f"sample_size={self.sample_size} must be a multiple of {self.size_multiple} with {levels} levels"
@@ -90,6 +99,15 @@ class UNetConfig:
     def size_multiple(self) -> int:
         """Height and width of an image must be multiples of this."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def states_width(self) -> int:
+        """Width D of the text states."""
+        return conditioning.shape_of(self.text_parts)[1] if self.text_parts else self.encoder_hid_dim
+
+    def states_length(self, text_length: int) -> int:
+        """Rows L of the text states, where T5 reads so many tokens."""
+        return conditioning.shape_of(self.text_parts)[0] if self.text_parts else text_length
 
 
 class UNet(nn.Module):
@@ -113,7 +131,7 @@ class UNet(nn.Module):
         Args:
           x_t: (B, H, W, in_channels).
           t: (B,) int, step of the 1000.
-          text_states: (B, L, encoder_hid_dim).
+          text_states: (B, L, states_width).
           aug_level: (B,) int, noise level of the low-resolution image; super-resolution only.
           pooled_text: states to pool in place of text_states, of the same shape (IF's style prompt).
 
@@ -127,7 +145,7 @@ class UNet(nn.Module):
         c = self.config
         _check_inputs(c, x_t, text_states, aug_level)
         emb = self._embedding(t, text_states if pooled_text is None else pooled_text, aug_level)  # (B, time_dim)
-        text = Dense(c.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(text_states)
+        text = self._text_tokens(text_states)
         h = Conv(c.block_out_channels[0], dtype=self.dtype, name="conv_in")(x_t)
         h = self._levels(h, emb, text)
         h = gelu(self._settings.norm("conv_norm_out")(h))
@@ -140,8 +158,25 @@ class UNet(nn.Module):
         if aug_level is not None:  # a super-resolution stage, see `_check_inputs`
             emb = emb + StepEmbedding(c.time_dim, self.dtype, name="class_embedding")(sinusoid(aug_level, width))
         pooled = TextEmbedding(c.time_dim, c.addition_embed_type_num_heads, self.dtype, name="add_embedding")
-        emb = emb + pooled(text_states)
+        rows = conditioning.split(c.text_parts, text_states) or [text_states]
+        emb = emb + pooled(rows[0])
+        for part, row in zip(c.text_parts, rows, strict=False):
+            if part.in_step:
+                emb = emb + Dense(c.time_dim, dtype=self.dtype, name=f"{part.encoder}_step_proj")(row[:, 0])
         return gelu(emb) if c.time_embedding_act else emb
+
+    def _text_tokens(self, text_states: jax.Array) -> jax.Array:
+        """What attention reads, (B, tokens, cross_attention_dim): the states of each encoder, projected by itself."""
+        c = self.config
+        rows = conditioning.split(c.text_parts, text_states) or [text_states]
+        tokens = [Dense(c.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(rows[0])]
+        for part, row in zip(c.text_parts[1:], rows[1:], strict=False):
+            if part.tokens:
+                wide = Dense(
+                    part.tokens // part.rows * c.cross_attention_dim, dtype=self.dtype, name=f"{part.encoder}_proj"
+                )
+                tokens.append(wide(row).reshape(row.shape[0], part.tokens, -1))
+        return tokens[0] if len(tokens) == 1 else jnp.concatenate(tokens, axis=1)
 
     def _levels(self, h: jax.Array, emb: jax.Array, text: jax.Array) -> jax.Array:
         """Down, middle and up path; skips are used last in, first out."""
@@ -180,8 +215,10 @@ def _check_inputs(c: UNetConfig, x_t: jax.Array, text_states: jax.Array, aug_lev
         raise ValueError(f"x_t has shape {x_t.shape}; expected (B, H, W, {c.in_channels})")
     if x_t.shape[1] % c.size_multiple or x_t.shape[2] % c.size_multiple:
         raise ValueError(f"image of {x_t.shape[1]}x{x_t.shape[2]}: both sides must be multiples of {c.size_multiple}")
-    if text_states.ndim != 3 or text_states.shape[-1] != c.encoder_hid_dim:
-        raise ValueError(f"text_states has shape {text_states.shape}; expected (B, L, {c.encoder_hid_dim})")
+    rows = text_states.shape[1] if text_states.ndim == 3 else 0
+    if not rows or text_states.shape[1:] != (c.states_length(rows), c.states_width):
+        length = c.states_length(0) or "L"
+        raise ValueError(f"text_states has shape {text_states.shape}; expected (B, {length}, {c.states_width})")
     if c.aug_level_embedding != (aug_level is not None):
         wants = "needs" if c.aug_level_embedding else "takes no"
         raise ValueError(f"this UNet {wants} aug_level, the noise level of a low-resolution image")

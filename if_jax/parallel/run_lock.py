@@ -86,6 +86,31 @@ def locked(workdir: str, remedy: str = "let it end, or use another --workdir") -
                 Path(workdir).rmdir()  # where nothing came of the run
 
 
+def is_at_work(workdir: str) -> bool:
+    """Whether a run trains in a folder now. Of one on another machine a sign of life is waited for.
+
+    Args:
+      workdir: the folder, on a disk or in a bucket.
+    """
+    if "://" not in workdir and not Path(workdir).is_dir():
+        return False
+    with _in_words(workdir):
+        store = _open(workdir)
+        there = store.read(LOCK).result()
+        if there.state != "value":
+            return False
+        holder = _decoded(there.value)
+        if holder and holder.machine == _machine():
+            return _lives(holder)
+        end = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            now = store.read(LOCK).result()
+            if now.state != "value" or now.stamp.generation != there.stamp.generation:
+                return now.state == "value"
+        return False
+
+
 def _take(store: tensorstore.KvStore, own: Holder, workdir: str, remedy: str) -> bytes:
     """Writes the lock; its generation."""
     while True:

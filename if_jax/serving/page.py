@@ -186,7 +186,9 @@ def _settings(fields: _Fields, engine: Engine, names: tuple[str, ...]) -> None:
             samplers = [_SAMPLER_DEFAULT, *SAMPLERS]
             fields.add(f"sampler_{name}", gr.Dropdown(samplers, value=_SAMPLER_DEFAULT, label=f"Sampler {name}"))
             if defaults.noise_level is not None:
-                level = gr.Slider(0, 999, value=defaults.noise_level, step=1, label=f"Noise level {name}")
+                level = gr.Slider(
+                    0, defaults.max_noise_level, value=defaults.noise_level, step=1, label=f"Noise level {name}"
+                )
                 fields.add(f"level_{name}", level)
 
 

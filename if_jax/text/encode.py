@@ -1,6 +1,7 @@
 """Captions to text states, the conditioning that the U-Nets attend to.
 
-A text encoder is any `apply(params, ids, mask) -> states`; it is called as given, so pass a jitted one.
+A text encoder is any `apply(params, ids, mask) -> states`, or takes whatever arrays its tokenizer makes (see
+`clip_tokens.CaptionReader`); it is called as it comes, so pass a jitted one.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from if_jax.text.captions import prepare_captions
+from if_jax.text.clip_tokens import CaptionReader
 from if_jax.text.tokens import TEXT_LENGTH, Tokenizer
 
-Apply = Callable[[Any, jax.Array, jax.Array], jax.Array]  # params, ids (B, L), mask (B, L) -> states (B, L, D)
+Apply = Callable[..., jax.Array]  # params, the tokenizer's arrays (B, L) -> states (B, L, D)
 
 
 def encode(
     apply: Apply,
     params: Any,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | CaptionReader,
     captions: Sequence[str],
     *,
     clean: bool = False,
@@ -54,12 +56,12 @@ def encode(
         raise ValueError("captions is empty: give at least one (the empty string is one)")
     prepared = prepare_captions(captions, clean, preserve_case)
     distinct = list(dict.fromkeys(prepared))
-    ids, mask = tokenizer(distinct, length, always_warn=True)  # (U, length)
+    arrays = tokenizer(distinct, length, always_warn=True)  # (U, length) each
     fill = -len(distinct) % batch_size
-    ids, mask = (np.pad(rows, ((0, fill), (0, 0)), mode="edge") for rows in (ids, mask))
+    arrays = [np.pad(rows, ((0, fill), (0, 0)), mode="edge") for rows in arrays]
     states = [
-        apply(params, jnp.asarray(ids[row : row + batch_size]), jnp.asarray(mask[row : row + batch_size]))
-        for row in range(0, len(ids), batch_size)
+        apply(params, *(jnp.asarray(rows[row : row + batch_size]) for rows in arrays))
+        for row in range(0, len(arrays[0]), batch_size)
     ]
     places = {caption: row for row, caption in enumerate(distinct)}
     return jnp.concatenate(states)[np.array([places[caption] for caption in prepared])]

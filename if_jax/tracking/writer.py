@@ -27,7 +27,13 @@ class MetricWriter:
     """
 
     def __init__(
-        self, workdir: str, start_step: int, wandb_project: str = "", recipe: Mapping[str, Any] | None = None
+        self,
+        workdir: str,
+        start_step: int,
+        wandb_project: str = "",
+        recipe: Mapping[str, Any] | None = None,
+        *,
+        name: str = "",
     ) -> None:
         """Opens all of them.
 
@@ -36,6 +42,8 @@ class MetricWriter:
           start_step: the step to go on from.
           wandb_project: project at Weights & Biases; "": nothing is sent there.
           recipe: as plain values, for Weights & Biases.
+          name: of another kind of lines, which are written beside those of training, also while that goes on: they go
+            to WORKDIR/NAME.jsonl, and to a run of its own at Weights & Biases.
 
         Raises:
           ValueError: a project is named, but wandb is not installed.
@@ -48,16 +56,19 @@ class MetricWriter:
         self._mirror = Mirror(workdir) if "://" in workdir else None
         self._root = self._mirror.local if self._mirror else Path(workdir)
         self._root.mkdir(parents=True, exist_ok=True)
+        lines, note = (f"{name}.jsonl", f"{_WANDB_ID}_{name}") if name else (_LINES, _WANDB_ID)
         if self._mirror:
-            self._mirror.fetch(_LINES)
-            self._mirror.fetch(_WANDB_ID)
+            self._mirror.fetch(lines)
+            self._mirror.fetch(note)
         # First, since it may refuse: nothing else is open then.
-        self._wandb = _open_wandb(self._root, wandb_project, recipe) if wandb_project else None
-        path = self._root / _LINES
+        self._wandb = _open_wandb(self._root / note, wandb_project, recipe) if wandb_project else None
+        path = self._root / lines
         _drop_lines_after(path, start_step)
         self._lines = path.open("a", buffering=1)
         self._board = SummaryWriter(
-            str(self._root / "tensorboard"), purge_step=start_step + 1, filename_suffix=f".{start_step}"
+            str(self._root / "tensorboard"),
+            purge_step=None if name else start_step + 1,
+            filename_suffix=f".{name or start_step}",
         )
         self.flush()
 
@@ -127,14 +138,14 @@ class MetricWriter:
                 self._mirror.close()
 
 
-def _open_wandb(root: Path, project: str, recipe: Mapping[str, Any] | None) -> Any:
-    """One Weights & Biases run for a work folder, however often training is resumed: its id is kept there."""
+def _open_wandb(note: Path, project: str, recipe: Mapping[str, Any] | None) -> Any:
+    """One Weights & Biases run for a work folder, however often training is resumed: its id is kept in a note there."""
+    root = note.parent
     try:
         import wandb
     except ImportError:
         raise ValueError(f"recipe key wandb is {project!r}, but wandb is not installed: pip install wandb") from None
     os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))  # where tables wait to be sent, with their pictures
-    note = root / _WANDB_ID
     if not note.exists():
         note.write_text(secrets.token_hex(4))
     return wandb.init(project=project, dir=str(root), id=note.read_text(), resume="allow", config=dict(recipe or {}))

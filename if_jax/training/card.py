@@ -11,6 +11,7 @@ import numpy as np
 
 from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
+from if_jax.text.tokens import TEXT_LENGTH
 
 _HEAD = """---
 library_name: diffusers
@@ -44,6 +45,24 @@ image = stage_{name}("a prompt", image=image, output_type="pt", guidance_scale={
 """
 
 
+_OWN_HEAD = """---
+pipeline_tag: text-to-image
+tags: [if_jax, deepfloyd-if, pixel-diffusion, cascade]
+---
+
+# {title}
+
+Text-to-image in pixel space: {stages}. Trained with if_jax, which opens it. It reads {read}, which no pipeline of
+`diffusers` does.
+"""
+_OWN_USE = """
+## Use
+
+```python
+from if_jax import Cascade
+
+Cascade.load("PATH").dream(["a prompt"], seed=0)["{last}"][0].save("picture.png")
+"""
 _CASE_KEPT = """Prompts keep their case, as the captions of training did. `diffusers` lower-cases every prompt: give it
 `prompt_embeds` (of `Cascade.embed`) where case matters.
 
@@ -70,15 +89,26 @@ def model_card(
         them.
     """
     sizes = " → ".join(str(stage.unet_config.sample_size) for stage in stages)
-    text = _HEAD.format(title=title, stages=f"{sizes} pixels")
+    own = _read_beside_diffusers(stages, defaults)
+    text = (_OWN_HEAD if own else _HEAD).format(title=title, stages=f"{sizes} pixels", read=own)
     text += "\n## Stages\n\n" + _stage_table(stages, defaults, recipes, steps)
-    text += _USE.format(last=STAGE_NAMES[len(stages) - 1], guidance=defaults[0].guidance_scale)
-    for name, default in zip(STAGE_NAMES[1 : len(stages)], defaults[1:], strict=True):
+    use = _OWN_USE if own else _USE
+    text += use.format(last=STAGE_NAMES[len(stages) - 1], guidance=defaults[0].guidance_scale)
+    for name, default in zip(STAGE_NAMES[1 : len(stages)], defaults[1:], strict=True) if not own else ():
         text += _USE_NEXT.format(name=name, guidance=default.guidance_scale)
     text += "```\n\n" + (_CASE_KEPT if defaults[0].preserve_case else "") + "## Scores\n\n" + _score_table(scores or {})
     for name, recipe in zip(STAGE_NAMES, recipes, strict=False):
         text += f"\n## Recipe of stage {name}\n\n```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```\n"
     return text
+
+
+def _read_beside_diffusers(stages: Sequence[StageRelease], defaults: Sequence[StageDefaults]) -> str:
+    """What stages are told that no pipeline of diffusers tells them, in words; "" where it is T5 and 77 tokens."""
+    read = dict.fromkeys(part.encoder for stage in stages for part in stage.unet_config.text_parts)
+    words = [" + ".join(read)] if read else []
+    if (length := defaults[0].text_length) != TEXT_LENGTH:
+        words.append(f"captions of {length} tokens")
+    return " and ".join(words)
 
 
 def _stage_table(

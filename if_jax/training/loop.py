@@ -16,15 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from if_jax.checkpoints import run
-from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.stages import Encoders
 from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe, for_compiling, recipe_to_dict
 from if_jax.parallel import failures, hosts, rules, run_lock
 from if_jax.parallel import mesh as meshes
-from if_jax.text import tokens
 from if_jax.tracking.goodput import Recorder
 from if_jax.tracking.writer import MetricWriter
-from if_jax.training import executable_cache, host_facts, optimizer, sampling, setup, validation
+from if_jax.training import executable_cache, host_facts, optimizer, posthoc, sampling, setup, validation
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import check_same_data, resume
 from if_jax.training.step import Batch, TrainState, ema_name
@@ -54,10 +53,10 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
     recorder.note("initialized")
     rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
-    text = setup.read_text(recipe)
-    parts = setup.make_setup(recipe, text.config if text else None, mesh, text.tokenizer.vocab_size if text else 0)
-    tokenizer = text.tokenizer if text else tokens.load_tokenizer("bytes")
-    metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256 if text else ""}
+    encoders = setup.read_frozen(recipe)
+    t5, clip = encoders.t5, encoders.clip.shapes if encoders.clip else None
+    parts = setup.make_setup(recipe, t5.config if t5 else None, mesh, t5.tokenizer.vocab_size if t5 else 0, clip)
+    metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": encoders.sha256}
     base = None
     if recipe.keeps_base:
         base, metadata["base_sha256"] = open_base(recipe)
@@ -65,21 +64,20 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")
     with run_lock.locked(workdir) if jax.process_index() == 0 else nullcontext():
-        _train_alone(parts, mesh, text, base, tokenizer, workdir, metadata, recorder)
+        _train_alone(parts, mesh, encoders, base, workdir, metadata, recorder)
 
 
 def _train_alone(
     parts: setup.TrainingSetup,
     mesh: Mesh,
-    text: TextEncoder | None,
+    encoders: Encoders,
     base: Params | None,
-    tokenizer: tokens.Tokenizer,
     workdir: str,
     metadata: dict[str, Any],
     recorder: Recorder,
 ) -> None:
     """Trains in a folder that no other run is at work in."""
-    recipe = parts.recipe
+    recipe, read = parts.recipe, setup.caption_reader(parts.recipe, encoders)
     start, window_rows = resume(workdir, metadata, recipe.hosts.start_seconds)
     if start >= recipe.steps:
         return
@@ -94,32 +92,34 @@ def _train_alone(
     check_same_data(workdir, metadata)
     sharding = rules.batch_sharding(mesh, parts.sharding_rules)
     part = rules.batch_part(sharding, recipe.batch_size)
-    batches = setup.open_batches(recipe, source, tokenizer, metadata["text_encoder_sha256"], start, part)
+    batches = setup.open_batches(parts, source, read, metadata["text_encoder_sha256"], start, part)
     with (
         recorder.into(workdir if jax.process_index() == 0 else None),
         jax.set_mesh(mesh),
         run.open_checkpoints(
             workdir, keep=recipe.keep_checkpoints, keep_every=recipe.keep_every, metadata=metadata
         ) as checkpoints,
+        _open_snapshots(recipe, workdir, metadata) as snapshots,
         closing(MetricWriter(workdir, start, recipe.wandb, metadata["recipe"])) as writer,
         hosts.termination() as termination_requested,
         hosts.deadline(recipe.hosts.step_seconds) as heartbeat,
         _explained_errors(recipe),
     ):
-        state, frozen, compiled = _start(parts, text, base, checkpoints, start, recorder)
+        state, frozen, compiled = _start(parts, encoders, base, checkpoints, start, recorder)
         schedule = optimizer.learning_rate_schedule(recipe.optimizer, recipe.steps)
-        window = Window(recipe, schedule, step_flops(recipe, parts.networks, tokens.TEXT_LENGTH), window_rows)
+        window = Window(recipe, schedule, step_flops(recipe, parts.networks), window_rows)
         reporter = _Reporter(window, writer, recorder, start, recipe.steps)
-        sample = sampling.make_sampler(recipe, parts.networks, tokenizer, frozen)
-        validate = validation.make_validation(recipe, parts.networks, tokenizer, frozen, sharding)
+        sample = sampling.make_sampler(recipe, parts.networks, read, frozen)
+        validate = validation.make_validation(recipe, parts.networks, read, frozen, sharding)
         advance = lambda state, batch: compiled(state, frozen, batch)  # noqa: E731
-        inputs = _on_devices(batches, setup.batch_rows(recipe), sharding, part)
-        _loop(recipe, state, advance, inputs, reporter, checkpoints, validate, sample, termination_requested, heartbeat)
+        inputs = _on_devices(batches, setup.batch_rows(parts), sharding, part)
+        keep = (checkpoints, snapshots)
+        _loop(recipe, state, advance, inputs, reporter, keep, validate, sample, termination_requested, heartbeat)
 
 
 def _start(
     parts: setup.TrainingSetup,
-    text: TextEncoder | None,
+    encoders: Encoders,
     base: Params | None,
     checkpoints: run.RunCheckpoints,
     start: int,
@@ -130,13 +130,13 @@ def _start(
     if jax.process_index() == 0:
         logging.info("\n%s", parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
     recorder.note("prepared")
-    state = checkpoints.restore(abstract, start) if start else setup.fresh_state(parts, abstract, text)
+    state = checkpoints.restore(abstract, start) if start else setup.fresh_state(parts, abstract, encoders.t5)
     if int(state.step) != start:
         raise ValueError(
             f"checkpoint {start} holds the state of step {int(state.step)}: move it away, to go on before it"
         )
     recorder.note("restored" if start else "prepared")
-    frozen = setup.place_frozen(parts, text, base)
+    frozen = setup.place_frozen(parts, encoders, base)
     recorder.note("prepared")
     # A finished program: it cannot be compiled a second time, other shapes are an error.
     lower = partial(setup.lower_step, parts, abstract, frozen)
@@ -213,7 +213,7 @@ def _loop(
     advance: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
     batches: Iterator[tuple[Batch, float, list[str]]],
     reporter: _Reporter,
-    checkpoints: run.RunCheckpoints,
+    keep: tuple[run.RunCheckpoints, run.RunCheckpoints | None],
     validate: Callable[[Params], dict[str, float]],
     sample: Callable[[Params], sampling.Sheet],
     termination_requested: Callable[[int], bool],
@@ -221,6 +221,7 @@ def _loop(
 ) -> None:
     """Order, which resuming relies on: step, metrics, checkpoint, validation, samples."""
     average, recorder, writer = ema_name(recipe.ema_decays[0]), reporter.recorder, reporter.writer
+    checkpoints, snapshots = keep
     heartbeat()
     with reporter.bar:
         for step in range(int(state.step) + 1, recipe.steps + 1):
@@ -239,6 +240,10 @@ def _loop(
                     checkpoints.save(step, state, {"window": list(reporter.window.rows)})
                     if ending:
                         checkpoints.finish()
+            if snapshots is not None and _is_due(recipe.posthoc_ema.every, step, recipe.steps):
+                with recorder.during("saved"):
+                    updates = int(np.asarray(state.guard.accepted))
+                    snapshots.save(step, posthoc.snapshot(recipe, state), {"updates": updates})
             if _is_due(recipe.validation.every, step, recipe.steps):
                 with recorder.during("watched"):
                     writer.scalars(step, validate(state.ema[average]))
@@ -252,6 +257,21 @@ def _loop(
             heartbeat()
         with recorder.during("saved"):
             checkpoints.finish()
+            if snapshots is not None:
+                snapshots.finish()
+
+
+@contextmanager
+def _open_snapshots(recipe: Recipe, workdir: str, metadata: dict[str, Any]) -> Iterator[run.RunCheckpoints | None]:
+    """Where the averages of `posthoc_ema` go; None where there are none."""
+    if not recipe.posthoc_ema.lengths:
+        yield None
+        return
+    place = posthoc.folder_of(workdir)
+    if jax.process_index() == 0:
+        run.set_aside_damaged(place)
+    with run.open_checkpoints(place, metadata, keep=1, keep_every=1) as snapshots:
+        yield snapshots
 
 
 def _is_due(every: int, step: int, last: int) -> bool:

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
+from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.training import objective, randomness, setup
@@ -23,7 +24,12 @@ _TRACED = 13  # pictures in the traced batch: a number that is no width, so that
 
 
 def step_bytes(
-    recipe: Recipe, text: T5Config | None, mesh: Mesh | AbstractMesh, *, activations: bool = True
+    recipe: Recipe,
+    text: T5Config | None,
+    mesh: Mesh | AbstractMesh,
+    *,
+    clip: CLIPShapes | None = None,
+    activations: bool = True,
 ) -> dict[str, int]:
     """Bytes on one device during a training step.
 
@@ -31,18 +37,20 @@ def step_bytes(
       recipe: what is trained.
       text: the frozen text encoder's configuration, where there is one.
       mesh: of the devices, which may be abstract.
+      clip: what is read of a CLIP, where one is read.
       activations: whether to count them too, which takes seconds.
 
     Returns:
       Bytes by kind: "parameters", "EMA", "moments", "gradients" of what is trained, and where there are any "text
-      encoder", "frozen UNet" (of a LoRA) and "activations".
+      encoder", "CLIP text", "CLIP pictures", "frozen UNet" (of a LoRA) and "activations".
     """
-    parts = setup.make_setup(recipe, text, mesh)
+    parts = setup.make_setup(recipe, text, mesh, clip=clip)
     state = setup.abstract_state(parts)
     sizes = {"parameters": _bytes(state.params), "EMA": _bytes(state.ema), "moments": _bytes(state.opt_state)}
     sizes["gradients"] = sizes["parameters"]
     frozen = setup.abstract_frozen(parts)
     names = {"text_encoder": "text encoder", "unet": "frozen UNet"}
+    names |= {"clip_text": "CLIP text", "clip_vision": "CLIP pictures"}
     sizes |= {names[name]: _bytes(params) for name, params in frozen.items()}
     if activations:
         ways = math.prod(mesh.shape[axis] for axis in rules.batch_axes(parts.sharding_rules))
@@ -54,7 +62,7 @@ def step_bytes(
 def _kept_bytes(parts: setup.TrainingSetup, params: Params, frozen: Params) -> int:
     """Bytes that one picture's forward pass keeps for the backward one, rematerialisation considered."""
     loss = objective.make_loss(parts.networks, parts.recipe)
-    rows = setup.batch_rows(parts.recipe)
+    rows = setup.batch_rows(parts)
     batch = {name: jax.ShapeDtypeStruct((_TRACED, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
     drawn = jax.eval_shape(partial(randomness.draw, parts.recipe, _TRACED), jax.random.key(0))

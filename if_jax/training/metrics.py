@@ -28,18 +28,21 @@ _REPLACED = "pictures_replaced"  # in a window, where there are any
 _COUNTERS = ("skipped", "skipped_in_a_row")  # reported as they are, not as means
 
 
-def step_flops(recipe: Recipe, networks: Networks, text_length: int) -> float:
+def step_flops(recipe: Recipe, networks: Networks) -> float:
     """Floating-point operations of one update: forward and twice that backward; recomputation is not counted.
 
     Beside a frozen kernel (LoRA, new words) the backward pass costs as much as the forward one: the factors are not
-    counted.
+    counted, nor is a CLIP that is read.
     """
     passes = 2 if recipe.keeps_base else 3
-    unet = unet_flops(networks.unet.config, recipe.data.crop or recipe.data.size, text_length)
-    text_trained = recipe.lora.text_encoder or recipe.new_words.tokens or not recipe.text_encoder_from
+    config = networks.unet.config
+    tokens = sum(part.tokens for part in config.text_parts) or recipe.text_length
+    unet = unet_flops(config, recipe.data.crop or recipe.data.size, tokens)
+    text_trained = recipe.lora.text_encoder or recipe.new_words.tokens or recipe.trains_text
     text_passes = passes if text_trained else 1
-    text = t5_flops(networks.text_encoder.config, text_length) * text_passes
-    return float(recipe.batch_size * (passes * unet + text))
+    text = networks.text_encoder
+    read = t5_flops(text.config, recipe.text_length) * text_passes if text is not None else 0
+    return float(recipe.batch_size * (passes * unet + read))
 
 
 def peak_tflops(device_kind: str) -> float | None:

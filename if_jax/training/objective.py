@@ -9,23 +9,26 @@ uniformly from the 1000 steps, which the UNet is told (Ho et al. 2021, "Cascaded
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from if_jax.checkpoints.weights import Params, boxed_params
 from if_jax.config import LoraConfig, Recipe
 from if_jax.diffusion import augment, losses, process
 from if_jax.diffusion.schedule import Schedule, cosine_betas, cosine_schedule, schedule_from_betas
 from if_jax.models import lora, presets
+from if_jax.models.conditioning import CLIPShapes, clip_text_rows, join, keep, picture_vectors, with_picture
 from if_jax.models.copy_start import start_by_copying
 from if_jax.models.lora import AdaptedParams
 from if_jax.models.t5 import T5Config, T5Encoder
 from if_jax.models.unet import UNet, UNetConfig
 from if_jax.parallel import rules
 from if_jax.training.randomness import stream
+from if_jax.training.stage import unet_config
 from if_jax.training.step import Batch
 
 T_BUCKETS = ("t0-249", "t250-499", "t500-749", "t750-999")  # quarters of the chain, for the metrics
@@ -33,12 +36,17 @@ T_BUCKETS = ("t0-249", "t250-499", "t500-749", "t750-999")  # quarters of the ch
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The two networks of a stage as modules; parameters travel separately as {"unet": …, "text_encoder": …}."""
+    """The networks of a stage as modules.
+
+    Parameters travel separately: {"unet": …, "text_encoder": …, "clip_text": …, "clip_vision": …} or fewer.
+    """
 
     unet: UNet
-    text_encoder: T5Encoder
+    text_encoder: T5Encoder | None
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     vocabulary: int = 0  # rows of the token embedding that are in use, those of new words last
+    clip: CLIPShapes | None = None  # what is read of a CLIP
+    dtype: DTypeLike = jnp.float32  # that CLIP is computed in
 
     def joined(self, frozen: Params, params: Params) -> dict[str, Params | AdaptedParams]:
         """The parameters of both networks.
@@ -58,10 +66,35 @@ class Networks:
         return both
 
     def encode(
-        self, params: Params | AdaptedParams, ids: jax.Array, mask: jax.Array, keys: jax.Array | None = None
+        self, params: Mapping[str, Params | AdaptedParams], batch: Batch, keys: jax.Array | None = None
     ) -> jax.Array:
-        """Text states (B, L, D) of ids and mask (B, L); params: the text encoder's; keys: see `lora.apply`."""
-        return lora.apply(self.text_encoder, params, ids, mask, keys=keys)
+        """What the UNet is told by a batch.
+
+        Args:
+          params: by network, see `joined`.
+          batch: "ids" and "mask" (B, L) of T5 and "clip_ids" of CLIP, as far as they are read, or text states "states"
+            that were kept; and, where CLIP reads pictures, "image" uint8 (B, S, S, 3), without which none is read.
+          keys: see `lora.apply`.
+
+        Returns:
+          Text states (B, L, D) float32, see `conditioning`.
+        """
+        parts = self.unet.config.text_parts if self.clip else ()
+        if "states" in batch:
+            states = batch["states"].astype(jnp.float32)
+        else:
+            rows = []
+            if self.text_encoder is not None:
+                own = params["text_encoder"]
+                rows.append(lora.apply(self.text_encoder, own, batch["ids"], batch["mask"], keys=keys))
+            if self.clip and self.clip.text:
+                rows += clip_text_rows(self.clip.text, lora.merge(params["clip_text"]), batch["clip_ids"], self.dtype)
+            states = join(parts, rows) if parts else rows[0]
+        if self.clip and self.clip.vision and "image" in batch:
+            pictures = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+            vectors = picture_vectors(self.clip, lora.merge(params["clip_vision"]), pictures, self.dtype)
+            states = with_picture(parts, states, vectors)
+        return states
 
     def predict(
         self, params: Params | AdaptedParams, *inputs: jax.Array | None, keys: jax.Array | None = None
@@ -70,21 +103,25 @@ class Networks:
         return lora.apply(self.unet, params, *inputs, keys=keys)
 
 
-def make_networks(recipe: Recipe, text_config: T5Config | None = None, vocabulary: int = 0) -> Networks:
+def make_networks(
+    recipe: Recipe, text_config: T5Config | None = None, vocabulary: int = 0, clip: CLIPShapes | None = None
+) -> Networks:
     """Builds the modules a recipe names.
 
     Args:
       recipe: what is trained.
       text_config: the frozen text encoder's, where there is one.
       vocabulary: ids of its tokenizer, new words last; 0: as many as its table has rows.
+      clip: what is read of a CLIP, where one is read.
     """
     dtype = jnp.dtype(recipe.compute_dtype)
     text_config = text_config or presets.T5_ENCODERS[recipe.text_encoder]
-    unet = UNet(presets.UNETS[recipe.unet], dtype=dtype, remat=recipe.remat)
-    return Networks(unet, T5Encoder(text_config, dtype=dtype), recipe.lora, vocabulary or text_config.vocab_size)
+    unet = UNet(unet_config(recipe, clip), dtype=dtype, remat=recipe.remat)
+    t5 = T5Encoder(text_config, dtype=dtype) if "t5" in recipe.encoders else None
+    return Networks(unet, t5, recipe.lora, vocabulary or text_config.vocab_size, clip, dtype)
 
 
-def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length: int) -> Params:
+def init_params(networks: Networks, recipe: Recipe, key: jax.Array) -> Params:
     """Random parameters, boxed with the logical names of their dimensions; of a LoRA the factors alone, of
     new words their rows.
 
@@ -92,7 +129,6 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
       networks: of the recipe.
       recipe: what is trained.
       key: decides them.
-      text_length: tokens of a caption.
 
     Returns:
       {"unet", and "text_encoder" unless that is frozen}.
@@ -103,6 +139,7 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     if recipe.lora.rank:
         return _init_factors(networks, recipe, stream(key, "factors"))
     if recipe.new_words.tokens:
+        assert networks.text_encoder is not None  # new words go with T5 alone
         rows = jnp.zeros((len(recipe.new_words.tokens), networks.text_encoder.config.d_model))
         return {"text_encoder": {"shared": {"embedding": nn.LogicallyPartitioned(rows, (None, "embed"))}}}
     config: UNetConfig = networks.unet.config
@@ -110,7 +147,7 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     inputs = [
         jnp.zeros((1, side, side, config.in_channels)),
         jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1, text_length, config.encoder_hid_dim)),
+        jnp.zeros((1, config.states_length(recipe.text_length), config.states_width)),
     ]
     if config.aug_level_embedding:
         inputs.append(jnp.zeros((1,), jnp.int32))
@@ -118,8 +155,8 @@ def init_params(networks: Networks, recipe: Recipe, key: jax.Array, text_length:
     if recipe.init_copy:
         copying = start_by_copying(nn.meta.unbox(params["unet"]), config)
         params["unet"] = nn.meta.replace_boxed(params["unet"], copying)
-    if not recipe.text_encoder_from:
-        ids = jnp.zeros((1, text_length), jnp.int32)
+    if recipe.trains_text and networks.text_encoder is not None:
+        ids = jnp.zeros((1, recipe.text_length), jnp.int32)
         text_key = stream(key, "text encoder weights")
         params["text_encoder"] = networks.text_encoder.init(text_key, ids, jnp.ones_like(ids))["params"]
     return params
@@ -134,7 +171,7 @@ def _with_rows(base: Params, trained: Params, end: int) -> Params:
 
 def _init_factors(networks: Networks, recipe: Recipe, key: jax.Array) -> Params:
     targets: dict[str, tuple[UNetConfig | T5Config, str]] = {"unet": (networks.unet.config, recipe.lora.targets)}
-    if recipe.lora.text_encoder:
+    if recipe.lora.text_encoder and networks.text_encoder is not None:
         targets["text_encoder"] = (networks.text_encoder.config, lora.TEXT_TARGETS)
     factors = {}
     for (name, (config, words)), own in zip(targets.items(), jax.random.split(key, len(targets)), strict=True):
@@ -150,9 +187,9 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
 
     Returns:
       `loss(params, frozen, batch, drawn) -> (mean loss, metrics)`. frozen: the parameters that are used but not
-      trained, {"text_encoder", "unet" of a LoRA} or fewer. batch: "image" uint8 (B, S, S, 3), and "ids" and "mask"
-      int32 (B, L) or their text states "states" (B, L, D) as `if-jax embed` kept them. drawn: of the same rows, see
-      `randomness.draw`.
+      trained, {"text_encoder", "clip_text", "clip_vision", "unet" of a LoRA} or fewer. batch: "image" uint8
+      (B, S, S, 3), and what `Networks.encode` takes: ids, or text states as `if-jax embed` kept them. drawn: of the
+      same rows, see `randomness.draw`.
     """
     schedule = training_schedule(recipe)
     inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
@@ -162,10 +199,10 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
         networks_params = networks.joined(frozen, params)
         keys = jax.random.wrap_key_data(drawn["dropout_keys"]) if recipe.lora.dropout else None
-        if "states" in batch:
-            states = batch["states"].astype(jnp.float32)
-        else:
-            states = networks.encode(networks_params["text_encoder"], batch["ids"], batch["mask"], keys)
+        states = networks.encode(networks_params, batch, keys)
+        if recipe.dropped:
+            kept = {encoder: drawn[f"{encoder}_kept"] for encoder in recipe.dropped}
+            states = keep(networks.unet.config.text_parts, states, kept)
         x0, low_res, aug_level = inputs_for(recipe, image, drawn)
         t, eps = drawn["t"], drawn["eps"]
         unet_params = rules.gather_convolutions(networks_params["unet"], sharding_rules)

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints import lora, release, run, words
-from if_jax.checkpoints.stages import StageRelease, with_text
+from if_jax.checkpoints.encoders import read_encoders
+from if_jax.checkpoints.stages import Encoders, StageRelease, with_text
 from if_jax.checkpoints.tensors import Storage
-from if_jax.checkpoints.weights import Params, text_encoder_sha256
+from if_jax.checkpoints.weights import Params, load_params, text_encoder_sha256
 from if_jax.config import Recipe, recipe_to_dict
 from if_jax.models import presets
 from if_jax.text.tokens import load_tokenizer
 from if_jax.training.card import model_card
+from if_jax.training.posthoc import reconstruct
 from if_jax.training.resume import stored_recipe
 from if_jax.training.stage import make_stage, stage_defaults
 from if_jax.training.warm_start import open_base
@@ -32,6 +34,7 @@ def publish(
     noise_level: Sequence[int] = (),
     scores: Mapping[str, Any] | None = None,
     ema_decay: str = "",
+    ema_length: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes the newest EMA weights of runs as a release.
@@ -49,6 +52,7 @@ def publish(
       noise_level: by stage after the first, replaces what the recipes say.
       scores: measured figures for the model card, see `model_card`.
       ema_decay: which average ("0.999"); "": the recipe's first.
+      ema_length: or the length of an average that is made of the runs' snapshots, see `posthoc`.
       overwrite: whether a release that is there already is replaced.
 
     Raises:
@@ -60,13 +64,14 @@ def publish(
     smaller = 0
     rows = zip_longest(runs, steps, guidance, (None, *noise_level))
     for workdir, stage_steps, stage_guidance, stage_level in rows:
-        step, metadata, ema = run.read_ema(workdir, ema_decay)
+        step, metadata, ema = _average(workdir, ema_decay, ema_length)
         recipe = stored_recipe(workdir, metadata)
         _check_enlarged(workdir, recipe, smaller)
         smaller = recipe.data.size
         stage = _trained_stage(workdir, recipe, ema, metadata)
         recipes.append(recipe_to_dict(recipe))
         notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
+        notes |= {} if ema_length is None else {"ema_length": f"{ema_length:g}"}
         stages.append(dataclasses.replace(stage, notes=notes))
         trained.append(step)
         default = stage_defaults(recipe)
@@ -88,6 +93,16 @@ def publish(
         return
     card = model_card(Path(folder).name, stages, defaults, recipes, trained, scores)
     release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
+
+
+def _average(workdir: str, decay: str, length: float | None) -> tuple[int, Mapping[str, Any], Params]:
+    """Step, metadata and averaged weights: an average of the newest checkpoint, or one made of snapshots."""
+    if length is None:
+        return run.read_ema(workdir, decay)
+    if decay:
+        raise ValueError(f"ema_decay {decay} and ema_length {length} name two averages: give one of them")
+    made = reconstruct(workdir, length)
+    return made.step, made.metadata, made.params
 
 
 def _check_enlarged(workdir: str, recipe: Recipe, smaller: int) -> None:
@@ -178,15 +193,20 @@ def _trained_stage(workdir: str, recipe: Recipe, ema: Params, metadata: Mapping[
         if identity != metadata["base_sha256"]:
             raise ValueError(f"init_from {recipe.init_from!r} is not the net that {workdir} was trained beside")
         ema = {**ema, "unet": lora.with_factors(base, ema["unet"], recipe.lora.scale) if recipe.lora.rank else base}
-    stage = dataclasses.replace(make_stage(recipe, ema["unet"]), text_encoder_sha256=sha256)
-    if recipe.stage == "super-resolution":
-        return stage
-    if not recipe.text_encoder_from:
+    encoders, later = Encoders(), recipe.stage == "super-resolution"
+    if not later or recipe.encoders != ("t5",):  # a later stage keeps no T5, nor needs to know more than its hash
+        encoders = _read_encoders(recipe, sha256)
+    clip = encoders.clip
+    stage = make_stage(recipe, ema["unet"], clip.shapes if clip else None)
+    if later:
+        return dataclasses.replace(stage, text_encoder_sha256=sha256)
+    stage = dataclasses.replace(stage, clip=clip)
+    if recipe.trains_text:
         config, tokenizer = presets.T5_ENCODERS[recipe.text_encoder], load_tokenizer("bytes")
         return dataclasses.replace(stage, text_config=config, text_params=ema["text_encoder"], tokenizer=tokenizer)
-    text = release.read_text_encoder(recipe.text_encoder_from)
-    if text.sha256 != sha256:
-        raise ValueError(f"text_encoder_from {recipe.text_encoder_from!r} is not the encoder this run was trained with")
+    if encoders.t5 is None:
+        return stage
+    text = dataclasses.replace(encoders.t5, params=load_params(encoders.t5.params))
     if recipe.new_words.tokens:
         text = words.with_words(text, recipe.new_words.tokens)
         text = words.with_rows(text, ema["text_encoder"]["shared"]["embedding"])
@@ -195,3 +215,14 @@ def _trained_stage(workdir: str, recipe: Recipe, ema: Params, metadata: Mapping[
         adapted = lora.with_factors(text.params, ema["text_encoder"], recipe.lora.scale)
         text = dataclasses.replace(text, params=adapted, sha256=text_encoder_sha256(adapted))
     return with_text(stage, text)
+
+
+def _read_encoders(recipe: Recipe, sha256: str | None) -> Encoders:
+    """The frozen encoders of a run, which must be those that it was trained with."""
+    clip_from = recipe.conditioning.clip_from
+    encoders = read_encoders(recipe.text_encoder_from, recipe.encoders, clip_from)
+    if encoders.sha256 != (sha256 or ""):
+        places = (("text_encoder_from", recipe.text_encoder_from), ("conditioning.clip_from", clip_from))
+        named = " with ".join(f"{key} {place!r}" for key, place in places if place)
+        raise ValueError(f"{named} is not the encoder this run was trained with")
+    return encoders

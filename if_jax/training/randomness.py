@@ -30,6 +30,9 @@ STREAMS = {
     "low-resolution noise": 9,
     "low-resolution blur": 10,
     "factor dropout": 12,
+    "t5 dropout": 13,
+    "clip dropout": 14,
+    "clip_image dropout": 15,
 }
 
 
@@ -62,7 +65,8 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
       key: of the step.
 
     Returns:
-      "t" (B,) int32 and "eps" (B, S, S, 3); with `pooled_dropout` "pooled_kept" (B,) bool; with `lora.dropout`
+      "t" (B,) int32 and "eps" (B, S, S, 3); with `pooled_dropout` "pooled_kept" (B,) bool; with a dropout of an encoder
+      "t5_kept", "clip_kept" or "clip_image_kept" (B,) bool; with `lora.dropout`
       "dropout_keys" (B, 2) uint32, data of a key for each row; for super-resolution "level"
       (B,) int32 and "low_eps" (B, S, S, 3), with `data.crop` "corner" (B, 2) int32, the corners of the crops in
       low-resolution pixels, with `data.low_blur` "sigma" (B,). S is the side of what is trained on.
@@ -75,6 +79,8 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
     }
     if recipe.pooled_dropout:
         drawn["pooled_kept"] = random.bernoulli(stream(key, "pooled dropout"), 1 - recipe.pooled_dropout, (rows,))
+    for encoder, share in recipe.dropped.items():
+        drawn[f"{encoder}_kept"] = random.bernoulli(stream(key, f"{encoder} dropout"), 1 - share, (rows,))
     if recipe.lora.dropout:
         drawn["dropout_keys"] = random.key_data(random.split(stream(key, "factor dropout"), rows))
     if recipe.stage != "super-resolution":

@@ -17,6 +17,7 @@ _KNOWN_BY_CONTENT = {
     "data.exclude": "data",
     "data.embeddings": "embeddings",
     "text_encoder_from": "text_encoder_sha256",
+    "conditioning.clip_from": "text_encoder_sha256",
 }
 
 
@@ -45,9 +46,10 @@ def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tupl
         return 0, []
     check_same_recipe(workdir, before, metadata["recipe"])
     if before.get("text_encoder_sha256", "") != metadata["text_encoder_sha256"]:
+        clip_from = metadata["recipe"].get("conditioning", {}).get("clip_from", "")
+        named = " and ".join(repr(name) for name in (metadata["recipe"]["text_encoder_from"], clip_from) if name)
         raise ValueError(
-            f"{workdir} was trained with another text encoder than {metadata['recipe']['text_encoder_from']!r}: name "
-            "that one, or use another --workdir"
+            f"{workdir} was trained with another text encoder than {named}: name that one, or use another --workdir"
         )
     if before.get("base_sha256") != metadata.get("base_sha256"):
         raise ValueError(

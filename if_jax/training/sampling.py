@@ -23,7 +23,7 @@ from if_jax.inference.settings import stage_settings
 from if_jax.inference.stage_inputs import StageInputs
 from if_jax.models import lora
 from if_jax.text.captions import prepare_captions
-from if_jax.text.tokens import Tokenizer
+from if_jax.text.clip_tokens import CaptionReader
 from if_jax.training.objective import Networks
 from if_jax.training.randomness import stream
 from if_jax.training.stage import make_stage, stage_defaults
@@ -31,7 +31,7 @@ from if_jax.training.stage import make_stage, stage_defaults
 Sheet = tuple[Image.Image, dict[str, Image.Image]]  # all pictures in a grid, and each by its prompt
 
 
-def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params) -> Callable[[Params], Sheet]:
+def make_sampler(recipe: Recipe, networks: Networks, read: CaptionReader, frozen: Params) -> Callable[[Params], Sheet]:
     """Makes the function that draws a run's sheet of pictures.
 
     Base stages draw the recipe's prompts, later ones enlarge as many pictures of `validation.source`; the grid of those
@@ -40,7 +40,7 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
     Args:
       recipe: what is trained.
       networks: its modules.
-      tokenizer: turns captions into ids and mask.
+      read: turns captions into what the encoders take.
       frozen: parameters by network that are not trained.
 
     Returns:
@@ -50,9 +50,10 @@ def make_sampler(recipe: Recipe, networks: Networks, tokenizer: Tokenizer, froze
 
     def draw(params: Params, captions: list[str], low_res: jax.Array | None) -> np.ndarray:
         whole = networks.joined(frozen, params)
-        stage = make_stage(recipe, lora.merge(whole["unet"], recipe.compute_dtype))
+        stage = make_stage(recipe, lora.merge(whole["unet"], recipe.compute_dtype), networks.clip)
         settings = stage_settings("sample", stage, stage_defaults(recipe), None)
-        states = encode(whole["text_encoder"], *tokenizer([*captions, ""]))
+        encoders = {name: own for name, own in whole.items() if name != "unet"}
+        states = encode(encoders, dict(zip(read.names, read([*captions, ""]), strict=True)))
         all_keys = jax.random.split(stream(jax.random.key(recipe.seed), "sample sheets"), len(captions))
 
         def part(rows: np.ndarray) -> np.ndarray:

@@ -17,16 +17,18 @@ import optax
 from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh
 
-from if_jax.checkpoints import release
-from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.encoders import read_encoders
+from if_jax.checkpoints.stages import Encoders, TextEncoder
 from if_jax.checkpoints.weights import Params, boxed_params, load_params
 from if_jax.checkpoints.words import with_words, word_rows
 from if_jax.config import Recipe
 from if_jax.data import pipeline
-from if_jax.models import int8, presets
+from if_jax.models import int8
+from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.text import tokens
+from if_jax.text.clip_tokens import CaptionReader
 from if_jax.training import host_facts, objective, optimizer, randomness
 from if_jax.training.step import TrainState, init_state, make_step
 from if_jax.training.warm_start import start_from_release
@@ -44,7 +46,11 @@ class TrainingSetup:
 
 
 def make_setup(
-    recipe: Recipe, text_config: T5Config | None, mesh: Mesh | AbstractMesh, vocabulary: int = 0
+    recipe: Recipe,
+    text_config: T5Config | None,
+    mesh: Mesh | AbstractMesh,
+    vocabulary: int = 0,
+    clip: CLIPShapes | None = None,
 ) -> TrainingSetup:
     """Builds the parts that a recipe names.
 
@@ -54,9 +60,10 @@ def make_setup(
       mesh: of the devices; an abstract one serves planning.
       vocabulary: ids of that encoder's tokenizer, the recipe's new words last; 0: as many as its table has rows, which
         does for planning.
+      clip: what is read of a CLIP, where one is read.
     """
     tx = optimizer.make_optimizer(recipe.optimizer, recipe.steps)
-    networks = objective.make_networks(recipe, text_config, vocabulary)
+    networks = objective.make_networks(recipe, text_config, vocabulary, clip)
     return TrainingSetup(recipe, networks, tx, mesh, rules.PRESETS[recipe.mesh.rules])
 
 
@@ -74,8 +81,13 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     """
     recipe, configs = setup.recipe, {}
     kept = recipe.data.embeddings and not recipe.sample.every and not recipe.validation.every
-    if recipe.text_encoder_from and not kept:
-        configs["text_encoder"] = setup.networks.text_encoder.config
+    text, clip = setup.networks.text_encoder, setup.networks.clip
+    if text is not None and not recipe.trains_text and not kept:
+        configs["text_encoder"] = text.config
+    if clip and clip.text and not kept:
+        configs["clip_text"] = clip.text
+    if clip and clip.vision:
+        configs["clip_vision"] = clip.vision
     if recipe.keeps_base:
         configs["unet"] = setup.networks.unet.config
     dtype = _frozen_dtype(recipe)
@@ -85,17 +97,23 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     return trees
 
 
-def batch_rows(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], Any]]:
+def batch_rows(setup: TrainingSetup) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of one row of a batch on the devices, by name.
 
     Returns:
-      "image" (S, S, 3) uint8, and "ids" and "mask" (L,) int32, or their kept text states "states" (L, D) bfloat16.
+      "image" (S, S, 3) uint8, and "ids" and "mask" (L,) int32 of T5 and "clip_ids" of CLIP, as far as they are read, or
+      their kept text states "states" (L, D) bfloat16.
     """
-    side, length = recipe.data.size, tokens.TEXT_LENGTH
-    image = {"image": ((side, side, 3), np.uint8)}
+    recipe, networks = setup.recipe, setup.networks
+    side, length, config = recipe.data.size, recipe.text_length, networks.unet.config
+    rows: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((side, side, 3), np.uint8)}
     if recipe.data.embeddings:
-        return image | {"states": ((length, presets.UNETS[recipe.unet].encoder_hid_dim), jnp.bfloat16)}
-    return image | {"ids": ((length,), np.int32), "mask": ((length,), np.int32)}
+        return rows | {"states": ((config.states_length(length), config.states_width), jnp.bfloat16)}
+    if networks.text_encoder is not None:
+        rows |= {"ids": ((length,), np.int32), "mask": ((length,), np.int32)}
+    if networks.clip and networks.clip.text:
+        rows["clip_ids"] = ((networks.clip.text.max_position_embeddings,), np.int32)
+    return rows
 
 
 def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.stages.Lowered:
@@ -120,10 +138,11 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
         recipe.accumulate,
         partial(randomness.draw, recipe, recipe.batch_size),
         lambda part: jax.lax.with_sharding_constraint(part, split),
+        recipe.posthoc_ema.lengths,
     )
     batch = {
         name: jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
-        for name, (shape, dtype) in batch_rows(recipe).items()
+        for name, (shape, dtype) in batch_rows(setup).items()
     }
     # Output shardings are pinned: left free, the compiler moves un-annotated kernels after the first step.
     jitted = jax.jit(
@@ -141,7 +160,7 @@ def fresh_state(setup: TrainingSetup, abstract: TrainState, text: TextEncoder | 
     Args:
       setup: of a mesh of real devices.
       abstract: see `abstract_state`.
-      text: the frozen text encoder, of `read_text`: the rows of new words begin as they are there.
+      text: the frozen text encoder, of `read_frozen`: the rows of new words begin as they are there.
 
     Raises:
       ValueError: the release does not fit the recipe, see `start_from_release`.
@@ -163,38 +182,47 @@ def fresh_state(setup: TrainingSetup, abstract: TrainState, text: TextEncoder | 
         params = load_params(rows, "float32", shardings.params)
     else:
         params = start_from_release(recipe, abstract.params, lambda: make(key).params)
-    fill = partial(init_state, optimizer=setup.optimizer, decays=recipe.ema_decays)
+    fill = partial(init_state, optimizer=setup.optimizer, decays=recipe.ema_decays, lengths=recipe.posthoc_ema.lengths)
     return jax.jit(fill, out_shardings=shardings, donate_argnums=0)(params)
 
 
-def read_text(recipe: Recipe) -> TextEncoder | None:
-    """Opens the frozen text encoder of `text_encoder_from`, with the recipe's new words; None where it trains its own.
+def read_frozen(recipe: Recipe) -> Encoders:
+    """Opens the frozen encoders: T5 of `text_encoder_from`, with the recipe's new words, and CLIP.
 
     Raises:
-      FileNotFoundError, ValueError: it cannot be read, does not go with the UNet, or knows a new word already.
+      FileNotFoundError, ValueError: one cannot be read, does not go with the UNet, or knows a new word already.
     """
-    if not recipe.text_encoder_from:
-        return None
-    text = release.read_text_encoder(recipe.text_encoder_from, None)
-    host_facts.check_text_width(recipe, text.config)
+    encoders = read_encoders(recipe.text_encoder_from, recipe.encoders, recipe.conditioning.clip_from)
+    if encoders.t5 is None:
+        return encoders
+    host_facts.check_text_width(recipe, encoders.t5.config)
+    if not recipe.new_words.tokens:
+        return encoders
     try:
-        return with_words(text, recipe.new_words.tokens, recipe.new_words.init) if recipe.new_words.tokens else text
+        return Encoders(with_words(encoders.t5, recipe.new_words.tokens, recipe.new_words.init))
     except ValueError as error:
         raise ValueError(f"recipe key new_words.tokens: {error}") from None
 
 
-def place_frozen(setup: TrainingSetup, text: TextEncoder | None, base: Params | None) -> dict[str, Params]:
+def caption_reader(recipe: Recipe, encoders: Encoders) -> CaptionReader:
+    """Turns captions into what the encoders take; a T5 that is trained reads bytes."""
+    t5 = encoders.t5.tokenizer if encoders.t5 else tokens.load_tokenizer("bytes") if recipe.trains_text else None
+    return CaptionReader(t5, encoders.clip.tokenizer if encoders.clip else None, recipe.text_length)
+
+
+def place_frozen(setup: TrainingSetup, encoders: Encoders, base: Params | None) -> dict[str, Params]:
     """Reads what is used but not trained onto the mesh, tensor by tensor.
 
     Args:
       setup: of a mesh of real devices.
-      text: the frozen text encoder, of `read_text`.
+      encoders: of `read_frozen`.
       base: the frozen UNet, of `warm_start.open_base`.
 
     Returns:
       Parameters by network, as in `abstract_frozen`.
     """
-    opened: dict[str, Any] = {"text_encoder": text.params if text else None, "unet": base}
+    opened: dict[str, Any] = {"text_encoder": encoders.t5.params if encoders.t5 else None, "unet": base}
+    opened |= encoders.clip.params if encoders.clip else {}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_frozen(setup))
     return {name: load_params(opened[name], _frozen_dtype(setup.recipe), own) for name, own in shardings.items()}
 
@@ -213,9 +241,9 @@ def open_source(recipe: Recipe) -> pipeline.Source:
 
 
 def open_batches(
-    recipe: Recipe,
+    setup: TrainingSetup,
     source: pipeline.Source,
-    tokenizer: tokens.Tokenizer,
+    read: CaptionReader,
     encoder: str,
     start: int,
     part: tuple[int, int] = (0, 1),
@@ -223,20 +251,23 @@ def open_batches(
     """This process's part of every batch from step `start` on, as host arrays named as in `batch_rows`.
 
     Args:
-      recipe: whose `data` section says how the source is read.
+      setup: whose recipe says how the source is read.
       source: of `open_source`.
-      tokenizer: turns captions into ids and mask.
-      encoder: SHA-256 of the frozen text encoder, which kept text states must have come from; "" for none.
+      read: turns captions into what the encoders take.
+      encoder: SHA-256 of the frozen encoders, which kept text states must have come from; "" for none.
       start: batches that are left out, because an earlier session has trained on them.
       part: (i, n) for the i-th of n equal parts of every batch, see `rules.batch_part`.
     """
+    recipe, config = setup.recipe, setup.networks.unet.config
     return pipeline.batches(
         source,
         size=recipe.data.size,
         batch_size=recipe.batch_size,
         seed=recipe.data.seed,
         start_step=start,
-        tokenize=tokenizer,
+        tokenize=read,
+        text_names=read.names,
+        states_shape=(config.states_length(recipe.text_length), config.states_width),
         caption_dropout=recipe.data.caption_dropout,
         shard_index=part[0],
         shard_count=part[1],
@@ -265,5 +296,5 @@ def _with_shardings(setup: TrainingSetup, boxed: Any, dtype: str | None = None) 
 
 
 def _init(setup: TrainingSetup, key: jax.Array) -> TrainState:
-    params = objective.init_params(setup.networks, setup.recipe, key, tokens.TEXT_LENGTH)
-    return init_state(params, setup.optimizer, setup.recipe.ema_decays)
+    params = objective.init_params(setup.networks, setup.recipe, key)
+    return init_state(params, setup.optimizer, setup.recipe.ema_decays, setup.recipe.posthoc_ema.lengths)

@@ -10,16 +10,37 @@ from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.diffusion.schedule import cosine_betas
 from if_jax.models import presets
+from if_jax.models.conditioning import CLIPShapes, parts_of
+from if_jax.models.unet import UNetConfig
 
 
-def make_stage(recipe: Recipe, unet_params: Params) -> StageRelease:
+def unet_config(recipe: Recipe, clip: CLIPShapes | None) -> UNetConfig:
+    """The UNet that a recipe trains.
+
+    Args:
+      recipe: what is trained.
+      clip: what its stage reads of a CLIP, where it reads one.
+    """
+    preset = presets.UNETS[recipe.unet]
+    t5 = (recipe.text_length, preset.encoder_hid_dim) if "t5" in recipe.encoders else None
+    parts = parts_of(t5, clip, recipe.conditioning.image_tokens)
+    if not parts:
+        return preset
+    try:
+        return dataclasses.replace(preset, encoder_hid_dim=parts[0].width, text_parts=parts)
+    except ValueError as error:
+        raise ValueError(f"recipe key conditioning.encoders is {recipe.conditioning.encoders!r}: {error}") from None
+
+
+def make_stage(recipe: Recipe, unet_params: Params, clip: CLIPShapes | None = None) -> StageRelease:
     """The stage that a recipe trains, without its text encoder; it draws pictures of the size it is trained at.
 
     Args:
       recipe: what is trained.
       unet_params: parameters of its UNet.
+      clip: see `unet_config`.
     """
-    unet = dataclasses.replace(presets.UNETS[recipe.unet], sample_size=recipe.data.size)
+    unet = dataclasses.replace(unet_config(recipe, clip), sample_size=recipe.data.size)
     return StageRelease(recipe.stage, unet, unet_params, make_scheduler(recipe))
 
 
@@ -36,5 +57,6 @@ def make_scheduler(recipe: Recipe) -> SchedulerConfig:
 def stage_defaults(recipe: Recipe) -> StageDefaults:
     """How a stage draws where nothing else is asked for: as its recipe samples."""
     level = recipe.sample.aug_level if recipe.stage == "super-resolution" else None
-    case = recipe.data.preparation.preserve_case
-    return StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case)
+    highest = 999 if level is None else recipe.data.max_aug_level
+    case, length = recipe.data.preparation.preserve_case, recipe.text_length
+    return StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case, length, highest)

@@ -12,6 +12,7 @@ import optax
 
 from if_jax.checkpoints.weights import Params
 from if_jax.config import GuardConfig
+from if_jax.diffusion.power_average import exponent
 from if_jax.training import randomness
 
 Batch = Mapping[str, jax.Array]
@@ -37,7 +38,7 @@ class TrainState:
 
     step: jax.Array  # int32 scalar: batches consumed so far, which is also the data position
     params: Params
-    ema: dict[str, Params]  # by decay, see `ema_name`
+    ema: dict[str, Params]  # by decay, see `ema_name`, or length, see `length_name`
     opt_state: Any
     guard: Guard
 
@@ -47,16 +48,25 @@ def ema_name(decay: float) -> str:
     return f"{decay:g}"
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, decays: Sequence[float]) -> TrainState:
+def length_name(length: float) -> str:
+    """The key of a power-function average in the state: "length-0.05"."""
+    return f"length-{length:g}"
+
+
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, decays: Sequence[float], lengths: Sequence[float] = ()
+) -> TrainState:
     """Step 0; every EMA starts as a copy of the parameters.
 
     Args:
       params: to start with.
       optimizer: whose state is begun.
       decays: of the averages that are kept.
+      lengths: of the power-function averages that are kept besides.
     """
     zero = jnp.zeros((), jnp.int32)
-    ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
+    averages = [*map(ema_name, decays), *map(length_name, lengths)]
+    ema = {name: jax.tree.map(jnp.copy, params) for name in averages}
     guard = Guard(jnp.zeros((), jnp.float32), zero, jnp.copy(zero), jnp.copy(zero))
     return TrainState(jnp.copy(zero), params, ema, optimizer.init(params), guard)
 
@@ -70,6 +80,7 @@ def make_step(
     accumulate: int = 1,
     draw: DrawFn = lambda key: {},
     shard: Callable[[Batch], Batch] = lambda batch: batch,
+    lengths: Sequence[float] = (),
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict]]:
     """Makes the function that advances the training state by one batch.
 
@@ -86,6 +97,7 @@ def make_step(
       accumulate: equal parts a batch is computed in, one after another; their gradients are averaged.
       draw: key -> what the loss needs at random, arrays of one row for each row of the batch.
       shard: constrains a part of a batch to its place on the mesh.
+      lengths: of the power-function averages that are kept, see `power_average`.
 
     Returns:
       The pure `step(state, frozen, batch) -> (state, metrics)`.
@@ -120,11 +132,16 @@ def make_step(
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             n = state.guard.accepted.astype(jnp.float32)
-            averages = {}
-            for decay in decays:
-                rising = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
-                old = ema[ema_name(decay)]
-                averages[ema_name(decay)] = jax.tree.map(lambda e, p, d=rising: e + (1.0 - d) * (p - e), old, params)
+            rates = {ema_name(decay): 1.0 - jnp.minimum(decay, (1.0 + n) / (10.0 + n)) for decay in decays}
+            # 1 − (1 − 1/t)^(γ+1), of which little is left in float32 where t is large, had it been written so
+            rates |= {
+                length_name(length): -jnp.expm1((exponent(length) + 1) * jnp.log1p(-1.0 / (n + 1.0)))
+                for length in lengths
+            }
+            averages = {
+                name: jax.tree.map(lambda e, p, r=rate: e + r * (p - e), ema[name], params)
+                for name, rate in rates.items()
+            }
             return params, averages, opt_state
 
         # A branch rather than a choice leaf by leaf: a rejected update is not computed, and the step compiles faster.

@@ -24,7 +24,7 @@ from if_jax.data.index import Filter
 from if_jax.diffusion import augment, process
 from if_jax.diffusion.schedule import cosine_schedule
 from if_jax.parallel import rules
-from if_jax.text.tokens import Tokenizer
+from if_jax.text.clip_tokens import CaptionReader
 from if_jax.training.objective import Networks, training_schedule
 
 
@@ -44,7 +44,7 @@ def check_source(recipe: Recipe) -> None:
 
 
 def make_validation(
-    recipe: Recipe, networks: Networks, tokenizer: Tokenizer, frozen: Params, batch_sharding: NamedSharding
+    recipe: Recipe, networks: Networks, read: CaptionReader, frozen: Params, batch_sharding: NamedSharding
 ) -> Callable[[Params], dict[str, float]]:
     """Makes the function that measures a run.
 
@@ -54,7 +54,7 @@ def make_validation(
     Args:
       recipe: what is trained.
       networks: its modules.
-      tokenizer: turns captions into ids and mask.
+      read: turns captions into what the encoders take.
       frozen: parameters by network that are not trained.
       batch_sharding: of a batch on the mesh.
 
@@ -70,9 +70,9 @@ def make_validation(
 
     def validate(params: Params) -> dict[str, float]:
         totals, count = np.zeros(len(v.timesteps)), 0
-        for host in itertools.islice(_batches(recipe, tokenizer, size), -(-v.samples // size)):
+        for host in itertools.islice(_batches(recipe, read, size), -(-v.samples // size)):
             used = np.arange(count, count + size) < v.samples  # the last batch may be filled up
-            batch = {name: jax.device_put(host[name], batch_sharding) for name in ("image", "ids", "mask")}
+            batch = {name: jax.device_put(host[name], batch_sharding) for name in ("image", *read.names)}
             numbers = jax.device_put(np.arange(count, count + size, dtype=np.int32), batch_sharding)
             totals += np.asarray(error(params, frozen, batch, numbers))[:, used].sum(1, dtype=np.float64)
             count += size
@@ -83,7 +83,7 @@ def make_validation(
     return validate
 
 
-def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def _batches(recipe: Recipe, read: CaptionReader, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     v, data = recipe.validation, recipe.data
     preparation = dataclasses.replace(data.preparation, shift=0.0)
     return pipeline.batches(
@@ -91,7 +91,8 @@ def _batches(recipe: Recipe, tokenizer: Tokenizer, batch_size: int) -> Iterator[
         size=data.size,
         batch_size=batch_size,
         seed=v.seed,
-        tokenize=tokenizer,
+        tokenize=read,
+        text_names=read.names,
         caption_dropout=0.0,
         threads=0,
         preparation=preparation,
@@ -105,7 +106,7 @@ def _make_error(recipe: Recipe, networks: Networks) -> Callable[..., jax.Array]:
     def error(params: Params, frozen: Params, batch: dict[str, jax.Array], numbers: jax.Array) -> jax.Array:
         x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0  # (B, S, S, 3)
         whole = networks.joined(frozen, params)
-        states = networks.encode(whole["text_encoder"], batch["ids"], batch["mask"])
+        states = networks.encode(whole, batch)
         low, level = None, None
         if recipe.stage == "super-resolution":
             low = augment.upsample(augment.downsample(x0, recipe.data.low_size), recipe.data.size)

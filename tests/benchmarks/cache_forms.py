@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from if_jax import Cascade
-from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.stages import Encoders, TextEncoder
 from if_jax.data import embed, embeddings, sources
 from if_jax.data.builders import build
 from if_jax.data.preprocessing import Preparation
@@ -42,7 +42,7 @@ def main() -> None:
         for form in embeddings.FORMS:
             out = Path(work) / form
             how = {"preparation": Preparation(), "sharding_rules": rules.PRESETS["dp"], "batch_size": 16}
-            embed.embed(stored, text, out, form=form, mesh=mesh.make_mesh(), **how)
+            embed.embed(stored, Encoders(text), out, form=form, mesh=mesh.make_mesh(), **how)
             cache = embeddings.Embeddings(out)
             captions = [stored[number].captions[0] for number in range(len(stored))]
             rows = [cache.states(number, 0, caption) for number, caption in enumerate(captions)]

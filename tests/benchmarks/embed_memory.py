@@ -46,7 +46,7 @@ def measure(source: Path) -> dict[str, float]:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import tiny
 
-    from if_jax.checkpoints.stages import TextEncoder
+    from if_jax.checkpoints.stages import Encoders, TextEncoder
     from if_jax.data import embed
     from if_jax.data.preprocessing import Preparation
     from if_jax.parallel import rules
@@ -57,7 +57,7 @@ def measure(source: Path) -> dict[str, float]:
     stored = sources.open_stored(str(source))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     opened, began = resident("VmRSS"), time.perf_counter()
-    embed.embed(stored, text, source.with_name("states"), form="compact", preparation=Preparation(), **layout)
+    embed.embed(stored, Encoders(text), source.with_name("states"), form="compact", preparation=Preparation(), **layout)
     seconds = round(time.perf_counter() - began, 1)
     return {"opened_mb": opened, "embedding_mb": round(resident("VmHWM") - opened, 1), "seconds": seconds}
 

@@ -18,6 +18,7 @@ import record_stores
 import tiny
 
 from if_jax.checkpoints.release import read_text_encoder, write_stage
+from if_jax.checkpoints.stages import Encoders
 from if_jax.data import embed, embedding_shards, embeddings, sources
 from if_jax.data.preprocessing import Preparation
 from if_jax.parallel import mesh, rules
@@ -50,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     record_stores.write_tars(place / "tars", COUNT, 11)
     write_stage(place / "stage_I", tiny.on_one_level(tiny.stages()[0]))
-    text = read_text_encoder(str(place / "stage_I"), None)
+    text = Encoders(read_text_encoder(str(place / "stage_I"), None))
     layout = {"mesh": mesh.make_mesh(devices=jax.devices()[:1]), "sharding_rules": rules.PRESETS["dp"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedding_shards, "PER_SHARD", PER_SHARD)

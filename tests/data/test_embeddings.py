@@ -13,7 +13,7 @@ import record_stores
 import remote_sources
 import tiny
 
-from if_jax.checkpoints.stages import TextEncoder
+from if_jax.checkpoints.stages import Encoders, TextEncoder
 from if_jax.data import embed, embedding_shards, embeddings, pipeline, sources
 from if_jax.data.preprocessing import Preparation
 from if_jax.data.remote import RemotePath
@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 def caches(source: str, text: TextEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, stored, lines = tmp_path_factory.mktemp("caches"), sources.open_stored(source), []
     for form in embeddings.FORMS:
-        embed.embed(stored, text, root / form, form=form, mesh=mesh.make_mesh(), say=lines.append, **OPTIONS)
+        embed.embed(stored, Encoders(text), root / form, form=form, mesh=mesh.make_mesh(), say=lines.append, **OPTIONS)
     assert lines[0].startswith("21 captions, exact: at most 0.1 MB, about 0.0 min") and "bytes each" in lines[1]
     assert lines[1].startswith(f"{root / 'exact'}: 21 captions, exact, ")
     return {form: root / form for form in embeddings.FORMS}
@@ -57,7 +57,7 @@ def test_exact_states_are_those_of_the_encoder_to_the_bit(source: str, text: Tex
     captions = [bytes(row[row > 2] - 3).decode() for row in online["ids"].astype(np.uint8)]
     assert "" in captions and len(set(captions)) > 1
     with jax.set_mesh(mesh.make_mesh()):
-        states, _ = embed.make_encode(text, mesh.make_mesh(), rules.PRESETS["dp"])(captions)
+        states, _ = embed.make_encode(Encoders(text), mesh.make_mesh(), rules.PRESETS["dp"])(captions)
     assert cached["states"].dtype == states.dtype and cached["states"].shape == (8, 77, 32)
     np.testing.assert_array_equal(cached["states"].view(np.uint16), states.view(np.uint16))
 

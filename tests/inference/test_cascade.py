@@ -466,3 +466,16 @@ def test_a_batch_that_does_not_fit_is_split(cascade, monkeypatch):
     monkeypatch.setattr(batching, "finish_stage", lambda state, *_: state)
     drawn = cascade.dream([*"abcde"], batch_size=5, stages=1)
     assert tried == [5, 2, 2, 2] and len(drawn["I"]) == 5
+
+
+def test_no_more_noise_than_a_stage_was_trained_with(cascade, tmp_path):
+    """Its release says how much; one that says nothing takes any."""
+    first, second = tiny.DEFAULTS
+    stages = [tiny.on_one_level(stage) for stage in tiny.stages()]
+    release.write_cascade(tmp_path / "cascade", stages, [first, replace(second, max_noise_level=250)])
+    limited = Cascade.load(tmp_path / "cascade")
+    assert limited.defaults[1].max_noise_level == 250 and cascade.defaults[1].max_noise_level == 999
+    for words in ({"noise_level": 251}, {"aug_level": 0.5}):
+        with pytest.raises(ValueError, match=r"is more noise than this stage was trained with: use noise_level 0…250"):
+            limited.dream("a", if_II_kwargs=words)
+        stage_settings("II", cascade.stages[1], cascade.defaults[1], words)

@@ -168,7 +168,7 @@ def tiny_recipe():
         patch.setitem(presets.UNETS, "tiny-I", tiny.one_level(tiny.BASE))
         recipe = Recipe(unet="tiny-I", batch_size=8, compute_dtype="bfloat16", data=DataConfig(size=8))
         networks = objective.make_networks(recipe, tiny.TEXT)
-        params = jax.eval_shape(lambda key: objective.init_params(networks, recipe, key, 9), jax.random.key(0))
+        params = jax.eval_shape(lambda key: objective.init_params(networks, recipe, key), jax.random.key(0))
         yield recipe, networks, params
 
 

@@ -14,6 +14,7 @@ import remote_sources
 import tiny
 
 from if_jax.checkpoints.release import read_text_encoder, write_stage
+from if_jax.checkpoints.stages import Encoders
 from if_jax.config import DataConfig, OptimizerConfig, Recipe, SampleConfig
 from if_jax.data import embed
 from if_jax.data.preprocessing import Preparation
@@ -86,7 +87,7 @@ def test_what_comes_whole_trains_a_stage_as_from_a_disk(
         write_stage(Path(encoder), tiny.on_one_level(tiny.stages()[0]))
         layout = {"mesh": embed.host_mesh(), "sharding_rules": rules.PRESETS["dp"], "batch_size": 8}
         text = read_text_encoder(encoder, None)
-        embed.embed(open_stored(near), text, states, form="exact", preparation=Preparation(), **layout)
+        embed.embed(open_stored(near), Encoders(text), states, form="exact", preparation=Preparation(), **layout)
     wanted = _train(tmp_path / "near", near, 4, states, encoder)
     with remote_sources.served(tmp_path) as far:
         far.delay = 0.02

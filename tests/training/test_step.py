@@ -24,13 +24,13 @@ from if_jax.models.t5 import T5Encoder
 from if_jax.models.unet import UNet
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
-from if_jax.text import tokens
 from if_jax.training import objective, optimizer, randomness, setup
 from if_jax.training.step import TrainState, init_state, make_step
 
 TEXT_LENGTH = 9
 BASE = Recipe(
     batch_size=8,
+    text_length=TEXT_LENGTH,
     ema_decays=(0.99,),
     data=DataConfig(size=8),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
@@ -56,13 +56,6 @@ STEPS, SGD_RATE = 10, 1.0
 NO_GRADIENT = {"['unet']['add_embedding']['pool']['k_proj']['bias']", "['unet']['encoder_hid_proj']['bias']"}
 # Less optimisation of machine code: half the time to compile, the same partitioning.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_texts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "TEXT_LENGTH", TEXT_LENGTH)
-        yield
 
 
 def _networks(stage: str) -> objective.Networks:
@@ -130,7 +123,7 @@ def _random_params(stage: str) -> dict:
 def _fresh_params(stage: str) -> dict:
     """A run's own first weights, made in place on a mesh of eight."""
     recipe, networks, (mesh, sharding_rules) = RECIPES[stage], _networks(stage), _mesh("fsdp_tp")
-    init = functools.partial(objective.init_params, networks, recipe, text_length=TEXT_LENGTH)
+    init = functools.partial(objective.init_params, networks, recipe)
     places = rules.state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, sharding_rules)
     with jax.set_mesh(mesh):
         make = jax.jit(lambda key: nn.meta.unbox(init(key)), out_shardings=places, compiler_options=QUICK)

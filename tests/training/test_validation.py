@@ -18,6 +18,7 @@ from if_jax.models.t5 import T5Encoder
 from if_jax.models.unet import UNet
 from if_jax.parallel import mesh as meshes
 from if_jax.parallel import rules
+from if_jax.text.clip_tokens import CaptionReader
 from if_jax.training import objective, validation
 
 SETTINGS = ValidationConfig(every=1, samples=11, batch_size=8, timesteps=(50, 950), aug_level=250)
@@ -28,13 +29,15 @@ SUPER_RESOLUTION = dataclasses.replace(
 LENGTH = 9
 
 
-def _tokenize(captions):
+def _tokenize(captions, length=LENGTH, always_warn=False):
     """The first bytes of every caption."""
     ids = np.array([[3 + byte for byte in caption.encode()[:LENGTH].ljust(LENGTH)] for caption in captions], np.int32)
     return ids, np.ones_like(ids)
 
 
-def _pictures(source, *, size, batch_size, seed, tokenize, caption_dropout=0.0, threads=0, preparation=None):
+def _pictures(
+    source, *, size, batch_size, seed, tokenize, text_names=(), caption_dropout=0.0, threads=0, preparation=None
+):
     """What the pipeline promises, without its drawing: sample n is the same whatever the batch."""
     assert source == "scenes" and caption_dropout == 0.0
     for start in itertools.count(0, batch_size):
@@ -85,7 +88,9 @@ def _validate(recipe, devices=1):
     whole, split = rules.replicated(mesh), rules.batch_sharding(mesh, rules.PRESETS["dp"])
     frozen = {} if recipe.stage == "base" else {"text_encoder": TEXT}
     networks = objective.Networks(_Pointwise(), _Table())
-    made = validation.make_validation(recipe, networks, _tokenize, jax.device_put(frozen, whole), split)
+    made = validation.make_validation(
+        recipe, networks, CaptionReader(_tokenize, length=LENGTH), jax.device_put(frozen, whole), split
+    )
 
     def validate(seed=0):
         with jax.set_mesh(mesh):

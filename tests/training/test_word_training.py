@@ -173,4 +173,4 @@ def test_what_cannot_work_is_refused_in_one_line(changes: dict[str, Any], messag
 def test_a_token_that_the_encoder_knows_is_refused(cascade: Path) -> None:
     recipe = recipe_of(cascade, new_words=NewWordsConfig(("x",)))
     with pytest.raises(ValueError, match=r"new_words\.tokens: new word 'x' is a token that T5 already knows \(id 123"):
-        setup.read_text(recipe)
+        setup.read_frozen(recipe)
