@@ -85,17 +85,20 @@ def test_a_run_that_was_stopped_ends_the_watch_and_steps_between_are_left_out(pl
     workdir = tmp_path / "run"
     _save(workdir, 2)
     scored = []
-    monkeypatch.setattr(
-        run_scores, "_score", lambda workdir, *rest: scored.append(1) or (2 * len(scored), {"measures": {}})
-    )
+
+    def score(workdir, *rest):
+        scored.append(run.read_latest(workdir)[0])
+        return scored[-1], {"measures": {}}
+
+    monkeypatch.setattr(run_scores, "_score", score)
     words = ["evaluate", "--suite", "coco", "--captions", str(place / "captions.txt"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(cli.main, [*words, "--watch", str(workdir), "--watch-every", "3"])
-    assert result.exit_code == 0 and scored == [1], result.output
+    assert result.exit_code == 0 and scored == [2], result.output
     assert f"{workdir} is not trained any more, at step 2" in result.output
     with run_lock.locked(str(workdir)):
         monkeypatch.setattr(run_scores, "_wait", lambda seconds: _save(workdir, 4))
         run_scores.watch(str(workdir), _suite(place), tmp_path / "none", every=3, poll_seconds=0, say=lambda line: None)
-    assert scored == [1, 1]  # of 2 and 4 the last alone
+    assert scored == [2, 4]  # of 2 and 4 the last alone
 
 
 def test_what_cannot_be_watched_is_said(place, tmp_path):
