@@ -1,0 +1,112 @@
+"""The plan of a recipe on a slice: placed, made to fit where the recipe as written does not, compiled, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from if_jax.checkpoints.files import parse_config, read_json
+from if_jax.checkpoints.names import t5_config_from_hf
+from if_jax.config import Recipe
+from if_jax.models import presets
+from if_jax.models.t5 import T5Config
+from if_jax.planning.blocks import Block
+from if_jax.planning.compiling import Figures, Progress, cache_folder, figures_of, libtpu_version
+from if_jax.planning.estimate import Case, blocks_of, step_time, with_keys
+from if_jax.planning.memory import KeptBytes, memory_of
+from if_jax.planning.report import Plan
+from if_jax.training.host_facts import check_text_width
+
+
+def text_config(recipe: Recipe) -> T5Config | None:
+    """The frozen text encoder's configuration, for which its weights need not be here.
+
+    Args:
+      recipe: whose `text_encoder_from` is a folder, or is named as one of the presets.
+
+    Raises:
+      FileNotFoundError, ValueError: neither, or it does not go with the UNet.
+    """
+    if not recipe.text_encoder_from:
+        return None
+    folder = Path(recipe.text_encoder_from)
+    for inner in (folder / "text_encoder", folder):
+        path = inner / "config.json"
+        if path.is_file():
+            config = parse_config(path, read_json(path), t5_config_from_hf)
+            break
+    else:
+        config = presets.T5_ENCODERS.get(folder.name)
+        if config is None:
+            raise FileNotFoundError(
+                f"text_encoder_from {recipe.text_encoder_from!r} is not here: copy its config.json there, or set "
+                f"--config.text_encoder_from to the size it has: {', '.join(presets.T5_ENCODERS)}"
+            )
+    check_text_width(recipe, config)
+    return config
+
+
+def make_plan(
+    case: Case,
+    *,
+    price: float | None = None,
+    config: str = "RECIPE",
+    progress: Progress | None = None,
+    folder: Path | None = None,
+    changes: tuple[str, ...] = (),
+) -> Plan:
+    """Plans a recipe on a slice, in more parts of the batch than it says where it would not fit as it is.
+
+    Args:
+      case: recipe and slice.
+      price: of a chip for an hour.
+      config: the recipe as the command line names it.
+      progress: see `figures_of`.
+      folder: of the cache; None: the user's.
+      changes: `--config.KEY=VALUE` words that are in the recipe already.
+
+    Raises:
+      ValueError: the recipe cannot be placed on the slice, or there is no TPU compiler.
+    """
+    libtpu = libtpu_version()
+    case.check()
+    kept, note = KeptBytes(), ""
+    memory = memory_of(case, kept)
+    if not memory.fits:
+        rows, needs = case.rows, memory.total
+        fitting = next(fitting_parts(case, kept), None)
+        why = f"{rows} picture(s) at a time would need {needs / 1e9:.0f} GB of a device"
+        if fitting is None:
+            note = f"{why}, and no accumulate makes it fit: use --search, more chips, or optimizer.name=adafactor"
+            return Plan(case, memory, None, libtpu, 0.0, 0, price, config, changes, note)
+        case, memory = fitting, memory_of(fitting, kept)
+        changes = (*changes, f"--config.accumulate={case.recipe.accumulate}")
+        note = f"as written it does not fit: {why}. Planned with accumulate={case.recipe.accumulate} instead."
+    unet, text = blocks_of(case)
+    figures = figures_of([*unet, *text], case.slice.generation, folder or cache_folder(), progress)
+    time = step_time(case, figures, memory.kinds)
+    return Plan(case, memory, time, libtpu, compile_seconds(figures), len(figures), price, config, changes, note)
+
+
+def compile_seconds(figures: Mapping[Block, Figures]) -> float:
+    """Seconds that compiling took, whenever that was."""
+    return sum(own.get("seconds", 0.0) for own in figures.values())
+
+
+def fitting_parts(case: Case, kept: KeptBytes) -> Iterator[Case]:
+    """The case in more and more parts of its batch, as far as they fit: multiples of 8 pictures first.
+
+    Below 8 pictures the compiler folds the height of a picture into the batch, which costs up to half the speed.
+
+    Args:
+      case: which does not fit.
+      kept: what is known of its activations.
+    """
+    batch, fitting = case.recipe.batch_size, []
+    for parts in range(case.recipe.accumulate + 1, batch // case.ways + 1):
+        if batch % (parts * case.ways) == 0:
+            divided = with_keys(case, accumulate=parts)
+            if memory_of(divided, kept).fits:
+                fitting.append(divided)
+    fitting.sort(key=lambda divided: (divided.rows % 8 != 0, -divided.rows))
+    yield from fitting
