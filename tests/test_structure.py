@@ -42,7 +42,7 @@ EDGES: dict[str, set[str]] = {
     "cli_data": {"cli_errors", "cli_options", "data", "inference"},
     "cli_draw": {"checkpoints", "cli_errors", "cli_options", "inference"},
     "cli_evaluate": {"checkpoints", "cli_errors", "cli_options", "evaluation", "inference"},
-    "cli_plan": {"cli_errors", "cli_recipe", "config", "planning"},
+    "cli_plan": {"cli_errors", "cli_options", "cli_recipe", "config", "planning"},
     "cli": {
         *("checkpoints", "cli_data", "cli_draw", "cli_embed", "cli_errors", "cli_evaluate", "cli_options"),
         *("cli_plan", "cli_recipe", "config", "doctor"),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from if_jax.models.t5 import T5Config
 from if_jax.models.unet import UNetConfig
 
-Kind = Literal["residual", "attention", "embedding", "ends", "text"]
+BlockKind = Literal["residual", "attention", "embedding", "ends", "text"]
 # What is computed: the forward pass; with all gradients; or, of frozen weights, with the gradients of what comes in.
 Work = Literal["forward", "train", "inputs"]
 
@@ -24,7 +24,7 @@ Work = Literal["forward", "train", "inputs"]
 class Block:
     """One piece of a network at one shape: all that its compiled program follows from."""
 
-    kind: Kind
+    kind: BlockKind
     rows: int  # pictures at a time on one core
     work: Work
     dtype: str
@@ -54,7 +54,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PassSettings:
     """How a network's blocks are computed."""
 
     rows: int
@@ -64,7 +64,7 @@ class Settings:
     text_length: int = 77
 
 
-def unet_blocks(config: UNetConfig, size: tuple[int, int], settings: Settings) -> Counter[Block]:
+def unet_blocks(config: UNetConfig, size: tuple[int, int], settings: PassSettings) -> Counter[Block]:
     """The distinct blocks of a UNet and how often each runs in one pass.
 
     Args:
@@ -75,7 +75,7 @@ def unet_blocks(config: UNetConfig, size: tuple[int, int], settings: Settings) -
     return Counter(_walk(config, size, settings))
 
 
-def t5_blocks(config: T5Config, settings: Settings) -> Counter[Block]:
+def t5_blocks(config: T5Config, settings: PassSettings) -> Counter[Block]:
     """The layer of a T5 encoder and how often it runs; the first one's position bias is not counted.
 
     Args:
@@ -86,12 +86,12 @@ def t5_blocks(config: T5Config, settings: Settings) -> Counter[Block]:
     return Counter({_block("text", settings, sizes): config.num_layers})
 
 
-def _block(kind: Kind, settings: Settings, sizes: dict[str, Any]) -> Block:
+def _block(kind: BlockKind, settings: PassSettings, sizes: dict[str, Any]) -> Block:
     remat = settings.remat if kind in ("residual", "attention") and settings.work != "forward" else "none"
     return Block(kind, settings.rows, settings.work, settings.dtype, remat, tuple(sorted(sizes.items())))
 
 
-def _walk(c: UNetConfig, size: tuple[int, int], settings: Settings) -> Iterator[Block]:
+def _walk(c: UNetConfig, size: tuple[int, int], settings: PassSettings) -> Iterator[Block]:
     """Every block in the order it runs, as `UNet` puts them together."""
     last = len(c.block_out_channels) - 1
 

@@ -29,6 +29,7 @@ _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("models/layers.py", "models/blocks.py", "models/t5.py", "planning/programs.py", "planning/hlo_cycles.py")
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _TIMEOUT = 1800.0  # seconds for one block
+_TICK = 10.0  # seconds between two signs of life
 # Without a TPU: no question to the cloud's metadata, and no lock that only one process may hold.
 _CHILD = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
@@ -57,15 +58,16 @@ def cache_folder() -> Path | None:
     return cache / "plan" if cache else None
 
 
-def key_of(block: Block, generation: Generation, libtpu: str) -> str:
+def key_of(block: Block | Mapping[str, Any], generation: Generation, libtpu: str) -> str:
     """The name of a block's figures in the cache: a hash of all that they follow from.
 
     Args:
-      block: which.
+      block: which, or the request for a whole step.
       generation: of the chip.
       libtpu: its version.
     """
-    parts = [dataclasses.asdict(block), generation.name, libtpu, metadata.version("jax"), _sources_hash()]
+    asked = dataclasses.asdict(block) if isinstance(block, Block) else block
+    parts = [asked, generation.name, libtpu, metadata.version("jax"), _sources_hash()]
     parts += [os.environ.get(name) for name in _ENVIRONMENT]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -123,8 +125,7 @@ def figures_of(
                 figures = child.ask({"block": dataclasses.asdict(block), "generation": generation.name})
                 with lock:
                     done[block] = figures
-                    if folder and "error" not in figures:
-                        _keep(folder, keys[block], figures)
+                    keep(folder, keys[block], figures)
                     if progress:
                         left = [other for other in missing if other not in done]
                         rate = (time.monotonic() - began) / sum(_expected_seconds(b) for b in missing if b in done)
@@ -136,6 +137,30 @@ def figures_of(
     for thread in threads:
         thread.join()
     return done
+
+
+def ask_alone(request: Mapping[str, Any], tick: Callable[[float], None], timeout: float) -> Figures:
+    """The answer of a child process of its own to one request.
+
+    Args:
+      request: as `if_jax.planning.worker` reads it.
+      tick: called now and then with the seconds that have passed.
+      timeout: seconds that it may take.
+    """
+    done, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(_TICK):
+            tick(time.monotonic() - began)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        with _Child(timeout) as child:
+            return child.ask(request)
+    finally:
+        done.set()
+        teller.join()
 
 
 class _Child:
@@ -211,7 +236,16 @@ def _expected_seconds(block: Block) -> float:
     return products * (1 if block.work == "forward" else 3)
 
 
-def _keep(folder: Path, key: str, figures: Figures) -> None:
+def keep(folder: Path | None, key: str, figures: Figures) -> None:
+    """Keeps figures in the cache; those of a failure are not kept.
+
+    Args:
+      folder: of the cache; None: nowhere.
+      key: see `key_of`.
+      figures: of a block.
+    """
+    if folder is None or "error" in figures:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / f"{key}.json") as beside:

@@ -18,7 +18,7 @@ from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.parallel.mesh import AXES, resolve_axes
 from if_jax.planning import collectives
-from if_jax.planning.blocks import Block, Settings, Work, t5_blocks, unet_blocks
+from if_jax.planning.blocks import Block, PassSettings, Work, t5_blocks, unet_blocks
 from if_jax.planning.compiling import Figures
 from if_jax.planning.slices import Slice
 from if_jax.text import tokens
@@ -119,11 +119,13 @@ def blocks_of(case: Case) -> tuple[Counter[Block], Counter[Block]]:
     unet_work, text_work = work_of(recipe)
     side = recipe.data.crop or recipe.data.size
     common = {"rows": case.core_rows, "dtype": recipe.compute_dtype, "text_length": length}
-    unet = unet_blocks(presets.UNETS[recipe.unet], (side, side), Settings(work=unet_work, remat=recipe.remat, **common))
+    unet = unet_blocks(
+        presets.UNETS[recipe.unet], (side, side), PassSettings(work=unet_work, remat=recipe.remat, **common)
+    )
     if recipe.data.embeddings:
         return unet, Counter()
     text = case.text or presets.T5_ENCODERS[recipe.text_encoder]
-    return unet, t5_blocks(text, Settings(work=text_work, **common))
+    return unet, t5_blocks(text, PassSettings(work=text_work, **common))
 
 
 def picture_flops(case: Case) -> float:

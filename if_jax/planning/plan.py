@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from if_jax.checkpoints.files import parse_config, read_json
 from if_jax.checkpoints.names import t5_config_from_hf
-from if_jax.config import Recipe
+from if_jax.config import Recipe, for_compiling, recipe_to_dict
 from if_jax.models import presets
 from if_jax.models.t5 import T5Config
 from if_jax.planning.blocks import Block
-from if_jax.planning.compiling import Figures, Progress, cache_folder, figures_of, libtpu_version
+from if_jax.planning.compiling import (
+    Figures,
+    Progress,
+    ask_alone,
+    cache_folder,
+    figures_of,
+    keep,
+    key_of,
+    libtpu_version,
+    read_cache,
+)
 from if_jax.planning.estimate import Case, blocks_of, step_time, with_keys
 from if_jax.planning.memory import KeptBytes, memory_of
 from if_jax.planning.report import Plan
+from if_jax.planning.search import COMPILED, search
 from if_jax.training.host_facts import check_text_width
+
+_WHOLE_SECONDS = 20.0  # of compiling the whole step for each distinct block of it, on two cores
 
 
 def text_config(recipe: Recipe) -> T5Config | None:
@@ -54,6 +68,7 @@ def make_plan(
     progress: Progress | None = None,
     folder: Path | None = None,
     changes: tuple[str, ...] = (),
+    whole: Callable[[Case], Figures] | None = None,
 ) -> Plan:
     """Plans a recipe on a slice, in more parts of the batch than it says where it would not fit as it is.
 
@@ -64,6 +79,7 @@ def make_plan(
       progress: see `figures_of`.
       folder: of the cache; None: the user's.
       changes: `--config.KEY=VALUE` words that are in the recipe already.
+      whole: compiles the whole step too, see `compile_whole_step`.
 
     Raises:
       ValueError: the recipe cannot be placed on the slice, or there is no TPU compiler.
@@ -82,10 +98,78 @@ def make_plan(
         case, memory = fitting, memory_of(fitting, kept)
         changes = (*changes, f"--config.accumulate={case.recipe.accumulate}")
         note = f"as written it does not fit: {why}. Planned with accumulate={case.recipe.accumulate} instead."
+    if whole:
+        memory = dataclasses.replace(memory, whole=_whole_bytes(whole(case)))
     unet, text = blocks_of(case)
     figures = figures_of([*unet, *text], case.slice.generation, folder or cache_folder(), progress)
     time = step_time(case, figures, memory.kinds)
     return Plan(case, memory, time, libtpu, compile_seconds(figures), len(figures), price, config, changes, note)
+
+
+def search_plans(
+    case: Case,
+    tell: Callable[[int, int, Case], Progress],
+    *,
+    price: float | None = None,
+    config: str = "RECIPE",
+    words: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> list[Plan]:
+    """Plans of all ways to train that a search has compiled, the fastest first.
+
+    Args:
+      case: recipe and slice.
+      tell: the progress of one combination, by its number, how many there are, and a case of it.
+      price: of a chip for an hour.
+      config: the recipe as the command line names it.
+      words: `--config.KEY=VALUE` words that are in the recipe already.
+      folder: of the cache; None: the user's.
+
+    Raises:
+      ValueError: nothing fits, or there is no TPU compiler.
+    """
+    libtpu, compiled = libtpu_version(), []
+
+    def compile_case(own: Case) -> Mapping[Block, Figures]:
+        unet, text = blocks_of(own)
+        progress = tell(len(compiled) + 1, COMPILED, own)
+        compiled.append(figures_of([*unet, *text], own.slice.generation, folder or cache_folder(), progress))
+        return compiled[-1]
+
+    candidates = search(case, compile_case)
+    seconds = sum(map(compile_seconds, compiled))
+    blocks = len({block for figures in compiled for block in figures})
+    return [
+        Plan(own.case, own.memory, own.time, libtpu, seconds, blocks, price, config, (*words, *own.words(case.recipe)))
+        for own in candidates
+    ]
+
+
+def compile_whole_step(case: Case, progress: Callable[[float, float], None], timeout: float = 7200.0) -> Figures:
+    """What the compiler says of the whole step, see `compile_whole`; out of the cache, or by a child process.
+
+    Args:
+      case: what is planned.
+      progress: called with the seconds that have passed and those that are left, by guess.
+      timeout: seconds that it may take.
+    """
+    text = dataclasses.asdict(case.text) if case.text else None
+    request = {"whole": recipe_to_dict(for_compiling(case.recipe)), "text": text}
+    request |= {"slice": case.slice.name, "slices": case.slice.count}
+    key, folder = key_of(request, case.slice.generation, libtpu_version()), cache_folder()
+    if kept := read_cache(folder, key):
+        return kept
+    unet, encoder = blocks_of(case)
+    expected = _WHOLE_SECONDS * (len(unet) + len(encoder))
+    figures = ask_alone(request, lambda passed: progress(passed, max(expected - passed, 0.0)), timeout)
+    keep(folder, key, figures)
+    return figures
+
+
+def _whole_bytes(figures: Figures) -> int:
+    if "error" in figures:
+        raise ValueError(f"the whole step could not be compiled ({figures['error']}): plan without --whole")
+    return figures["bytes"]
 
 
 def compile_seconds(figures: Mapping[Block, Figures]) -> float:

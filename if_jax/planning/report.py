@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from if_jax.planning.memory import ROOM, Memory
 
 WIDTH = 100
 _DAY = 86400
+_MUCH_TEXT = 0.2  # of a step's computing: worth keeping what the text encoder says
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,47 @@ def as_text(plan: Plan) -> str:
     rows = [*_head(plan), "", *_memory(plan)]
     if plan.time:
         rows += ["", *_time(plan, plan.time), "", *_result(plan, plan.time)]
-    return "\n".join([*rows, "", *_caveats(plan), "", *next_steps(plan)])
+    rows += ["", *_caveats(plan)]
+    return "\n".join([*rows, "", *next_steps(plan)] if plan.memory.fits else rows)
+
+
+def as_table(plans: Sequence[Plan]) -> str:
+    """The best of a search beside each other, and how each is started.
+
+    Args:
+      plans: of one recipe on one slice, the best first.
+    """
+    best = plans[0]
+    cells = [("mesh", "parts × pictures", "remat", "GB", "step s", "% of peak", "days", "chip-hours")]
+    for plan in plans:
+        case, time = plan.case, plan.time
+        assert time is not None
+        sizes = case.mesh.shape
+        cells.append(
+            (
+                f"data {sizes['data']} × fsdp {sizes['fsdp']}",
+                f"{case.recipe.accumulate} × {case.rows}",
+                case.recipe.remat,
+                f"{plan.memory.total / 1e9:.1f}",
+                f"{_number(time.step.middle)} ({_number(time.step.best)}-{_number(time.step.worst)})",
+                f"{100 * time.peak_share.middle:.0f}",
+                _number(time.step.middle * case.recipe.steps / _DAY),
+                _number(_chip_hours(case, time).middle),
+            )
+        )
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    limit = best.memory.limit / 1e9
+    rows = [
+        _head(best)[0],
+        f"Batch {best.case.recipe.batch_size}; a device has {limit:.1f} GB. The fastest that fit:",
+        "",
+    ]
+    rows += [f"{number or ' '}  {line}" for number, line in enumerate(table)]
+    rows += ["", *_caveats(best)]
+    for number, plan in enumerate(plans, 1):
+        rows += ["", f"{number}.", *next_steps(plan)]
+    return "\n".join(rows)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -100,7 +141,8 @@ def _head(plan: Plan) -> list[str]:
     rows = [
         f"{recipe.unet} on {many}{case.slice.name}: {case.slice.chips} chips ({shape}) in {case.slice.hosts} host(s)",
         f"A step is {recipe.batch_size} pictures: {case.ways} devices × {recipe.accumulate} part(s) × {case.rows} "
-        f"pictures at a time. Mesh {mesh}, rules {recipe.mesh.rules}, remat {recipe.remat}.",
+        "pictures at a time.",
+        f"Mesh {mesh}, rules {recipe.mesh.rules}, remat {recipe.remat}.",
     ]
     if plan.note:
         rows += _wrap(f"NOTE: {plan.note}", indent="      ")
@@ -150,7 +192,15 @@ def _result(plan: Plan, time: StepTime) -> list[str]:
     if plan.price:
         rows.append((f"cost at {plan.price:g} a chip-hour", _range(hours.times(plan.price), "")))
     lines = ["                            estimate   (best to worst)"]
-    return lines + [f"  {name:<26}{value}" for name, value in rows]
+    lines += [f"  {name:<26}{value}" for name, value in rows]
+    share = time.by_kind.get("text encoder", 0.0) / sum(time.by_kind.values())
+    if share > _MUCH_TEXT and case.text and not case.recipe.new_words.tokens and not case.recipe.lora.text_encoder:
+        lines += _wrap(
+            f"HINT: {share:.0%} of the computing is the frozen text encoder. `if-jax embed` keeps what it says once; "
+            "data.embeddings then leaves it out of every step.",
+            indent="      ",
+        )
+    return lines
 
 
 def _caveats(plan: Plan) -> list[str]:
@@ -204,8 +254,3 @@ def _number(value: float) -> str:
 def _wrap(text: str, indent: str, later: str | None = None) -> list[str]:
     first = indent if later is not None else ""
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later or indent, break_on_hyphens=False)
-
-
-def failures(figures: Mapping[Any, Mapping[str, Any]]) -> int:
-    """Blocks without figures."""
-    return sum("error" in own for own in figures.values())

@@ -36,7 +36,11 @@ class Candidate:
     time: StepTime
 
     def words(self, recipe: Recipe) -> tuple[str, ...]:
-        """What differs from a recipe, as `if-jax train` takes it."""
+        """What differs from a recipe, as `if-jax train` takes it.
+
+        Args:
+          recipe: which.
+        """
         return changed_words(recipe, self.case.recipe)
 
 

@@ -1,4 +1,4 @@
-"""The children that compile: their crashes are named, what they made is kept, and no TPU compiler is needed to say so."""
+"""The children that compile: crashes are named, what was made is kept. No TPU compiler is needed to see it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import tiny
 
 from if_jax.planning import compiling
-from if_jax.planning.blocks import Block, Settings, unet_blocks
+from if_jax.planning.blocks import Block, PassSettings, unet_blocks
 from if_jax.planning.slices import GENERATIONS
 
 V5E = GENERATIONS["v5e"]
-BLOCKS = list(unet_blocks(tiny.BASE, (8, 8), Settings(2, "train", "float32", text_length=5)))
+BLOCKS = list(unet_blocks(tiny.BASE, (8, 8), PassSettings(2, "train", "float32", text_length=5)))
 # Answers as the worker does; ends over attention, writes what it was asked for, and libtpu's noise before the answer.
 CHILD = """
 import json, os, sys
