@@ -1,20 +1,38 @@
-"""Bytes of one device in a training step: the state's, exactly, and what a step needs besides, by estimate."""
+"""Bytes of one device in a training step: the state's, exactly, and what a step needs besides, by estimate.
+
+The compiler computes again, from what was kept in the compute precision, what the backward pass needs in float32; and
+in memory the channels of an array fill whole lanes of 128. Both show in its scratch for single blocks (docs/plan.md).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from if_jax.planning.estimate import Case
-from if_jax.training.memory import kept_bytes, step_bytes
+import jax
+import jax.numpy as jnp
 
-ROOM = 0.95  # of the memory: above it only a whole compile can say
+from if_jax.planning.blocks import Block
+from if_jax.planning.compiling import Figures
+from if_jax.planning.estimate import Case, blocks_of
+from if_jax.planning.programs import block_program, kept_for_gradients
+from if_jax.training.memory import step_bytes
+
+ROOM = 0.9  # of the memory: above it only a whole compile can say
+_LANES = 128
+_TRACED = 13  # pictures that are traced: a number that is no width, so that what is kept of them is known by it
+
+Kept = Callable[[Block], float]  # bytes that a block keeps of one picture
 
 
 @dataclass(frozen=True)
 class Memory:
     """What a step takes of a device."""
 
-    kinds: dict[str, int]  # bytes by kind, see `step_bytes`, and the compiler's "workspace"
+    kinds: dict[str, int]  # bytes by kind: those of `step_bytes`, "activations" and "workspace"
     limit: int
     whole: int | None = None  # bytes of the whole step, where that was compiled
 
@@ -29,28 +47,66 @@ class Memory:
         return self.total <= self.limit
 
 
-class KeptBytes:
-    """What one picture's forward pass keeps for the backward one: traced once for each network and remat."""
+def kept_of_picture(block: Block) -> float:
+    """Bytes that a block keeps of one picture from the forward pass for the backward one, rematerialisation considered.
 
-    def __init__(self) -> None:
-        self._known: dict[object, int] = {}
-
-    def of(self, case: Case) -> int:
-        """Bytes of one picture."""
-        recipe = case.recipe
-        key = (recipe.unet, recipe.remat, recipe.lora, recipe.data.crop or recipe.data.size, recipe.compute_dtype)
-        if key not in self._known:
-            self._known[key] = kept_bytes(recipe, case.text)
-        return self._known[key]
+    Args:
+      block: which; how many pictures it computes does not matter.
+    """
+    return _kept(dataclasses.replace(block, rows=_TRACED))
 
 
-def memory_of(case: Case, kept: KeptBytes) -> Memory:
+def memory_of(case: Case, kept: Kept = kept_of_picture, figures: Mapping[Block, Figures] | None = None) -> Memory:
     """Bytes of one device by kind.
 
     Args:
       case: what is planned.
-      kept: what is known of its activations.
+      kept: bytes that a block keeps of one picture.
+      figures: of its blocks, where they are compiled: the compiler's own scratch takes the place of a guess.
     """
     kinds = step_bytes(case.recipe, case.text, case.mesh, activations=False)
-    kinds["activations"] = case.rows * kept.of(case)
+    unet, text = blocks_of(case)
+    g = case.slice.generation
+    per_device = g.compiled_cores / g.devices
+    both = unet + text
+    kinds["activations"] = math.ceil(
+        case.core_rows
+        * per_device
+        * sum(times * kept(block) for block, times in both.items() if block.work != "forward")
+    )
+    kinds["workspace"] = math.ceil(
+        per_device * max(_scratch(block, kept, (figures or {}).get(block)) for block in both)
+    )
+    if case.recipe.mesh.rules != "dp":  # the weights of a block and of the next one, gathered
+        kinds["workspace"] += 2 * max(map(_weights, both))
     return Memory(kinds, case.slice.device_memory)
+
+
+def _scratch(block: Block, kept: Kept, figures: Figures | None) -> float:
+    if figures and "scratch" in figures:
+        return figures["scratch"]
+    guess = block.rows * kept(block)
+    if block.kind == "attention":  # the scores, float32 and in the compute precision
+        pixels, heads = block["height"] * block["width"], block["features"] // block["head_dim"]
+        keys = block["text_length"] + (0 if block["only_cross"] else pixels)
+        guess += 6 * block.rows * heads * pixels * keys
+    return guess
+
+
+@lru_cache(maxsize=1024)
+def _kept(block: Block) -> float:
+    if block.work == "forward":
+        return 0.0
+    total = 0
+    for leaf in kept_for_gradients(block):
+        if leaf.shape and leaf.shape[0] == block.rows and leaf.dtype == jnp.dtype(block.dtype):
+            *rest, last = leaf.shape
+            padded = -(-last // _LANES) * _LANES if last >= _LANES // 4 else last
+            total += math.prod(rest) * padded * leaf.dtype.itemsize
+    return total / block.rows
+
+
+@lru_cache(maxsize=1024)
+def _weights(block: Block) -> int:
+    _, params, _ = block_program(block)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))

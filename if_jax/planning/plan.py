@@ -24,7 +24,7 @@ from if_jax.planning.compiling import (
     read_cache,
 )
 from if_jax.planning.estimate import Case, blocks_of, step_time, with_keys
-from if_jax.planning.memory import KeptBytes, memory_of
+from if_jax.planning.memory import Kept, kept_of_picture, memory_of
 from if_jax.planning.report import Plan
 from if_jax.planning.search import COMPILED, search
 from if_jax.training.host_facts import check_text_width
@@ -86,22 +86,22 @@ def make_plan(
     """
     libtpu = libtpu_version()
     case.check()
-    kept, note = KeptBytes(), ""
-    memory = memory_of(case, kept)
+    note, memory = "", memory_of(case)
     if not memory.fits:
         rows, needs = case.rows, memory.total
-        fitting = next(fitting_parts(case, kept), None)
+        fitting = next(fitting_parts(case), None)
         why = f"{rows} picture(s) at a time would need {needs / 1e9:.0f} GB of a device"
         if fitting is None:
             note = f"{why}, and no accumulate makes it fit: use --search, more chips, or optimizer.name=adafactor"
             return Plan(case, memory, None, libtpu, 0.0, 0, price, config, changes, note)
-        case, memory = fitting, memory_of(fitting, kept)
+        case, memory = fitting, memory_of(fitting)
         changes = (*changes, f"--config.accumulate={case.recipe.accumulate}")
         note = f"as written it does not fit: {why}. Planned with accumulate={case.recipe.accumulate} instead."
     if whole:
         memory = dataclasses.replace(memory, whole=_whole_bytes(whole(case)))
     unet, text = blocks_of(case)
     figures = figures_of([*unet, *text], case.slice.generation, folder or cache_folder(), progress)
+    memory = dataclasses.replace(memory_of(case, figures=figures), whole=memory.whole)
     time = step_time(case, figures, memory.kinds)
     return Plan(case, memory, time, libtpu, compile_seconds(figures), len(figures), price, config, changes, note)
 
@@ -177,14 +177,14 @@ def compile_seconds(figures: Mapping[Block, Figures]) -> float:
     return sum(own.get("seconds", 0.0) for own in figures.values())
 
 
-def fitting_parts(case: Case, kept: KeptBytes) -> Iterator[Case]:
+def fitting_parts(case: Case, kept: Kept = kept_of_picture) -> Iterator[Case]:
     """The case in more and more parts of its batch, as far as they fit: multiples of 8 pictures first.
 
     Below 8 pictures the compiler folds the height of a picture into the batch, which costs up to half the speed.
 
     Args:
       case: which does not fit.
-      kept: what is known of its activations.
+      kept: bytes that a block keeps of one picture.
     """
     batch, fitting = case.recipe.batch_size, []
     for parts in range(case.recipe.accumulate + 1, batch // case.ways + 1):

@@ -108,6 +108,31 @@ def block_program(block: Block) -> tuple[Callable[..., Any], Any, Any]:
     return both, params, (inputs, outputs)
 
 
+def kept_for_gradients(block: Block) -> list[jax.ShapeDtypeStruct]:
+    """The arrays that a block's forward pass keeps for its backward one, as written: the compiler keeps fewer.
+
+    Args:
+      block: whose gradients are computed.
+    """
+    module, inputs = _module(block)
+    params = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+    moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def kept(params: Any, inputs: Any) -> Any:
+        def run(params: Any, *passed: jax.Array) -> Any:
+            merged = list(inputs)
+            for place, value in zip(moving, passed, strict=True):
+                merged[place] = value
+            return module.apply(params, *merged)
+
+        passed = [inputs[i] for i in moving]
+        if block.work == "train":
+            return jax.vjp(run, params, *passed)[1]
+        return jax.vjp(lambda *passed: run(params, *passed), *passed)[1]
+
+    return jax.tree.leaves(jax.eval_shape(kept, params, inputs))
+
+
 def _stored(block: Block) -> Any:
     """Weights that are trained are float32; those that are only used are in the compute precision."""
     return jnp.float32 if block.work == "train" else jnp.dtype(block.dtype)

@@ -14,7 +14,7 @@ from if_jax.models.blocks import Remat
 from if_jax.planning.blocks import Block
 from if_jax.planning.compiling import Figures
 from if_jax.planning.estimate import Case, StepTime, picture_flops, step_time, with_keys
-from if_jax.planning.memory import ROOM, KeptBytes, Memory, memory_of
+from if_jax.planning.memory import ROOM, Kept, Memory, kept_of_picture, memory_of
 
 COMPILED = 4  # combinations of pictures at a time and remat that are compiled: some 30 blocks each
 _MOST_ROWS = 64  # pictures at a time: more is not faster
@@ -45,20 +45,19 @@ class Candidate:
 
 
 def search(
-    case: Case, compile_case: Compile, kept: KeptBytes | None = None, compiled: int = COMPILED
+    case: Case, compile_case: Compile, kept: Kept = kept_of_picture, compiled: int = COMPILED
 ) -> list[Candidate]:
     """All that was planned in full, the fastest first.
 
     Args:
       case: the recipe as it is, on the slice.
       compile_case: gives the figures of a case's blocks, see `figures_of`.
-      kept: what is known of activations.
+      kept: bytes that a block keeps of one picture.
       compiled: combinations of pictures at a time and remat that are compiled.
 
     Raises:
       ValueError: nothing fits.
     """
-    kept = kept or KeptBytes()
     fitting = [(own, memory) for own in ways_to_train(case) if (memory := memory_of(own, kept)).total <= _room(memory)]
     if not fitting:
         raise ValueError(

@@ -17,7 +17,6 @@ from if_jax.checkpoints.weights import Params
 from if_jax.config import Recipe
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
-from if_jax.parallel.mesh import AXES
 from if_jax.training import objective, randomness, setup
 
 _TRACED = 13  # pictures in the traced batch: a number that is no width, so that what is kept of them is known by it
@@ -52,18 +51,8 @@ def step_bytes(
     return sizes
 
 
-def kept_bytes(recipe: Recipe, text: T5Config | None) -> int:
-    """Bytes that one picture's forward pass keeps for the backward one, rematerialisation considered.
-
-    Args:
-      recipe: what is trained.
-      text: the frozen text encoder's configuration, where there is one.
-    """
-    parts = setup.make_setup(recipe, text, AbstractMesh((1,) * len(AXES), AXES))
-    return _kept_bytes(parts, setup.abstract_state(parts).params, setup.abstract_frozen(parts))
-
-
 def _kept_bytes(parts: setup.TrainingSetup, params: Params, frozen: Params) -> int:
+    """Bytes that one picture's forward pass keeps for the backward one, rematerialisation considered."""
     loss = objective.make_loss(parts.networks, parts.recipe)
     rows = setup.batch_rows(parts.recipe)
     batch = {name: jax.ShapeDtypeStruct((_TRACED, *shape), dtype) for name, (shape, dtype) in rows.items()}

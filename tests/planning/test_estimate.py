@@ -16,7 +16,7 @@ from if_jax.models import presets
 from if_jax.models.flops import t5_flops, unet_flops
 from if_jax.planning.blocks import PassSettings, t5_blocks, unet_blocks
 from if_jax.planning.estimate import Case, blocks_of, picture_flops, step_time, traffic_of, with_keys
-from if_jax.planning.memory import KeptBytes, Memory, memory_of
+from if_jax.planning.memory import Memory, kept_of_picture, memory_of
 from if_jax.planning.programs import block_program
 from if_jax.planning.slices import parse_slice
 from if_jax.training import setup
@@ -39,7 +39,7 @@ CASE = Case(RECIPE, TEXT, parse_slice("v5e-16"))
 
 @pytest.fixture(scope="module")
 def memory() -> Memory:
-    return memory_of(CASE, KeptBytes())
+    return memory_of(CASE)
 
 
 @pytest.mark.parametrize("name", ["IF-I-M", "IF-I-XL", "IF-II-L"])
@@ -101,7 +101,7 @@ def test_state_bytes_are_those_of_the_state_itself(memory: Memory) -> None:
     assert kinds["EMA"] == shard(state.ema)
     assert kinds["moments"] == shard(state.opt_state)
     assert kinds["text encoder"] == shard(frozen["text_encoder"])
-    assert {name: kinds[name] for name in kinds if name != "activations"} == step_bytes(
+    assert {name: kinds[name] for name in kinds if name not in ("activations", "workspace")} == step_bytes(
         RECIPE, TEXT, CASE.mesh, activations=False
     )
 
@@ -111,6 +111,30 @@ def _product(shape: tuple[int, ...]) -> int:
     for length in shape:
         size *= length
     return size
+
+
+def test_what_is_kept_is_in_the_compute_precision_and_fills_lanes() -> None:
+    """Of an attention block no array of queries × keys; with whole blocks computed again what comes in alone."""
+    recipe = dataclasses.replace(RECIPE, unet="IF-I-M", data=DataConfig(), remat="none")
+    blocks = {block.label(): block for block in blocks_of(dataclasses.replace(CASE, recipe=recipe))[0]}
+    residual = blocks["residual 192 → 192 at 64×64"]
+    picture = 64 * 64 * 256 * 2  # bfloat16, 192 channels in 256
+    kept = kept_of_picture(residual)
+    assert 2 * picture <= kept < 2.1 * picture
+    assert kept_of_picture(dataclasses.replace(residual, rows=1)) == kept
+    again = dataclasses.replace(residual, remat="blocks")
+    assert picture <= kept_of_picture(again) < 1.1 * picture
+    assert kept_of_picture(dataclasses.replace(residual, work="forward")) == 0
+
+
+def test_the_compilers_scratch_takes_the_place_of_the_guess(memory: Memory) -> None:
+    unet, text = blocks_of(CASE)
+    table = {block: {"scratch": 0} for block in [*unet, *text]} | {next(iter(unet)): {"scratch": 12345678}}
+    known = memory_of(CASE, figures=table).kinds
+    assert 12345678 <= known["workspace"] < 12345678 + 10**6
+    assert {name: known[name] for name in known if name != "workspace"} == {
+        name: memory.kinds[name] for name in known if name != "workspace"
+    }
 
 
 def test_seconds_follow_from_cycles(memory: Memory) -> None:

@@ -71,7 +71,7 @@ def test_numbers_are_those_of_the_page() -> None:
 
 
 def test_what_does_not_fit_is_planned_in_more_parts_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.KeptBytes, "of", lambda self, case: 3 * 2**30)
+    monkeypatch.setattr(memory, "_kept", lambda block: 3 * 2**30 * (block.kind == "ends"))
     result = _run("--slice", "v5e-1")
     text = " ".join(result.output.split())
     assert result.exit_code == 0, result.output
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_planned_in_more_parts_and_says_so(monkeypatch: pyt
 
 
 def test_what_fits_nowhere_compiles_nothing(monkeypatch: pytest.MonkeyPatch, table: list[list[Block]]) -> None:
-    monkeypatch.setattr(memory.KeptBytes, "of", lambda self, case: 30 * 2**30)
+    monkeypatch.setattr(memory, "_kept", lambda block: 30 * 2**30 * (block.kind == "ends"))
     result = _run("--slice", "v5e-8")
     assert result.exit_code == 1, result.output
     assert "DOES NOT FIT" in result.output and "no accumulate makes it fit" in " ".join(result.output.split())
