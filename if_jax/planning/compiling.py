@@ -27,7 +27,7 @@ WORKERS = 2
 COMMAND = [sys.executable, "-m", "if_jax.planning.worker"]
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("models/layers.py", "models/blocks.py", "models/t5.py", "planning/programs.py", "planning/hlo_cycles.py")
-_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_ENVIRONMENT = ("LIBTPU_INIT_ARGS",)
 _TIMEOUT = 1800.0  # seconds for one block
 _TICK = 10.0  # seconds between two signs of life
 # Without a TPU: no question to the cloud's metadata, and no lock that only one process may hold.
@@ -163,6 +163,11 @@ def ask_alone(request: Mapping[str, Any], tick: Callable[[float], None], timeout
         teller.join()
 
 
+def child_environment() -> dict[str, str]:
+    """This process's, as the TPU compiler wants it: it ends over words of XLA_FLAGS that are for other machines."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | _CHILD
+
+
 class _Child:
     """A compiling process, started when it is first asked, and again after it has ended."""
 
@@ -208,7 +213,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env=os.environ | _CHILD | {"PYTHONPATH": path},
+            env=child_environment() | {"PYTHONPATH": path},
         )
         return self.process
 
