@@ -85,25 +85,34 @@ def memory_of(case: Case, kept: Kept = kept_of_picture, figures: Mapping[Block, 
 def _scratch(block: Block, kept: Kept, figures: Figures | None) -> float:
     if figures and "scratch" in figures:
         return figures["scratch"]
-    guess = block.rows * kept(block)
-    if block.kind == "attention":  # the scores, float32 and in the compute precision
-        pixels, heads = block["height"] * block["width"], block["features"] // block["head_dim"]
-        keys = block["text_length"] + (0 if block["only_cross"] else pixels)
-        guess += 6 * block.rows * heads * pixels * keys
-    return guess
+    scores = 6 * _scores(block)  # in float32, and in the compute precision
+    return block.rows * (kept(block) + scores)
 
 
 @lru_cache(maxsize=1024)
 def _kept(block: Block) -> float:
     if block.work == "forward":
         return 0.0
-    total = 0
+    total, scores = 0, _scores(block)
     for leaf in kept_for_gradients(block):
-        if leaf.shape and leaf.shape[0] == block.rows and leaf.dtype == jnp.dtype(block.dtype):
-            *rest, last = leaf.shape
+        if not leaf.shape or leaf.shape[0] != block.rows:
+            continue
+        *rest, last = leaf.shape
+        if scores and math.prod(leaf.shape) == block.rows * scores:
+            # Of attention's scores the compiler keeps those in float32, from which it makes the weights again.
+            total += math.prod(leaf.shape) * leaf.dtype.itemsize if leaf.dtype == jnp.float32 else 0
+        elif leaf.dtype == jnp.dtype(block.dtype):
             padded = -(-last // _LANES) * _LANES if last >= _LANES // 4 else last
             total += math.prod(rest) * padded * leaf.dtype.itemsize
     return total / block.rows
+
+
+def _scores(block: Block) -> int:
+    """How many scores an attention block makes of one picture, queries × keys of all heads; of another block none."""
+    if block.kind != "attention":
+        return 0
+    pixels, heads = block["height"] * block["width"], block["features"] // block["head_dim"]
+    return heads * pixels * (block["text_length"] + (0 if block["only_cross"] else pixels))
 
 
 @lru_cache(maxsize=1024)

@@ -114,7 +114,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def test_what_is_kept_is_in_the_compute_precision_and_fills_lanes() -> None:
-    """Of an attention block no array of queries × keys; with whole blocks computed again what comes in alone."""
+    """Of an attention block the scores in float32 as well; with whole blocks computed again what comes in alone."""
     recipe = dataclasses.replace(RECIPE, unet="IF-I-M", data=DataConfig(), remat="none")
     blocks = {block.label(): block for block in blocks_of(dataclasses.replace(CASE, recipe=recipe))[0]}
     residual = blocks["residual 192 → 192 at 64×64"]
@@ -122,6 +122,8 @@ def test_what_is_kept_is_in_the_compute_precision_and_fills_lanes() -> None:
     kept = kept_of_picture(residual)
     assert 2 * picture <= kept < 2.1 * picture
     assert kept_of_picture(dataclasses.replace(residual, rows=1)) == kept
+    scores = 4 * 6 * 1024 * (1024 + 77)
+    assert scores < kept_of_picture(blocks["attention 384 at 32×32"]) < 1.4 * scores
     again = dataclasses.replace(residual, remat="blocks")
     assert picture <= kept_of_picture(again) < 1.1 * picture
     assert kept_of_picture(dataclasses.replace(residual, work="forward")) == 0
