@@ -1,9 +1,9 @@
-"""Share of peak that the TPU compiler expects of the UNets, forward and in training, by kind of operation; no TPU is used.
+"""Share of peak that the TPU compiler expects of the UNets, forward and in training, by kind of operation. No TPU.
 
-    python tests/benchmarks/tpu_cycles.py [--nets IF-I-M IF-I-L] [--chips v5e v6e] [--pictures 16] [--work forward train]
+    python tests/benchmarks/tpu_cycles.py [--nets IF-I-M …] [--chips v5e v6e] [--work forward train] [--pictures 16]
 
-Each distinct block is compiled for one core (kept as `if-jax plan` keeps them, and shared with it) and counts as often as
-it runs. Shares are of the reference network's operations. Prints a table, and one JSON line last.
+Each distinct block is compiled for one core, kept as `if-jax plan` keeps them and shared with it, and counts as often
+as it runs. Shares are of the reference network's operations. Prints a table, and one JSON line last.
 """
 
 from __future__ import annotations
