@@ -78,7 +78,7 @@ def memory_of(case: Case, kept: Kept = kept_of_picture, figures: Mapping[Block, 
         per_device * max(_scratch(block, kept, (figures or {}).get(block)) for block in both)
     )
     if case.recipe.mesh.rules != "dp":  # the weights of a block and of the next one, gathered
-        kinds["workspace"] += 2 * max(map(_weights, both))
+        kinds["workspace"] += 2 * max(_weights(dataclasses.replace(block, rows=_TRACED)) for block in both)
     return Memory(kinds, case.slice.device_memory)
 
 

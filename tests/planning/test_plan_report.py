@@ -75,8 +75,8 @@ def test_what_does_not_fit_is_planned_in_more_parts_and_says_so(monkeypatch: pyt
     result = _run("--slice", "v5e-1")
     text = " ".join(result.output.split())
     assert result.exit_code == 0, result.output
-    assert "as written it does not fit: 8 picture(s) at a time would need 26 GB of a device" in text
-    assert "--config.accumulate=2" in text and "8 pictures: 1 devices × 2 part(s) × 4 pictures" in text
+    assert "as written it does not fit: 8 picture(s) at a time would need 52 GB of a device" in text
+    assert "--config.accumulate=4" in text and "8 pictures: 1 devices × 4 part(s) × 2 pictures" in text
 
 
 def test_what_fits_nowhere_compiles_nothing(monkeypatch: pytest.MonkeyPatch, table: list[list[Block]]) -> None:
@@ -88,7 +88,7 @@ def test_what_fits_nowhere_compiles_nothing(monkeypatch: pytest.MonkeyPatch, tab
 
 
 def test_a_search_prints_three_ways_and_how_each_is_started(table: list[list[Block]]) -> None:
-    result = _run("--slice", "v5e-4", "--search", "--config.batch_size=64")
+    result = _run("--slice", "v5e-4", "--search", "--config.batch_size=32")
     assert result.exit_code == 0, result.output
     assert len(table) <= 4
     assert [line[:2] for line in result.output.splitlines() if line[:2] in ("1.", "2.", "3.")] == ["1.", "2.", "3."]
