@@ -14,7 +14,12 @@ from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
+from if_jax.config import Recipe
+from if_jax.models import presets
+from if_jax.models.t5 import T5Config
+from if_jax.models.unet import UNetConfig
 from if_jax.planning.blocks import Block
 from if_jax.planning.compiling import Figures
 from if_jax.planning.estimate import Case, blocks_of
@@ -64,7 +69,8 @@ def memory_of(case: Case, kept: Kept = kept_of_picture, figures: Mapping[Block, 
       kept: bytes that a block keeps of one picture.
       figures: of its blocks, where they are compiled: the compiler's own scratch takes the place of a guess.
     """
-    kinds = step_bytes(case.recipe, case.text, case.mesh, activations=False)
+    alone = dataclasses.replace(case.recipe, accumulate=1, remat="none")  # the state does not depend on them
+    kinds = dict(_state_bytes(alone, presets.UNETS[alone.unet], case.text, case.mesh))
     unet, text = blocks_of(case)
     g = case.slice.generation
     per_device = g.compiled_cores / g.devices
@@ -87,6 +93,12 @@ def _scratch(block: Block, kept: Kept, figures: Figures | None) -> float:
         return figures["scratch"]
     scores = 6 * _scores(block)  # in float32, and in the compute precision
     return block.rows * (kept(block) + scores)
+
+
+@lru_cache(maxsize=256)
+def _state_bytes(recipe: Recipe, unet: UNetConfig, text: T5Config | None, mesh: AbstractMesh) -> dict[str, int]:
+    """Once for each mesh of a search; the UNet, which the recipe names, tells apart what bears one name."""
+    return step_bytes(recipe, text, mesh, activations=False)
 
 
 @lru_cache(maxsize=1024)
