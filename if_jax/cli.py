@@ -16,6 +16,7 @@ from if_jax.cli_errors import Commands, check_wandb_login
 from if_jax.cli_errors import plain_errors as _plain_errors
 from if_jax.cli_evaluate import evaluate
 from if_jax.cli_options import read_loras, refuse_without_effect
+from if_jax.cli_plan import plan
 from if_jax.cli_recipe import joined, read_recipe
 from if_jax.cli_serve import serve
 
@@ -30,7 +31,7 @@ def main() -> None:
     """
 
 
-for _command in (*COMMANDS, data, evaluate, embed, serve):
+for _command in (*COMMANDS, data, evaluate, embed, plan, serve):
     main.add_command(_command)
 
 

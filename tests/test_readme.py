@@ -74,6 +74,7 @@ PARSED = {
     "python -m pytest": "would run these tests in these tests",
     "if-jax evaluate": "tests/evaluation/test_synth.py runs it, for a minute",
     "if-jax serve": "tests/serving does, and it would not end",
+    "if-jax plan": "needs the TPU compiler, and minutes: tests/planning/test_plan_report.py runs it",
     "mkdocs": "tests/test_site.py builds the site",
 }
 # Asked for --help instead, which imports all they use: they take minutes, or need the demo as it is.

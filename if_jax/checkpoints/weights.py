@@ -35,6 +35,7 @@ def abstract_params(config: NetworkConfig) -> Params:
     return nn.unbox(boxed_params(config))
 
 
+@functools.cache
 def boxed_params(config: NetworkConfig) -> Params:
     """Shapes of a network's parameters, each in a box with its logical axis names (see `rules.state_shardings`)."""
     if isinstance(config, T5Config):

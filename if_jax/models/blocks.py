@@ -103,7 +103,7 @@ class DownLevel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, text: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """-> (x, the skips in the order they were made)."""
-        res_block, attention_block = _block_classes(self.settings)
+        res_block, attention_block = recomputed_blocks(self.settings)
         skips = []
         for i in range(self.num_layers):
             x = res_block(self.features, self.settings, self.out_scale, name=f"resnets_{i}")(x, emb)
@@ -124,7 +124,7 @@ class MidLevel(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, text: jax.Array) -> jax.Array:
-        res_block, attention_block = _block_classes(self.settings)
+        res_block, attention_block = recomputed_blocks(self.settings)
         features = x.shape[-1]
         x = res_block(features, self.settings, self.out_scale, name="resnets_0")(x, emb)
         x = attention_block(self.settings, name="attentions_0")(x, text)
@@ -143,7 +143,7 @@ class UpLevel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, skips: tuple[jax.Array, ...], emb: jax.Array, text: jax.Array) -> jax.Array:
         """`skips` in the order they are used, the last one made first."""
-        res_block, attention_block = _block_classes(self.settings)
+        res_block, attention_block = recomputed_blocks(self.settings)
         for i, skip in enumerate(skips):
             x = jnp.concatenate([x, skip], axis=-1)
             x = res_block(self.features, self.settings, self.out_scale, name=f"resnets_{i}")(x, emb)
@@ -201,8 +201,12 @@ class AttentionPool(nn.Module):
         return attention(query, key, value, self.num_heads, scale=(dim // self.num_heads) ** -0.5)[:, 0]
 
 
-def _block_classes(settings: BlockSettings) -> tuple[type[nn.Module], type[nn.Module]]:
-    """The two blocks, recomputed in the backward pass: all of them, or (dots) all but convolutions and products."""
+def recomputed_blocks(settings: BlockSettings) -> tuple[type[nn.Module], type[nn.Module]]:
+    """Residual and attention block, recomputed in the backward pass as the settings say.
+
+    Args:
+      settings: whose `remat` says so: "blocks" all of them, "dots" all but convolutions and products.
+    """
     if settings.remat != "none":
         policy = _keep_products if settings.remat == "dots" else None
         return nn.remat(ResBlock, policy=policy), nn.remat(AttentionBlock, policy=policy)

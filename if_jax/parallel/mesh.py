@@ -30,19 +30,34 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
       ValueError: the axis sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = resolve_axes(data, fsdp, tensor, len(devices))
+    return Mesh(arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def resolve_axes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The axis sizes of a mesh, with a -1 replaced by what the others leave.
+
+    Args:
+      data: devices along the data axis.
+      fsdp: devices along the fsdp axis.
+      tensor: devices along the tensor axis.
+      devices: how many there are.
+
+    Raises:
+      ValueError: the axis sizes do not multiply to the number of devices.
+    """
     sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     fixed = math.prod(size for size in sizes.values() if size != -1)
     open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) == 1 and fixed > 0 and len(devices) % fixed == 0:
-        sizes[open_axes[0]] = len(devices) // fixed
-    if any(size < 1 for size in sizes.values()) or math.prod(sizes.values()) != len(devices):
+    if len(open_axes) == 1 and fixed > 0 and devices % fixed == 0:
+        sizes[open_axes[0]] = devices // fixed
+    if any(size < 1 for size in sizes.values()) or math.prod(sizes.values()) != devices:
         asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(
-            f"mesh {asked} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
+            f"mesh {asked} does not fit {devices} device(s): the product must be {devices}; "
             "set one axis to -1 to let it take the rest"
         )
-    shape = (sizes["data"], sizes["fsdp"], sizes["tensor"])
-    return Mesh(arrange(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
 def arrange(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:

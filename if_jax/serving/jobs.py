@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from if_jax.serving.requests import Plan
+from if_jax.serving.requests import DrawPlan
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Job:
 
     id: str
     client: str
-    plan: Plan
+    plan: DrawPlan
     done: Future[Job] = field(default_factory=Future)
     state: str = "queued"
     error: str = ""

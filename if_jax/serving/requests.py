@@ -71,7 +71,7 @@ class DrawRequest(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class DrawPlan:
     """A request that can be drawn.
 
     Attributes:
@@ -104,7 +104,7 @@ class Plan:
     settings: dict[str, Any]
 
 
-def plan_request(cascade: Cascade, request: DrawRequest, limits: Limits) -> Plan:
+def plan_request(cascade: Cascade, request: DrawRequest, limits: Limits) -> DrawPlan:
     """Checks everything of a request.
 
     Args:
@@ -157,7 +157,7 @@ def plan_request(cascade: Cascade, request: DrawRequest, limits: Limits) -> Plan
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     noted = {**arguments, "seed": seed}
     noted |= {word: options.get(word) for word in ("negative_prompt", "style_prompt")}
-    return Plan(
+    return DrawPlan(
         request.mode,
         request.prompt,
         request.negative_prompt,

@@ -19,7 +19,7 @@ from if_jax import Cascade
 from if_jax.checkpoints.guard_weights import read_guard
 from if_jax.checkpoints.release import write_cascade
 from if_jax.inference import guard as guards
-from if_jax.inference.guard import Guard
+from if_jax.inference.guard import ContentGuard
 
 WIDTH = tiny_clip.VISION.projection_dim
 RNG = np.random.default_rng(0)
@@ -118,11 +118,11 @@ def test_a_cascade_blurs_what_a_head_hides_and_only_if_asked(folder, tmp_path):
     cascade = Cascade.load(tmp_path / "cascade")
     plain = cascade.dream("a cube", **options)
     assert plain.guarded == {}
-    shown = cascade.dream("a cube", guard=Guard(folder), **options)
+    shown = cascade.dream("a cube", guard=ContentGuard(folder), **options)
     assert np.array_equal(shown["I"][0], plain["I"][0]) and not shown.guarded["I"][0].hidden
     strict = tiny_clip.write(tmp_path / "strict")
     _heads(strict, -20.0, 20.0)
-    hidden = cascade.dream("a cube", guard=Guard(strict), **options)
+    hidden = cascade.dream("a cube", guard=ContentGuard(strict), **options)
     (score,) = hidden.guarded["I"]
     assert score.hidden and score.watermark > 0.99 and score.unsafe < 0.01
     assert np.std(hidden["I"][0]) < 0.7 * np.std(plain["I"][0])
@@ -130,7 +130,7 @@ def test_a_cascade_blurs_what_a_head_hides_and_only_if_asked(folder, tmp_path):
 
 
 def test_weights_that_are_not_there_are_named(folder, tmp_path):
-    lazy = Guard(tmp_path / "nowhere")  # nothing is read yet
+    lazy = ContentGuard(tmp_path / "nowhere")  # nothing is read yet
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         lazy.scores(np.zeros((1, 8, 8, 3), np.float32))
     place = tiny_clip.write(tmp_path / "clip")
