@@ -58,7 +58,13 @@ LEG = {
 }
 FORMS = {
     "crops": {**LEG, "steps": 1_200, "optimizer.learning_rate": 1.2e-3},
-    "more": {**LEG, "steps": 700, "init_copy": False, "init_from": "stages/crops"},
+    "more": {
+        **LEG,
+        "steps": 260,
+        "optimizer.learning_rate": 9e-4,
+        "init_copy": False,
+        "init_from": "stages/crops",
+    },
 }
 
 
