@@ -219,9 +219,9 @@ def _draw(mode: str, names: list[str], request: dict[str, object], options: Draw
     pictures = {word: request[word] for word in ("image", "mask_image") if word in request}
     texts = None if "prompt_embeds" in request else names
     if options["guard"]:
-        from if_jax.inference.guard import ContentGuard
+        from if_jax.inference.guard import SafetyGuard
 
-        pictures["guard"] = guard = ContentGuard(options["guard"])
+        pictures["guard"] = guard = SafetyGuard(options["guard"])
         _ = guard.weights  # what cannot be read is refused before anything is drawn
     with Bars() as bars:
         drawn = getattr(cascade, mode)(prompt=texts, **pictures, **arguments, progress=bars.show)

@@ -36,7 +36,7 @@ class GuardScores(NamedTuple):
         return max(self.unsafe, self.watermark) > THRESHOLD
 
 
-class ContentGuard:
+class SafetyGuard:
     """IF's two heads over a CLIP."""
 
     def __init__(self, folder: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import jax
 import numpy as np
 
-from if_jax.inference.guard import ContentGuard
+from if_jax.inference.guard import SafetyGuard
 from if_jax.inference.inputs import Picture
 from if_jax.inference.settings import StageKwargs
 from if_jax.inference.stage_inputs import StageNoise
@@ -73,7 +73,7 @@ class Options(TypedDict, total=False):
     negative_prompt_embeds: np.ndarray | None
     empty_embeds: np.ndarray | None
     clean_caption: bool
-    guard: ContentGuard | None
+    guard: SafetyGuard | None
     batch_size: int | None
     return_tensors: bool
     first_picture: int | Sequence[int]

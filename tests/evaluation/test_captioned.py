@@ -213,7 +213,11 @@ def _bad_references(place, whole, tmp_path):
         ("cut", [], "is no whole .npz of features"),
         ("kept", ["--reference-size", "8"], "was made with --reference-size None, now 8"),
         ("kept", ["--features", "inception=nothing"], "nothing: the release lacks this file"),
-        ("kept", ["--features", "vgg"], "the network 'vgg' is unknown: use one of inception, clip, reader"),
+        (
+            "kept",
+            ["--features", "vgg"],
+            "the network 'vgg' is unknown: use one of inception, clip, dinov2",
+        ),
         ("kept", ["--features", "clip"], "clip needs weights, which no package holds: give clip=PATH"),
         ("kept", ["--share", "3/2"], "--share '3/2': write K/N"),
         ("kept", ["--sweep", "tone=1"], "--sweep 'tone=1': write WORD=VALUE,VALUE"),
