@@ -77,7 +77,7 @@ def test_the_best_fits_and_blocks_are_compiled_once_for_all_meshes() -> None:
 
 def test_what_fits_nowhere_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit v5e-16 in any mesh"):
-        search.search(_case(limit=1000), fake_figures.figures, _kept(10))
+        search.search(_case(limit=1000), lambda case: {}, _kept(10))
 
 
 def test_words_take_the_recipe_to_what_was_planned() -> None:
