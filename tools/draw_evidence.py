@@ -1,6 +1,6 @@
 """Draws the README's evidence: 64 prompts of a fresh seed without selection, and stage II beside bicubic.
 
-    python tools/draw_evidence.py [--cascade demo] [--seed 7] [--out docs/assets]
+    python tools/draw_evidence.py [--cascade demo] [--seed 7] [--prompts 64] [--out docs/assets]
 
 Prompts are the captions of scenes that no recipe trains on; the super-resolution sheet starts from 64 px versions of
 such scenes, so that the truth is known.
@@ -34,15 +34,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cascade", default="demo")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--prompts", type=int, default=COUNT, help="0: the super-resolution sheet alone")
     parser.add_argument("--out", type=Path, default=ASSETS)
     args = parser.parse_args()
     cascade = Cascade.load(args.cascade)
     size = cascade.stages[1].unet_config.sample_size
-    scenes = [(picture, caption) for picture, caption, _ in sources.draw("tasks", range(COUNT), args.seed, size)]
-    captions = [caption for _, caption in scenes]
-    (args.out / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    for stage, pictures in cascade.dream(captions, seed=args.seed, batch_size=8).items():
-        grid(pictures, columns=8).save(args.out / f"prompts-{stage}.webp", quality=80)
+    numbers = range(max(args.prompts, ROWS))
+    scenes = [(picture, caption) for picture, caption, _ in sources.draw("tasks", numbers, args.seed, size)]
+    if captions := [caption for _, caption in scenes][: args.prompts]:
+        (args.out / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
+        for stage, pictures in cascade.dream(captions, seed=args.seed, batch_size=8).items():
+            grid(pictures, columns=8).save(args.out / f"prompts-{stage}.webp", quality=80)
     sheet = super_resolution_sheet(cascade, *zip(*scenes[:ROWS], strict=True))
     sheet.save(args.out / "super-resolution.webp", quality=90)
 
