@@ -21,7 +21,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
-# What takes time where it has no estimate; all else without one is about single numbers, or hidden behind what computes.
+# What takes time without an estimate; all else that has none is about single numbers, or hidden behind what computes.
 _DEAR = re.compile(
     r"all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|send|recv"
     r"|convolution|dot|gather|scatter|sort|fft|cholesky|triangular-solve|rng|rng-bit-generator|infeed|outfeed"
