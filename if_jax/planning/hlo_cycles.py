@@ -21,11 +21,10 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
-# What moves or renames, or is about single numbers: without an estimate where it is hidden or costs next to nothing.
-_FREE = re.compile(
-    r"parameter|constant|tuple|get-tuple-element|bitcast|reshape|iota|partition-id|replica-id|after-all|copy|copy-start"
-    r"|copy-done|slice-start|slice-done|async-update|async-done|optimization-barrier|add-dependency|broadcast|convert"
-    r"|compare|add|subtract|multiply"
+# What takes time without an estimate; all else that has none is about single numbers, or hidden behind what computes.
+_DEAR = re.compile(
+    r"all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|send|recv"
+    r"|convolution|dot|gather|scatter|sort|fft|cholesky|triangular-solve|rng|rng-bit-generator|infeed|outfeed"
 )
 _FREE_CALLS = frozenset(("ConcatBitcast", "Sharding", "AllocateBuffer", "AssumeGatherIndicesInBound"))
 _LAYOUT = re.compile(
@@ -143,13 +142,10 @@ def _trips(computations: dict[str, _Computation], condition: str) -> int:
 
 
 def _unestimated(instruction: _Instruction) -> str:
-    if instruction.opcode in ("fusion", "while", "call", "conditional", "async-start"):
-        return ""
     if instruction.opcode == "custom-call":
         return "" if instruction.target in _FREE_CALLS else instruction.target
-    return (
-        "" if _FREE.fullmatch(instruction.opcode) else instruction.opcode.removesuffix("-start").removesuffix("-done")
-    )
+    name = instruction.opcode.removesuffix("-start")  # what ends it is the same operation
+    return name if _DEAR.fullmatch(name) else ""
 
 
 def _kind(instruction: _Instruction, computations: dict[str, _Computation]) -> str:

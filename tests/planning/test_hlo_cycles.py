@@ -34,10 +34,13 @@ def test_a_kernel_and_a_collective_are_named() -> None:
     lines = [
         '  %k.1 = bf16[8]{0} custom-call(%p), custom_call_target="tpu_custom_call"',
         "  %r.1 = f32[8]{0} all-reduce(%p), replica_groups={}, to_apply=%add",
+        "  %g.1 = f32[8]{0} all-gather-start(%p), dimensions={0}",
+        "  %g.2 = f32[8]{0} all-gather-done(%g.1)",
         '  %c.1 = bf16[8]{0} custom-call(%p), custom_call_target="ConcatBitcast"',
+        "  %s.1 = s32[] shift-left(%p, %p)",
     ]
     cycles = read_cycles("ENTRY ".join([head, "\n".join([first, *lines, rest])]))
-    assert cycles.unestimated == {"tpu_custom_call": 1, "all-reduce": 1}
+    assert cycles.unestimated == {"tpu_custom_call": 1, "all-reduce": 1, "all-gather": 1}
     assert cycles.total == 54226
 
 
