@@ -117,7 +117,7 @@ class MetricWriter:
         if self._wandb is not None:
             import wandb
 
-            rows = [[step, prompt, wandb.Image(picture)] for prompt, picture in single.items()]
+            rows: list[Any] = [[step, prompt, wandb.Image(picture)] for prompt, picture in single.items()]
             table = wandb.Table(columns=["step", "prompt", "picture"], data=rows)
             self._wandb.log({name: wandb.Image(sheet), f"{name}_table": table}, step=step)
 
