@@ -34,6 +34,7 @@ _EXAMPLES = ("two red spheres and a blue cube", "a green cylinder", "a purple sp
 @click.option("--queue", default=256, show_default=True, type=click.IntRange(1), help="Pictures that may wait.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for finished pictures.")
 @click.option("--watermark", is_flag=False, flag_value="", help="Mark the pictures: ours, or IF's from a PNG of it.")
+@click.option("--guard", type=click.Path(), help="IF's safety_checker folder: blurs unsafe and watermarked pictures.")
 @click.option("--no-page", is_flag=True, help="The HTTP API alone.")
 @plain_errors
 def serve(
@@ -52,6 +53,7 @@ def serve(
     queue: int,
     keep: Path | None,
     watermark: str | None,
+    guard: str | None,
     no_page: bool,
 ) -> None:
     """Serve a page to draw on, and an HTTP API (/docs). A picture depends on its seed, number and prompt alone.
@@ -61,18 +63,22 @@ def serve(
               if-jax serve --host 0.0.0.0 --auth tokens.txt --batch-size 8 --warm 1:1 --warm 3:2
     """
     try:
+        from if_jax.inference.guard import SafetyGuard
         from if_jax.inference.options import checked_batch_size
-        from if_jax.serving import files, guard, run
+        from if_jax.serving import files, run
+        from if_jax.serving.guard import read_tokens
         from if_jax.serving.requests import Limits
     except ImportError as error:
         raise ValueError(f"serve needs {error.name}, which is not installed: pip install 'if_jax[serve]'") from None
     if host not in run.LOCAL and auth is None:
         raise ValueError(f"--host {host} is open to other machines: give --auth FILE with a line NAME TOKEN for each")
-    tokens = guard.read_tokens(auth) if auth else None
+    tokens = read_tokens(auth) if auth else None
     for ratio in warm:
         _check_ratio(ratio)
     with run.listen(host, port) as taken:
-        mark = _read_mark(watermark)
+        mark, hides = _read_mark(watermark), SafetyGuard(guard) if guard else None
+        if hides:
+            _ = hides.weights  # what cannot be read is refused before anything is drawn
         opened, notes = _open(cascade, stages, lora, new_words, dtype, text_int8)
         address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
         click.echo(f"{address}{'/docs' if no_page else ''}  (Ctrl-C ends it)")
@@ -88,6 +94,7 @@ def serve(
             tokens=tokens,
             page=not no_page,
             examples=_EXAMPLES,
+            guard=hides,
         )
 
 

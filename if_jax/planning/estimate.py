@@ -21,7 +21,6 @@ from if_jax.planning import collectives
 from if_jax.planning.blocks import Block, PassSettings, Work, t5_blocks, unet_blocks
 from if_jax.planning.compiling import Figures
 from if_jax.planning.slices import Slice
-from if_jax.text import tokens
 from if_jax.training import setup
 
 _PRODUCTS = ("convolution", "dense")  # what the compiler's estimates are trusted for
@@ -71,6 +70,10 @@ class Case:
           ValueError: one line, with the number that does not divide.
         """
         recipe, mesh = self.recipe, self.mesh
+        if recipe.encoders != ("t5",):
+            raise ValueError(
+                f"recipe key conditioning.encoders is {recipe.conditioning.encoders!r}: a plan knows T5 alone"
+            )
         rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
         if mesh.shape["data"] % self.slice.count:
             raise ValueError(
@@ -115,7 +118,7 @@ def work_of(recipe: Recipe) -> tuple[Work, Work]:
 
 def blocks_of(case: Case) -> tuple[Counter[Block], Counter[Block]]:
     """The blocks of the UNet and of the text encoder, and how often each runs for one part of the batch."""
-    recipe, length = case.recipe, tokens.TEXT_LENGTH
+    recipe, length = case.recipe, case.recipe.text_length
     unet_work, text_work = work_of(recipe)
     side = recipe.data.crop or recipe.data.size
     common = {"rows": case.core_rows, "dtype": recipe.compute_dtype, "text_length": length}
@@ -133,10 +136,10 @@ def picture_flops(case: Case) -> float:
     recipe, side = case.recipe, case.recipe.data.crop or case.recipe.data.size
     unet_work, text_work = work_of(recipe)
     passes = {"forward": 1, "inputs": 2, "train": 3}
-    total = passes[unet_work] * unet_flops(presets.UNETS[recipe.unet], side, tokens.TEXT_LENGTH)
+    total = passes[unet_work] * unet_flops(presets.UNETS[recipe.unet], side, recipe.text_length)
     if not recipe.data.embeddings:
         text = case.text or presets.T5_ENCODERS[recipe.text_encoder]
-        total += passes[text_work] * t5_flops(text, tokens.TEXT_LENGTH)
+        total += passes[text_work] * t5_flops(text, recipe.text_length)
     return total
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from absl import logging
 
 from if_jax.inference.cascade import Cascade
+from if_jax.inference.guard import SafetyGuard
 from if_jax.inference.options import StepInfo
 from if_jax.inference.pictures import to_pil
 from if_jax.serving.jobs import Job
@@ -51,6 +52,7 @@ class Engine:
         limits: Limits | None = None,
         listed: Iterable[str] | None = None,
         when_done: Callable[[Job], None] = lambda _: None,
+        guard: SafetyGuard | None = None,
     ) -> None:
         """Start the two threads.
 
@@ -60,9 +62,10 @@ class Engine:
           limits: of requests and of what is kept.
           listed: aspect ratios; where given, those alone are drawn from text.
           when_done: called with a job that was drawn, before its client hears of it.
+          guard: hides pictures; nothing of a picture is shown before it has passed.
         """
         self.cascade, self.batch_size, self.limits = cascade, batch_size, limits or Limits()
-        self.meters, self._when_done = Meters(), when_done
+        self.meters, self._when_done, self._guard = Meters(), when_done, guard
         self._listed = None if listed is None else frozenset(listed)
         self._changed = threading.Condition()
         self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()  # by client, who waits longest first
@@ -227,7 +230,7 @@ class Engine:
         def after_step(info: StepInfo) -> None:
             if all(job.ended for job in jobs):
                 raise _Cancelled
-            for row, item in enumerate(items):
+            for row, item in enumerate(items if self._guard is None else ()):
                 if info.left:
                     item.job.previews[item.number] = info.stage, info.x0[row]
                 else:
@@ -243,7 +246,7 @@ class Engine:
                 job.progress = stage, done, total
 
         try:
-            self._call(items, callback=after_step, progress=show)
+            drawn = self._call(items, callback=after_step, progress=show)
         except _Cancelled:
             return False
         except MemoryError as error:
@@ -257,6 +260,10 @@ class Engine:
             logging.exception("drawing %s failed", identities)
             self._fail(jobs, f"drawing failed: the server's log has the reason under {identities}", 500)
             return False
+        if self._guard is not None:
+            for stage, rows in drawn.items():
+                for item, row in zip(items, rows, strict=True):
+                    item.job.pictures[item.number][stage] = to_pil(row)
         self.meters.batch(len(items), time.monotonic() - began)
         for job in jobs:
             if not job.ended and all(len(drawn) == len(job.plan.stages) for drawn in job.pictures):
@@ -275,7 +282,7 @@ class Engine:
                 self._end(job, "done")
             self._forget()
 
-    def _call(self, items: list[_Item], **options: Any) -> None:
+    def _call(self, items: list[_Item], **options: Any) -> dict[str, list]:
         plan = items[0].job.plan
         plans = [item.job.plan for item in items]
         texts: dict[str, Any] = {"prompt": [each.prompt for each in plans]}
@@ -287,8 +294,10 @@ class Engine:
             texts["image"] = [each.image for each in plans]
         if plan.mask is not None:
             texts["mask_image"] = [each.mask for each in plans]
-        draw: Callable[..., Any] = getattr(self.cascade, plan.mode)
-        draw(
+        if self._guard is not None:
+            options["guard"] = self._guard
+        draw: Callable[..., dict[str, list]] = getattr(self.cascade, plan.mode)
+        return draw(
             **texts,
             **plan.arguments,
             seed=[each.seed for each in plans],

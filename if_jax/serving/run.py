@@ -18,6 +18,7 @@ import uvicorn
 from absl import logging
 
 from if_jax.inference.cascade import Cascade
+from if_jax.inference.guard import SafetyGuard
 from if_jax.inference.options import checked_batch_size
 from if_jax.serving.api import make_app
 from if_jax.serving.engine import Engine, warm
@@ -58,6 +59,7 @@ def serve(
     tokens: dict[str, str] | None = None,
     page: bool = True,
     examples: Sequence[str] = (),
+    guard: SafetyGuard | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; then finishes what is being drawn, refuses the rest, and returns.
 
@@ -72,10 +74,11 @@ def serve(
       tokens: token → name of a client; None: everybody may ask.
       page: whether the page is there too.
       examples: prompts on it.
+      guard: hides pictures.
     """
     host = str(taken.getsockname()[0])
     allowed = ratios if listed else None
-    engine = Engine(cascade, batch_size=batch_size, limits=limits, listed=allowed, when_done=files.keep)
+    engine = Engine(cascade, batch_size=batch_size, limits=limits, listed=allowed, when_done=files.keep, guard=guard)
     ready = threading.Event()
     app: Any = make_app(engine, files, ready=ready)
     with _temporary_folder() as folder:

@@ -11,6 +11,7 @@ import pytest
 from serving_fixtures import BATCH, encoded, mask, open_cascade, picture, running
 
 from if_jax.inference.cascade import Cascade
+from if_jax.inference.guard import GuardScores, SafetyGuard
 from if_jax.serving.engine import Engine, Job, warm
 from if_jax.serving.requests import DrawRequest, Limits, Refused, decode_picture
 
@@ -159,6 +160,21 @@ def test_a_stage_that_does_not_fit_fails_alone(cascade: Cascade, monkeypatch: py
                 job = engine.submit(DrawRequest(prompt="a", seed=1, pictures=6), "a").done.result()
             assert (job.state, job.status) == ("failed", status) and "secret" not in job.error
         assert engine.submit(DrawRequest(prompt="a", seed=1), "a").done.result().state == "done"
+
+
+def test_a_guard_sees_every_picture_before_it_is_shown(cascade: Cascade) -> None:
+    class Hides(SafetyGuard):
+        def hide(self, pictures: np.ndarray) -> tuple[np.ndarray, list[GuardScores]]:
+            return np.zeros_like(pictures), [GuardScores(1.0, 0.0)] * len(pictures)
+
+    with running(cascade, guard=Hides("nowhere")) as engine:
+        job = engine.submit(DrawRequest(prompt="a", seed=1, pictures=2), "a")
+        ended = False
+        while not ended:
+            ended = job.ended
+            shown = [picture for drawn in job.pictures for picture in drawn.copy().values()]
+            assert not job.previews and all(np.unique(np.asarray(picture)).tolist() == [128] for picture in shown)
+        assert [list(drawn) for drawn in job.pictures] == [["I", "II"]] * 2
 
 
 def test_a_full_queue_says_when_to_come_again(cascade: Cascade) -> None:
