@@ -1,4 +1,6 @@
-"""The page in a real browser, Debian's Chromium: pytest -m browser tests/serving/test_page.py
+"""The page in a real browser, Debian's Chromium: pytest -m "" tests/serving/test_page.py
+
+One test is run with all others, where there is a Chromium; the marker `browser` picks the rest.
 
 SCREENSHOTS=FOLDER keeps what it looks like.
 """
@@ -20,7 +22,6 @@ from serving_fixtures import picture, served
 
 from if_jax.inference.pictures import read_notes
 
-pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -101,6 +102,7 @@ def test_dreams_are_drawn_saved_and_restored(page: Any, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(file)))
 
 
+@pytest.mark.browser
 def test_a_mask_is_painted_with_the_mouse(page: Any, tmp_path: Path) -> None:
     picture(256, 256).save(tmp_path / "room.png")
     page.get_by_role("tab", name="Inpainting").click()
@@ -121,6 +123,7 @@ def test_a_mask_is_painted_with_the_mouse(page: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["style_transfer", "super_resolution"])
+@pytest.mark.browser
 def test_pictures_are_drawn_over_and_enlarged(page: Any, tmp_path: Path, mode: str) -> None:
     picture(40, 30).save(tmp_path / "small.png")
     page.get_by_role("tab", name=mode.replace("_", " ").capitalize().replace("Super r", "Super-r")).click()
@@ -130,6 +133,7 @@ def test_pictures_are_drawn_over_and_enlarged(page: Any, tmp_path: Path, mode: s
     assert read_notes(_save(page, tmp_path / "a.png"))["mode"] == mode
 
 
+@pytest.mark.browser
 def test_a_drawing_is_cancelled(page: Any) -> None:
     page.click("#more")
     page.get_by_label("Steps I", exact=True).fill("298")
@@ -140,6 +144,7 @@ def test_a_drawing_is_cancelled(page: Any) -> None:
     page.wait_for_selector("#progress >> text=cancelled")
 
 
+@pytest.mark.browser
 def test_a_mistake_is_one_line(page: Any) -> None:
     page.click("#draw")
     page.wait_for_selector("text=prompt is empty: say what to draw")
@@ -148,6 +153,7 @@ def test_a_mistake_is_one_line(page: Any) -> None:
 @pytest.mark.parametrize(
     "page", [{"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"}], indirect=True, ids=["phone-dark"]
 )
+@pytest.mark.browser
 def test_on_a_phone_in_the_dark_and_by_keyboard(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.focus("#prompt textarea")
@@ -158,6 +164,7 @@ def test_on_a_phone_in_the_dark_and_by_keyboard(page: Any) -> None:
     assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
 
 
+@pytest.mark.browser
 def test_the_client_of_the_docs_draws(address: str) -> None:
     page = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
     code = next(
@@ -170,6 +177,7 @@ def test_the_client_of_the_docs_draws(address: str) -> None:
     assert len(drawn) == 2 and drawn == again and list(drawn[0]) == ["I", "II"]
 
 
+@pytest.mark.browser
 def test_gradio_client_draws(address: str) -> None:
     from gradio_client import Client
 
