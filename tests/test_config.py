@@ -137,11 +137,12 @@ def _names(section=Recipe, prefix=""):
 def test_every_key_says_whether_it_may_change_on_resuming():
     """How long, how often, where, and what is looked at; nothing that the weights follow from."""
     free = {name for name in _names() if resumable(name)}
-    sections = {name.partition(".")[0] for name in free if "." in name and not name.startswith("data.")}
+    own = ("data.", "posthoc_ema.")
+    sections = {name.partition(".")[0] for name in free if "." in name and not name.startswith(own)}
     assert sections == {"mesh", "validation", "hosts", "sample"}
     assert {name for name in free if name.partition(".")[0] not in sections} == {
         *("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "init_from", "init_only"),
-        *("init_copy", "wandb", "accumulate", "data.threads", "data.workers"),
+        *("init_copy", "wandb", "accumulate", "data.threads", "data.workers", "posthoc_ema.every", "posthoc_ema.dtype"),
         *("data.remote.cache_folder", "data.remote.cache_size", "data.remote.requester_pays"),
     }
     assert not resumable("data.preparation.shift") and not resumable("guard.grace_steps")
@@ -164,7 +165,7 @@ def test_the_compiled_step_is_known_by_what_it_depends_on(name):
     """Other pictures, and other looks at the run, compile nothing anew."""
     outside = ("validation.", "sample.", "hosts.", "wandb", "log_every", "checkpoint_every", "keep_", "init_")
     outside += ("data.source", "data.seed", "data.caption_dropout", "data.threads", "data.workers", "data.preparation.")
-    outside += ("data.keep.", "data.remote.", "data.exclude")
+    outside += ("data.keep.", "data.remote.", "data.exclude", "posthoc_ema.every", "posthoc_ema.dtype")
     changed = _changed(Recipe(), name)
     assert changed != Recipe()
     assert (for_compiling(changed) == for_compiling(Recipe())) == name.startswith(outside)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,14 +21,12 @@ from if_jax.checkpoints.encoders import read_encoders
 from if_jax.checkpoints.stages import Encoders, TextEncoder
 from if_jax.checkpoints.weights import Params, boxed_params, load_params
 from if_jax.checkpoints.words import with_words, word_rows
-from if_jax.config import MeshConfig, Recipe
+from if_jax.config import Recipe
 from if_jax.data import pipeline
 from if_jax.models import int8
 from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
-from if_jax.models.unet import UNetConfig
 from if_jax.parallel import rules
-from if_jax.parallel.mesh import AXES
 from if_jax.text import tokens
 from if_jax.text.clip_tokens import CaptionReader
 from if_jax.training import host_facts, objective, optimizer, randomness
@@ -71,11 +69,7 @@ def make_setup(
 
 def abstract_state(setup: TrainingSetup) -> TrainState:
     """Shapes, dtypes and shardings of the training state, as a tree of `jax.ShapeDtypeStruct`."""
-    networks = setup.networks
-    alone = dataclasses.replace(setup.recipe, mesh=MeshConfig(), accumulate=1)
-    text = None if networks.text_encoder is None else networks.text_encoder.config
-    boxed = _boxed_state(alone, networks.unet.config, text, networks.vocabulary, networks.clip)
-    return _with_shardings(setup, boxed)
+    return _with_shardings(setup, jax.eval_shape(partial(_init, setup), jax.random.key(setup.recipe.seed)))
 
 
 def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
@@ -285,18 +279,6 @@ def open_batches(
         encoder=encoder,
         settings=recipe.data.remote,
     )
-
-
-@lru_cache(maxsize=4)
-def _boxed_state(
-    recipe: Recipe, unet: UNetConfig, text: T5Config | None, vocabulary: int, clip: CLIPShapes | None
-) -> TrainState:
-    """The state's shapes, boxed with the names of their dimensions: whatever the mesh, so that planning traces once.
-
-    The networks are in the recipe, by name; their configurations tell apart what bears the same name.
-    """
-    alone = make_setup(recipe, text, AbstractMesh((1,) * len(AXES), AXES), vocabulary, clip)
-    return jax.eval_shape(partial(_init, alone), jax.random.key(recipe.seed))
 
 
 def _frozen_dtype(recipe: Recipe) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,11 +46,13 @@ def test_files_are_numbered_in_prompt_order_and_kept(tmp_path):
 
 
 def test_a_picture_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
-    def cut_off(self, path, format, **_):
-        path.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def cut_off(self, content):
+        write(self, content[:20])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", cut_off)
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
     with pytest.raises(OSError):
         save_pictures({"I": pictures(1)}, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -71,7 +71,7 @@ def test_the_recipe_key_makes_such_weights() -> None:
     keys = {"stage": "super-resolution", "unet": "demo-II", "text_encoder_from": "x", "prediction": "x0"}
     recipe = to_recipe(keys | {"init_copy": True, "data": {"size": 256, "crop": 64}})
     networks = objective.make_networks(recipe, presets.T5_ENCODERS["demo"])
-    make = lambda key: objective.init_params(networks, recipe, key, 77)  # noqa: E731
+    make = lambda key: objective.init_params(networks, recipe, key)  # noqa: E731
     params = nn.meta.unbox(jax.eval_shape(make, jax.random.key(0)))["unet"]
     boxed = jax.eval_shape(make, jax.random.key(0))["unet"]["conv_in"]["kernel"]
     assert params["conv_in"]["kernel"].shape == (3, 3, 6, 16) and isinstance(boxed, nn.LogicallyPartitioned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import fake_figures
 import jax
@@ -23,7 +24,6 @@ from if_jax.training import setup
 from if_jax.training.memory import step_bytes
 
 TEXT = tiny.TEXT
-presets.UNETS.setdefault("tiny-plan", tiny.BASE)  # recipes name their nets
 RECIPE = Recipe(
     unet="tiny-plan",
     text_encoder_from="tiny",
@@ -35,6 +35,14 @@ RECIPE = Recipe(
 )
 SLOW = 1.31072  # operations a cycle, a hundred-thousandth of a chip's: nets as small as these only exchange otherwise
 CASE = Case(RECIPE, TEXT, parse_slice("v5e-16"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preset() -> Iterator[None]:
+    """Recipes name their nets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.UNETS, "tiny-plan", tiny.BASE)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fake_figures
 import pytest
+import tiny
 from click.testing import CliRunner, Result
 
 from if_jax.cli import main
@@ -17,6 +18,13 @@ from if_jax.planning.blocks import Block
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "tests/tiny_recipe.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preset() -> Iterator[None]:
+    """What the recipe adds to the presets is taken out again."""
+    with tiny.as_presets():
+        yield
 
 
 @pytest.fixture(autouse=True)

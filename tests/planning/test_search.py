@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import fake_figures
@@ -18,7 +18,6 @@ from if_jax.planning.estimate import Case, blocks_of, with_keys
 from if_jax.planning.memory import Kept, memory_of
 from if_jax.planning.slices import parse_slice
 
-presets.UNETS.setdefault("tiny-plan", tiny.BASE)
 RECIPE = Recipe(
     unet="tiny-plan",
     text_encoder_from="tiny",
@@ -27,6 +26,14 @@ RECIPE = Recipe(
     accumulate=1,
     mesh=MeshConfig(fsdp=4, rules="fsdp"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preset() -> Iterator[None]:
+    """Recipes name their nets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.UNETS, "tiny-plan", tiny.BASE)
+        yield
 
 
 def _kept(size: int) -> Kept:
