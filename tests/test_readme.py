@@ -55,7 +55,7 @@ SHORT = "".join(
         "data.threads=1",
     )
 )
-MARKERS = ("documents", "slow")
+MARKERS = ("documents", "slow", "browser", "tpu_compiler")
 LESS = {  # by what is named in the command
     "data build": "--size 16 --workers 1",
     "data build scenes": "--count 4",
