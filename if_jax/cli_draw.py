@@ -12,7 +12,14 @@ import click
 
 from if_jax.checkpoints.stages import STAGE_NAMES
 from if_jax.cli_errors import cache_compilations, check_wandb_login, plain_errors
-from if_jax.cli_options import StageOptions, read_loras, refuse_without_effect, stage_words, was_written
+from if_jax.cli_options import (
+    StageOptions,
+    installed_version,
+    read_loras,
+    refuse_without_effect,
+    stage_words,
+    was_written,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -296,16 +303,10 @@ def _notes(
     mode: str, names: list[str], request: dict[str, object], arguments: dict[str, object], options: DrawOptions
 ) -> Notes:
     """What each PNG says of itself: everything that it takes to draw it again."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        release = version("if_jax")
-    except PackageNotFoundError:  # a source tree that is not installed
-        release = "source"
     keep = {
         word: value for word, value in arguments.items() if not word.endswith("_embeds") and word != "first_picture"
     }
-    shared = {"if_jax": release, "mode": mode, "cascade": options["cascade"], "options": keep}
+    shared = {"if_jax": installed_version(), "mode": mode, "cascade": options["cascade"], "options": keep}
     shared |= {word: str(request[word]) for word in ("image", "mask_image", "vary") if word in request}
     shared |= {"dtype": options["dtype"], "text_int8": options["text_int8"], "embeds": "prompt_embeds" in request}
     if options["lora"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict
 
@@ -89,6 +90,14 @@ def read_loras(words: Sequence[str], option: str) -> dict[str | Path, float]:
             raise ValueError(f"{option} {file} is given twice: once, with one weight")
         loras[file] = weight
     return loras
+
+
+def installed_version() -> str:
+    """The version of the package that is installed; "source" for a source tree that is not."""
+    try:
+        return version("if_jax")
+    except PackageNotFoundError:
+        return "source"
 
 
 def refuse_without_effect(names: Collection[str], why: str) -> None:

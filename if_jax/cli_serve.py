@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from PIL import Image
 
 from if_jax.cli_errors import cache_compilations, plain_errors
-from if_jax.cli_options import read_loras
+from if_jax.cli_options import installed_version, read_loras
 
 if TYPE_CHECKING:
     from if_jax.inference.cascade import Cascade
@@ -65,6 +63,7 @@ def serve(
     try:
         from if_jax.inference.guard import SafetyGuard
         from if_jax.inference.options import checked_batch_size
+        from if_jax.inference.pictures import read_mark
         from if_jax.serving import files, run
         from if_jax.serving.guard import read_tokens
         from if_jax.serving.requests import Limits
@@ -76,7 +75,11 @@ def serve(
     for ratio in warm:
         _check_ratio(ratio)
     with run.listen(host, port) as taken:
-        mark, hides = _read_mark(watermark), SafetyGuard(guard) if guard else None
+        mark, hides = (
+        mark = None if watermark is None else read_mark(Path(watermark) if watermark else True)
+        hides = SafetyGuard(guard) if guard else None
+            SafetyGuard(guard) if guard else None,
+        )
         if hides:
             _ = hides.weights  # what cannot be read is refused before anything is drawn
         opened, notes = _open(cascade, stages, lora, new_words, dtype, text_int8)
@@ -117,21 +120,12 @@ def _open(
         param_dtype=dtype,
         text_dtype="int8" if text_int8 else dtype,
     )
-    notes: dict[str, Any] = {"if_jax": _release(), "cascade": folder, "dtype": dtype, "text_int8": text_int8}
+    notes: dict[str, Any] = {"if_jax": installed_version(), "cascade": folder, "dtype": dtype, "text_int8": text_int8}
     if loras:
         notes["lora"] = {str(file): weight for file, weight in loras.items()}
     if new_words:
         notes["new_words"] = list(new_words)
     return opened, notes
-
-
-def _read_mark(watermark: str | None) -> Image.Image | None:
-    from if_jax.inference.inputs import open_file
-    from if_jax.inference.pictures import own_mark
-
-    if not watermark:
-        return None if watermark is None else own_mark()
-    return open_file(watermark, widest=float("inf")).convert("RGBA")
 
 
 def _check_ratio(ratio: str) -> None:
@@ -141,10 +135,3 @@ def _check_ratio(ratio: str) -> None:
         parse_aspect_ratio(ratio)
     except ValueError as error:
         raise ValueError(f"--warm: {error}") from None
-
-
-def _release() -> str:
-    try:
-        return version("if_jax")
-    except PackageNotFoundError:  # a source tree that is not installed
-        return "source"

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -101,7 +101,7 @@ def save_pictures(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if watermark:
-        mark = own_mark() if watermark is True else open_file(watermark, widest=math.inf).convert("RGBA")
+        mark = read_mark(watermark)
         drawn = {stage: [with_watermark(picture, mark) for picture in rows] for stage, rows in drawn.items()}
     written: list[Path] = []
     kept: list[Path] = []
@@ -185,6 +185,11 @@ def with_watermark(picture: Image.Image, mark: Image.Image) -> Image.Image:
     marked = picture.copy()
     marked.paste(small, (width - margin - side, height - margin - side), small)
     return marked
+
+
+def read_mark(watermark: Path | Literal[True]) -> Image.Image:
+    """The mark that a user asks for, RGBA: our own, or a PNG of theirs."""
+    return own_mark() if watermark is True else open_file(watermark, widest=math.inf).convert("RGBA")
 
 
 def own_mark() -> Image.Image:

@@ -87,25 +87,29 @@ def block_program(block: Block) -> tuple[Callable[..., Any], Any, Any]:
     if block.work == "forward":
         return lambda params, inputs: module.apply(params, *inputs), params, inputs
     outputs = jax.eval_shape(module.apply, params, *inputs)
-    moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
     def both(params: Any, values: Any) -> Any:
         inputs, gradients = values
-
-        def run(params: Any, *passed: jax.Array) -> Any:
-            merged = list(inputs)
-            for place, value in zip(moving, passed, strict=True):
-                merged[place] = value
-            return module.apply(params, *merged)
-
-        passed = [inputs[i] for i in moving]
-        if block.work == "train":
-            out, pull = jax.vjp(run, params, *passed)
-        else:
-            out, pull = jax.vjp(lambda *passed: run(params, *passed), *passed)
+        out, pull = _pulled_back(block, module, params, inputs)
         return out, pull(gradients)
 
     return both, params, (inputs, outputs)
+
+
+def _pulled_back(block: Block, module: nn.Module, params: Any, inputs: Any) -> tuple[Any, Any]:
+    """What a block makes of its inputs, and the pull-back to those in floating point; in training, to its parameters."""
+    moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def run(params: Any, *passed: jax.Array) -> Any:
+        merged = list(inputs)
+        for place, value in zip(moving, passed, strict=True):
+            merged[place] = value
+        return module.apply(params, *merged)
+
+    passed = [inputs[i] for i in moving]
+    if block.work == "train":
+        return jax.vjp(run, params, *passed)
+    return jax.vjp(lambda *passed: run(params, *passed), *passed)
 
 
 def kept_for_gradients(block: Block) -> list[jax.ShapeDtypeStruct]:
@@ -116,19 +120,9 @@ def kept_for_gradients(block: Block) -> list[jax.ShapeDtypeStruct]:
     """
     module, inputs = _module(block)
     params = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
-    moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
     def kept(params: Any, inputs: Any) -> Any:
-        def run(params: Any, *passed: jax.Array) -> Any:
-            merged = list(inputs)
-            for place, value in zip(moving, passed, strict=True):
-                merged[place] = value
-            return module.apply(params, *merged)
-
-        passed = [inputs[i] for i in moving]
-        if block.work == "train":
-            return jax.vjp(run, params, *passed)[1]
-        return jax.vjp(lambda *passed: run(params, *passed), *passed)[1]
+        return _pulled_back(block, module, params, inputs)[1]
 
     return jax.tree.leaves(jax.eval_shape(kept, params, inputs))
 
