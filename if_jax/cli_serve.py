@@ -75,11 +75,8 @@ def serve(
     for ratio in warm:
         _check_ratio(ratio)
     with run.listen(host, port) as taken:
-        mark, hides = (
         mark = None if watermark is None else read_mark(Path(watermark) if watermark else True)
         hides = SafetyGuard(guard) if guard else None
-            SafetyGuard(guard) if guard else None,
-        )
         if hides:
             _ = hides.weights  # what cannot be read is refused before anything is drawn
         opened, notes = _open(cascade, stages, lora, new_words, dtype, text_int8)

@@ -97,7 +97,7 @@ def block_program(block: Block) -> tuple[Callable[..., Any], Any, Any]:
 
 
 def _pulled_back(block: Block, module: nn.Module, params: Any, inputs: Any) -> tuple[Any, Any]:
-    """What a block makes of its inputs, and the pull-back to those in floating point; in training, to its parameters."""
+    """What a block makes of its inputs, and the pull-back to those in floating point; in training to its parameters."""
     moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
     def run(params: Any, *passed: jax.Array) -> Any:
