@@ -40,7 +40,7 @@ from if_jax.data.remote import RemoteSettings
 from if_jax.scenes import raycast, sampling, tasks
 from if_jax.text.tokens import load_tokenizer
 
-BATCH, TURNS = 16, 5
+BATCH, TURNS = 16, 15
 
 
 def main() -> None:
@@ -100,16 +100,18 @@ def bucket_share(size: int, delay: float, seconds: float) -> dict[str, float]:
         with served(tar, delay, without=min(cores) if len(cores) > 1 else None) as address:
             if len(cores) > 1:
                 os.sched_setaffinity(0, {min(cores)})
-            for _ in range(TURNS):
-                for where, source in (("disk", str(tar)), ("bucket", address)):
+            for turn in range(TURNS):
+                both = [("disk", str(tar)), ("bucket", address)]
+                for where, source in both if turn % 2 else reversed(both):
                     before, used = time.perf_counter(), time.process_time()
                     rates[where].append(rate(lambda s=source: batches(s, size, **options), seconds, time.perf_counter))
                     share = (time.process_time() - used) / (time.perf_counter() - before)
                     rates[f"{where}_cpu"].append(rates[where][-1] / share)
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    shares = {"bucket_share": middle["bucket"] / middle["disk"]}
-    shares |= {"bucket_share_of_core_time": middle["bucket_cpu"] / middle["disk_cpu"]}
-    return {"delay_s": delay, **{name: round(value, 3) for name, value in (middle | shares).items()}}
+    result = {name: statistics.median(values) for name, values in rates.items()}
+    for name, end in (("bucket_share", ""), ("bucket_share_of_core_time", "_cpu")):
+        turns = zip(rates[f"bucket{end}"], rates[f"disk{end}"], strict=True)
+        result[name] = statistics.median(bucket / disk for bucket, disk in turns)  # the machine's own speed varies
+    return {"delay_s": delay, **{name: round(value, 3) for name, value in result.items()}}
 
 
 def training_waits(delay: float, steps: int) -> dict[str, float]:
