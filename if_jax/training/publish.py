@@ -72,6 +72,8 @@ def publish(
         recipes.append(recipe_to_dict(recipe))
         notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
         notes |= {} if ema_length is None else {"ema_length": f"{ema_length:g}"}
+        if recipe.distill.method:
+            notes |= {"teacher": recipe.distill.teacher, "teacher_sha256": metadata["teacher_sha256"]}
         stages.append(dataclasses.replace(stage, notes=notes))
         trained.append(step)
         default = stage_defaults(recipe)
