@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="pictures drawn at a time")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after the first")
     parser.add_argument("--steps", help="steps of every stage, to measure sooner [default: the release's]")
-    parser.add_argument("--fast", type=Path, metavar="DIR", help="a student's release, beside the cascade as its teacher")
+    parser.add_argument(
+        "--fast", type=Path, metavar="DIR", help="a student's release, beside the cascade as its teacher"
+    )
     parser.add_argument("--full", action="store_true", help="torch.compile too, and a stage of IF-I-M's shape")
     arguments = parser.parse_args()
     import torch

@@ -124,7 +124,7 @@ def test_a_student_draws_over_pictures_and_in_masks(cascade):
     original = np.asarray(PICTURE.resize((8, 8), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
     assert np.isfinite(plain).all() and np.isfinite(styled).all() and np.abs(plain - styled).max() > 1e-3
     assert np.abs(kept[:, 4:] - original[:, 4:]).max() < 0.2 < np.abs(kept[:, :4] - original[:, :4]).max()
-    with pytest.raises(ValueError, match="strength 0.1 of 4 steps is no step: use 0.25 or more"):
+    with pytest.raises(ValueError, match=r"strength 0\.1 of 4 steps is no step: use 0\.25 or more"):
         cascade.style_transfer(PICTURE, PROMPTS[0], if_I_kwargs={"strength": 0.1}, **shared)
 
 
