@@ -123,7 +123,7 @@ def test_consistency_comes_to_the_flow_of_normal_data_as_jumps_get_small():
         end = segment_end(SCHEDULE, t, 4)
         landed = jump(SCHEDULE, x, t, end, perfect_student(substeps, 4)(x, t))
         errors.append(float(jnp.abs(landed - flow(x, t, end)).max()))
-    assert errors[2] < 0.01 and errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.05 and errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
 def test_nothing_is_differentiated_but_what_the_student_believes():

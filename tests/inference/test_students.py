@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +24,7 @@ from if_jax.inference.verify import verify
 from if_jax.models import lora
 
 PROMPTS = ["a red cube left of a blue sphere", "three yellow cubes"]
-TAUGHT = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "sampler": "ddim"}
+TAUGHT: dict[str, Any] = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "sampler": "ddim"}
 SCHEDULERS = (
     SchedulerConfig(1.5, prediction_type="v_prediction", **TAUGHT),
     SchedulerConfig(1.0, prediction_type="sample", **TAUGHT),
@@ -96,6 +97,7 @@ def test_the_release_says_how_it_draws(folder, cascade):
     )
 
 
+@pytest.mark.slow  # programs of every network
 def test_verify_knows_a_student_from_a_net_that_draws_by_ddpm(folder, tmp_path):
     one, other = folder / "stage_I", tmp_path / "other"
     ddpm = replace(SCHEDULERS[0], sampler="ddpm", timestep_spacing="leading")

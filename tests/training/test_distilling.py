@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -26,7 +27,8 @@ from if_jax.config import (
     recipe_to_dict,
     to_recipe,
 )
-from if_jax.diffusion.schedule import parse_steps
+from if_jax.diffusion import distillation, guidance, process
+from if_jax.diffusion.schedule import cosine_schedule, parse_steps
 from if_jax.models import presets
 from if_jax.training import executable_cache, loop, memory, metrics, publish, resume, setup, warm_start
 
@@ -105,9 +107,25 @@ def losses(workdir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def trained(cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ "whole" in one go, "parts" interrupted after step 3, so from the checkpoint of step 2; one program for all."""
-    folder, programs, frozen_trees = tmp_path_factory.mktemp("runs"), [], []
+def begun(cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint of step 4, as training leaves it."""
+    recipe, folder = recipe_of(cascade), tmp_path_factory.mktemp("begun")
+    text = release.read_text_encoder(cascade)
+    metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text.sha256}
+    metadata |= warm_start.open_frozen_unet(recipe)[1]
+    params = tiny.random_params(tiny.one_level(tiny.BASE), seed=5)
+    with run.open_checkpoints(str(folder), metadata, keep=1) as saved:
+        saved.save(4, {"ema": {"0.5": {"unet": jax.tree.map(jnp.asarray, params)}}})
+    return folder
+
+
+@pytest.mark.slow  # a minute of a core
+def test_an_interrupted_run_resumes_to_the_same_bits(cascade: Path, tmp_path: Path) -> None:
+    """On eight devices under fsdp_tp; the teacher keeps every bit, the student starts as it and moves away.
+
+    One run in one go, and one interrupted after step 3, so from the checkpoint of step 2; one program for all.
+    """
+    programs, frozen_trees = [], []
     compile_step, place_frozen = executable_cache.compiled, setup.place_frozen
 
     def compiled_once(*args: Any) -> Any:
@@ -129,34 +147,63 @@ def trained(cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executable_cache, "compiled", compiled_once)
         patch.setattr(setup, "place_frozen", keep_frozen)
-        loop.train(recipe_of(cascade), str(folder / "whole"))
+        loop.train(recipe_of(cascade), str(tmp_path / "whole"))
         quiet = recipe_of(cascade, sample=SampleConfig(every=0))
         patch.setattr(executable_cache, "compiled", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(quiet, str(folder / "parts"))
+            loop.train(quiet, str(tmp_path / "parts"))
         patch.setattr(executable_cache, "compiled", compiled_once)
-        loop.train(quiet, str(folder / "parts"))
+        loop.train(quiet, str(tmp_path / "parts"))
     params = release.read_stage(cascade / "stage_I").unet_params
     for frozen in frozen_trees:
         jax.tree.map(np.testing.assert_array_equal, frozen["teacher"], params)
         assert frozen["empty"].shape == (1, 77, 32) and frozen.keys() == {"text_encoder", "teacher", "empty"}
-    return folder
-
-
-def test_an_interrupted_run_resumes_to_the_same_bits(cascade: Path, trained: Path) -> None:
-    """On eight devices under fsdp_tp; the teacher keeps every bit, the student starts as it and moves away."""
-    assert losses(trained / "parts") == losses(trained / "whole") and len(losses(trained / "whole")) == 4
-    step, metadata, ema = run.read_ema(str(trained / "whole"))
-    jax.tree.map(np.testing.assert_array_equal, ema, run.read_ema(str(trained / "parts"))[2])
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 4
+    step, metadata, ema = run.read_ema(str(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ema, run.read_ema(str(tmp_path / "parts"))[2])
     assert step == 4 and metadata["teacher_sha256"] and set(ema) == {"unet"}
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ema["unet"], teacher("v_prediction", 1.5).unet_params)
     assert 0 < max(jax.tree.leaves(moved)) < 0.02
-    assert list((trained / "whole/samples").rglob("*.png"))
+    assert list((tmp_path / "whole/samples").rglob("*.png"))
 
 
-def test_a_student_is_released_as_it_was_taught(cascade: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["progressive", "consistency"])
+def test_the_loss_is_that_of_the_guided_and_thresholded_teacher(cascade: Path, method: Any) -> None:
+    """Against the networks called one by one, as DDIM steps of the sampler: a student with weights of its own."""
+    own = recipe_of(cascade, distill=DistillConfig(method, str(cascade), 3.0, 2, 2), mesh=MeshConfig(data=1))
+    parts = setup.make_setup(own, tiny.TEXT, jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor")))
+    networks, base = parts.networks, teacher("v_prediction", 1.5)
+    student = tiny.random_params(base.unet_config, seed=5)
+    rng = np.random.default_rng(0)
+    states, empty = (rng.normal(size=(rows, 77, 32)).astype(np.float32) for rows in (3, 1))
+    drawn = {"t": jnp.array([999, 499, 499]), "eps": jnp.asarray(rng.normal(size=(3, 8, 8, 3)), jnp.float32)}
+    batch = {"image": jnp.asarray(rng.integers(0, 255, (3, 8, 8, 3)), jnp.uint8), "states": jnp.asarray(states)}
+    frozen = {"text_encoder": base.text_params, "teacher": base.unet_params, "empty": jnp.asarray(empty)}
+    loss, metrics = jax.jit(setup.make_loss(parts))({"unet": student}, frozen, batch, drawn)
+
+    predict = jax.jit(networks.predict)
+    schedule = cosine_schedule()
+
+    def x0_of(params: Any, x: jax.Array, t: jax.Array, scale: float) -> jax.Array:
+        cond, uncond = (
+            predict(params, x, t, jnp.broadcast_to(text, states.shape))[..., :3] for text in (states, empty)
+        )
+        return process.x0_from_v(schedule, x, t, uncond + scale * (cond - uncond))
+
+    t, x_t = drawn["t"], process.add_noise(schedule, batch["image"] / 127.5 - 1.0, drawn["t"], drawn["eps"])
+    x = distillation.jump(schedule, x_t, t, t - 250, guidance.dynamic_threshold(x0_of(base.unet_params, x_t, t, 3.0)))
+    second = (base.unet_params, 3.0) if method == "progressive" else (student, 1.0)
+    believed = guidance.dynamic_threshold(x0_of(second[0], x, t - 250, second[1]))
+    landed = distillation.jump(schedule, x, t - 250, t - 500, believed)
+    wanted = distillation.belief_of_jump(schedule, x_t, t, t - 500, landed)
+    expected = distillation.distillation_loss(schedule, x0_of(student, x_t, t, 1.0), wanted, t)["loss"].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert metrics["count_by_t"].tolist() == [0, 2, 0, 1] and loss > 1e-3
+
+
+def test_a_student_is_released_as_it_was_taught(cascade: Path, begun: Path, tmp_path: Path) -> None:
     """Beside a stage that was released before, which is taken as it is."""
-    publish.publish([str(trained / "whole"), str(cascade / "stage_II")], str(tmp_path / "fast"))
+    publish.publish([str(begun), str(cascade / "stage_II")], str(tmp_path / "fast"))
     stages, defaults = release.read_cascade(tmp_path / "fast")
     assert stages[0].scheduler == SchedulerConfig(
         1.5, prediction_type="v_prediction", variance_type="fixed_small", timestep_spacing="trailing", sampler="ddim"
@@ -173,16 +220,16 @@ def test_a_student_is_released_as_it_was_taught(cascade: Path, trained: Path, tm
         publish.publish([str(cascade / "stage_I")], str(tmp_path / "no"))
 
 
-def test_another_teacher_is_refused_when_a_run_goes_on(cascade: Path, trained: Path, tmp_path: Path) -> None:
+def test_another_teacher_is_refused_when_a_run_goes_on(cascade: Path, begun: Path, tmp_path: Path) -> None:
     """A teacher that has moved is not another one."""
     release.write_stage(tmp_path / "other", teacher("v_prediction", 1.5, seed=3))
     release.write_stage(tmp_path / "moved", release.read_stage(cascade / "stage_I"))
-    text = run.read_latest(str(trained / "whole"))[1]["text_encoder_sha256"]
+    text = run.read_latest(str(begun))[1]["text_encoder_sha256"]
 
     def go_on(folder: Path) -> int:
         recipe = recipe_of(cascade, distill=DistillConfig("consistency", str(folder), 3.0, 2, 5))
         metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": text}
-        return resume.resume(str(trained / "whole"), metadata | warm_start.open_frozen_unet(recipe)[1])[0]
+        return resume.resume(str(begun), metadata | warm_start.open_frozen_unet(recipe)[1])[0]
 
     assert go_on(tmp_path / "moved") == 4
     with pytest.raises(ValueError, match=r"holds the student of another teacher than distill\.teacher '.*other'") as e:
@@ -191,7 +238,7 @@ def test_another_teacher_is_refused_when_a_run_goes_on(cascade: Path, trained: P
     with pytest.raises(ValueError, match=r"run of another recipe \(distill\.guidance_scale was 3\.0, is 2\.0\)"):
         loop.train(
             recipe_of(cascade, distill=DistillConfig("consistency", str(cascade / "stage_I"), 2.0, 2, 5)),
-            str(trained / "whole"),
+            str(begun),
         )
 
 
