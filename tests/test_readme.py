@@ -64,6 +64,8 @@ LESS = {  # by what is named in the command
     "configs/demo_sr.py": SHORT + "--config.data.size=16 --config.data.low_size=8 --config.data.crop=8",
     "configs/finetune_": SHORT
     + "--config.data.size=8 --config.init_from=demo/stage_I --config.text_encoder_from=demo/stage_I",
+    "configs/distill_demo.py": SHORT
+    + "--config.data.size=8 --config.distill.teacher=demo/stage_I --config.text_encoder_from=demo/stage_I",
     "configs/if_I_M.py": SHORT + "--config.data.size=8 --config.unet=demo-I --config.mesh.fsdp=2",
     "if_jax.training.teach_text": "--steps 2 --scenes 32",
     "tools/caption_binding.py": "--count 2 --timesteps 250",
@@ -86,6 +88,7 @@ LONG = (
     "tools/overfit.py",
     "tools/learn_concept.py",
     "tools/guidance_curve.py",
+    "tools/calls_curve.py",
     "if_jax.evaluation.synth.train_reader",
 )
 

@@ -160,6 +160,26 @@ def test_new_words_are_recipes():
         assert setup.abstract_frozen(parts).keys() == {"text_encoder", "unet"}
 
 
+def test_students_are_recipes():
+    """In every form: a teacher of its own stage beside the state, and the empty caption where that is guided."""
+    forms = load("distill_demo").FORMS
+    for form in ("", *forms):
+        recipe = recipe_of("distill_demo", form)
+        text = presets.T5_ENCODERS["t5-v1_1-xxl" if form == "XL" else "demo"]
+        frozen = setup.abstract_frozen(setup.make_setup(recipe, text, meshes.make_mesh(2, 4, 1)))
+        guided = recipe.distill.guidance_scale != 1
+        assert frozen.keys() == {"text_encoder", "teacher"} | ({"empty"} if guided else set())
+        assert not form or f"`{form}`" in CONFIGS["distill_demo"].read_text()
+        assert len(recipe.distill.timesteps) == recipe.distill.steps * (25 if form == "consistency" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["", "consistency", "sr", "smoke"])
+def test_a_student_is_traced(form):
+    state, lowered = lower(recipe_of("distill_demo", form))
+    assert lowered.out_info[0].params.keys() == state.params.keys() == {"unet"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*IF_STAGES, *(f"{name}:full_frame" for name in LATER)])
 def test_the_whole_recipe_is_traced(name):

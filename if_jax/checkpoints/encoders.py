@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from if_jax.checkpoints import clip_files, release
+from if_jax.checkpoints.cascade_folders import base_folder
 from if_jax.checkpoints.stages import STAGE_NAMES, Encoders, StageDefaults, StageRelease
 from if_jax.text.tokens import TEXT_LENGTH
 
@@ -29,7 +30,7 @@ def read_encoders(
     t5 = release.read_text_encoder(folder, None, identify=identify) if folder and "t5" in encoders else None
     if not {"clip", "clip_image"}.intersection(encoders):
         return Encoders(t5)
-    own = clip_folder or release.base_folder(Path(folder)) / clip_files.FOLDER
+    own = clip_folder or base_folder(Path(folder)) / clip_files.FOLDER
     return Encoders(t5, clip_files.read_clip_encoder(own, encoders))
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from if_jax.checkpoints import clip_files, names
+from if_jax.checkpoints.cascade_folders import base_folder, cascade_rows
 from if_jax.checkpoints.files import atomic_folder, parse_config, read_json, require_file, sha256_of, write_json
 from if_jax.checkpoints.names import Params
 from if_jax.checkpoints.scheduler import (
+    SCHEDULERS,
     check_noising_scheduler,
     noising_scheduler_to_diffusers,
     scheduler_from_diffusers,
@@ -36,7 +38,6 @@ from if_jax.checkpoints.stages import (
     check_stages,
     defaults_row,
     read_defaults,
-    stage_rows,
     with_hash,
     with_text,
 )
@@ -126,13 +127,6 @@ def read_stage(folder: str | Path, dtype: str | None = "float32") -> StageReleas
 def notes_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """What a weight file's header says besides what every file's says."""
     return {name: value for name, value in metadata.items() if name not in ("format", CONTENT_KEY, HASH_KEY)}
-
-
-def base_folder(folder: Path) -> Path:
-    """The folder of stage I in a cascade, or the folder itself."""
-    if (folder / "cascade.json").is_file():
-        return folder / str(_cascade_rows(folder)[0]["folder"])
-    return folder
 
 
 def read_text_encoder(folder: str | Path, dtype: str | None = "float32", *, identify: bool = True) -> TextEncoder:
@@ -231,7 +225,7 @@ def read_cascade(
         stage = read_stage(folder, dtype)
         check_stages([stage], IF_DEFAULTS[:1])
         return [stage], [IF_DEFAULTS[0]]
-    rows = _cascade_rows(folder)[:stages]
+    rows = cascade_rows(folder)[:stages]
     for row in rows:
         for file, recorded in row["sha256"].items():
             path = folder / row["folder"] / file
@@ -242,15 +236,6 @@ def read_cascade(
     defaults = [read_defaults(folder / "cascade.json", row) for row in rows]
     check_stages(read, defaults)
     return read, defaults
-
-
-def _cascade_rows(folder: Path) -> list[dict[str, Any]]:
-    """The stages of cascade.json, each with the keys that `write_cascade` gives it."""
-    path = folder / "cascade.json"
-    content = read_json(path)
-    if content.get("format") != 1:
-        raise ValueError(f"{path}: format {content.get('format')!r} is unknown; this if_jax reads format 1")
-    return stage_rows(path, content.get("stages"), sha256=dict)
 
 
 def has_component(folder: Path, index: Mapping[str, Any], name: str) -> bool:
@@ -285,7 +270,7 @@ def write_stage_files(
     index: dict[str, Any] = {"_class_name": pipelines[stage.kind], "_diffusers_version": DIFFUSERS_VERSION}
     index |= {name: [None, None] for name in NOT_RUN}
     index |= {"requires_safety_checker": False, "unet": ["diffusers", "UNet2DConditionModel"]}
-    index["scheduler"] = ["diffusers", "DDPMScheduler"]
+    index["scheduler"] = ["diffusers", SCHEDULERS[stage.scheduler.sampler]]
     index["text_encoder"] = ["transformers", "T5EncoderModel"] if stage.text_params else [None, None]
     index["tokenizer"] = ["transformers", stage.tokenizer.class_name] if stage.tokenizer else [None, None]
     folder.mkdir(parents=True, exist_ok=True)

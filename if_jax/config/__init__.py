@@ -8,6 +8,7 @@ sees a ConfigDict.
 from if_jax.config.keys import (
     ConditioningConfig,
     DataConfig,
+    DistillConfig,
     GuardConfig,
     HostsConfig,
     LoraConfig,
@@ -18,7 +19,5 @@ from if_jax.config.keys import (
     Recipe,
     SampleConfig,
     ValidationConfig,
-    for_compiling,
-    resumable,
 )
-from if_jax.config.parse import check_override, differences, recipe_to_dict, to_recipe
+from if_jax.config.parse import check_override, differences, for_compiling, recipe_to_dict, resumable, to_recipe

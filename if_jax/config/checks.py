@@ -7,7 +7,7 @@ import re
 
 from if_jax.checkpoints.files import parse_bytes
 from if_jax.checkpoints.weights import abstract_params
-from if_jax.config.keys import ConditioningConfig, LoraConfig, Recipe, ValidationConfig
+from if_jax.config.keys import ConditioningConfig, DistillConfig, LoraConfig, Recipe, ValidationConfig
 from if_jax.models import presets
 from if_jax.models.conditioning import ENCODERS
 from if_jax.models.copy_start import check_copy
@@ -30,6 +30,7 @@ def check(recipe: Recipe) -> None:
     _check_beside(recipe)
     _check_lora(recipe)
     _check_new_words(recipe)
+    _check_distill(recipe)
     _check_sides(recipe)
 
 
@@ -203,6 +204,56 @@ def _check_lora(recipe: Recipe) -> None:
         check_rank(kernels, paths, lora.rank)
     except ValueError as error:
         raise ValueError(f"recipe key lora.rank is {lora.rank}: {error}") from None
+
+
+def _check_distill(recipe: Recipe) -> None:
+    own = recipe.distill
+    if not own.method:
+        if own != DistillConfig():
+            defaults = dataclasses.asdict(DistillConfig())
+            changed = next(key for key, value in defaults.items() if value != getattr(own, key))
+            raise ValueError(
+                f"recipe key distill.{changed} is {getattr(own, changed)!r} without distill.method: set progressive or "
+                "consistency"
+            )
+        return
+    named = f"with distill.method {own.method!r}"
+    if not own.teacher:
+        raise ValueError(f"recipe key distill.teacher is empty, {named}: name the stage folder of its release")
+    try:
+        own.timesteps  # noqa: B018 (it checks that they divide)
+    except ValueError as error:
+        raise ValueError(
+            f"recipe key distill.steps is {own.steps} and distill.substeps {own.substeps}: {error} steps; use such as "
+            "4 and 2"
+        ) from None
+    if recipe.prediction == "eps":
+        raise ValueError(
+            f"recipe key prediction is 'eps', {named}: where x_t is almost noise that says nothing of the picture, "
+            "which a student must draw from it; train the teacher on with prediction=v and init_only=. first"
+        )
+    if not recipe.text_encoder_from:
+        raise ValueError(
+            f"recipe key text_encoder_from is empty, {named}: name the release whose encoder the teacher reads, such "
+            f"as {own.teacher}"
+        )
+    beside = {
+        "lora.rank": recipe.lora.rank,
+        "new_words.tokens": recipe.new_words.tokens,
+        "init_copy": recipe.init_copy,
+        "pooled_dropout": recipe.pooled_dropout,
+        "bound_weight": recipe.bound_weight,
+        "loss_weight": "" if recipe.loss_weight == "none" else recipe.loss_weight,
+        "conditioning.encoders": "" if recipe.encoders == ("t5",) else recipe.conditioning.encoders,
+        "validation.every": recipe.validation.every,
+    }
+    for key, value in beside.items():
+        if value:
+            rest = {"loss_weight": "none", "conditioning.encoders": "t5", "new_words.tokens": "()"}.get(key, "0")
+            raise ValueError(
+                f"recipe key {key} is {value!r}, {named}: a student is trained on what its teacher says alone; set "
+                f"{key}={rest}"
+            )
 
 
 def _check_sides(recipe: Recipe) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from if_jax.checkpoints.stages import StageKind
 from if_jax.data.index import Filter
 from if_jax.data.preprocessing import Preparation
 from if_jax.data.remote import RemoteSettings
+from if_jax.diffusion.distillation import METHODS, DistillMethod, student_timesteps
 from if_jax.diffusion.losses import Weight
 from if_jax.diffusion.power_average import LONGEST
 from if_jax.diffusion.process import Prediction
@@ -24,14 +25,10 @@ from if_jax.models.conditioning import parse_encoders
 from if_jax.parallel.rules import PRESETS as RULE_SETS
 from if_jax.text.tokens import TEXT_LENGTH
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 OptimizerName = Literal["adamw", "adafactor", "muon"]
 LearningRateSchedule = Literal["cosine", "one-cycle", "constant"]
 Dtype = Literal["float32", "bfloat16"]
 Default = TypeVar("Default")
-Section = TypeVar("Section", bound="DataclassInstance")
 
 
 def key(
@@ -204,6 +201,27 @@ class NewWordsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """A student that draws in few steps, without guidance, what a frozen teacher draws in many with it."""
+
+    # what a jump of the student is taught by: progressive: jumps of the teacher; consistency: one of the teacher, then
+    # the student's own; "" = no teacher
+    method: Literal["", DistillMethod] = ""
+    # stage folder of the release that is the teacher; the student starts as a copy of it unless init_from is set
+    teacher: str = key("", compiled=False, path=True)
+    guidance_scale: float = 1.0  # that the teacher draws at; the student draws the same at 1
+    steps: int = key(4, minimum=1)  # the student draws in
+    # jumps of the teacher for each of the student's; progressive: 1 = guidance alone is distilled, 2 = the steps are
+    # halved; consistency: 20 or more
+    substeps: int = key(2, minimum=1)
+
+    @property
+    def timesteps(self) -> range:
+        """Those that the student is trained at."""
+        return student_timesteps(self.method or METHODS[0], self.steps, self.substeps)
+
+
+@dataclasses.dataclass(frozen=True)
 class PosthocEmaConfig:
     """Power-function averages of the weights, from whose snapshots one of any length is made afterwards."""
 
@@ -282,6 +300,7 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
     new_words: NewWordsConfig = NewWordsConfig()
+    distill: DistillConfig = DistillConfig()
     mesh: MeshConfig = key(MeshConfig(), resumable=True)
     validation: ValidationConfig = key(ValidationConfig(), resumable=True, compiled=False)
     guard: GuardConfig = GuardConfig()
@@ -310,27 +329,3 @@ class Recipe:
     def keeps_base(self) -> bool:
         """Whether the weights of `init_from` stay as they are, and something beside them is trained."""
         return bool(self.lora.rank or self.new_words.tokens)
-
-
-def resumable(name: str, section: Any = Recipe) -> bool:
-    """Whether a run may go on with another value of a key.
-
-    Args:
-      name: the key with its sections: "data.threads".
-      section: where the name begins.
-    """
-    head, _, rest = name.partition(".")
-    field = next(field for field in dataclasses.fields(section) if field.name == head)
-    return field.metadata.get("resumable", False) or (bool(rest) and resumable(rest, field.default))
-
-
-def for_compiling(section: Section) -> Section:
-    """The recipe with the defaults of all that the training step does not depend on: what that step is known by."""
-    values = {}
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if not field.metadata.get("compiled", True):
-            values[field.name] = field.default
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            values[field.name] = for_compiling(value)
-    return dataclasses.replace(section, **values)

@@ -8,7 +8,7 @@ import math
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ml_collections
 
@@ -16,6 +16,10 @@ from if_jax.config.checks import check
 from if_jax.config.keys import Recipe
 from if_jax.data.patterns import expand_home
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 _WORDS_FOR_NOTHING = ("none", "null", "false", "true")  # what is written for "not used", and would be taken for a name
 
 
@@ -61,6 +65,30 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             pairs[prefix + key] = (a, b)
     return pairs
+
+
+def resumable(name: str, section: Any = Recipe) -> bool:
+    """Whether a run may go on with another value of a key.
+
+    Args:
+      name: the key with its sections: "data.threads".
+      section: where the name begins.
+    """
+    head, _, rest = name.partition(".")
+    field = next(field for field in dataclasses.fields(section) if field.name == head)
+    return field.metadata.get("resumable", False) or (bool(rest) and resumable(rest, field.default))
+
+
+def for_compiling(section: Section) -> Section:
+    """The recipe with the defaults of all that the training step does not depend on: what that step is known by."""
+    values = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if not field.metadata.get("compiled", True):
+            values[field.name] = field.default
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            values[field.name] = for_compiling(value)
+    return dataclasses.replace(section, **values)
 
 
 def _plain(value: Any) -> Any:

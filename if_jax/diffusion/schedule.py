@@ -127,7 +127,8 @@ def parse_steps(spec: str | int | Sequence[int] | np.ndarray, num_timesteps: int
     Args:
       spec: a name out of STEP_LISTS ("smart50") or TIMESTEP_LISTS ("ays10"), a number of evenly spread steps (50 or
         "50"), steps per section ("10,10,3,2,2": equal sections of the chain, from the clean end; 0 skips a
-        section), an integer stride that gives exactly that many steps ("ddim25"), or timesteps in any order.
+        section), an integer stride that gives exactly that many steps ("ddim25"), the noisy ends of that many equal
+        parts ("trailing4": what diffusers calls so), or timesteps in any order.
       num_timesteps: of the training chain.
 
     Returns:
@@ -145,10 +146,23 @@ def parse_steps(spec: str | int | Sequence[int] | np.ndarray, num_timesteps: int
     text = STEP_LISTS.get(spec.strip(), spec.strip())
     if match := re.fullmatch(r"ddim(\d+)", text):
         return _strided_steps(int(match[1]), num_timesteps)
+    if match := re.fullmatch(r"trailing(\d+)", text):
+        return _explicit_steps(trailing_steps(int(match[1]), num_timesteps), num_timesteps)
     if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
         named = ", ".join([*STEP_LISTS, *TIMESTEP_LISTS])
-        raise ValueError(f"unknown steps {spec!r}: use one of {named}, '50', '10,10,5' or 'ddim25'")
+        raise ValueError(f"unknown steps {spec!r}: use one of {named}, '50', '10,10,5', 'ddim25' or 'trailing4'")
     return _section_steps([int(count) for count in text.split(",")], num_timesteps)
+
+
+def trailing_steps(count: int, num_timesteps: int = 1000) -> list[int]:
+    """The noisy ends of `count` equal parts of the chain, noisiest first, as diffusers' schedulers round them.
+
+    Raises:
+      ValueError: for a count that is not in 1 … num_timesteps.
+    """
+    if not 1 <= count <= num_timesteps:
+        raise ValueError(f"'trailing{count}': use 1 … {num_timesteps} steps")
+    return (np.round(np.arange(num_timesteps, 0, -num_timesteps / count)).astype(int) - 1).tolist()
 
 
 def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedule:

@@ -102,7 +102,7 @@ def stage_settings(
         guidance_scale=number("guidance_scale", defaults.guidance_scale),
         noise_level=_noise_level(where, kwargs, defaults, scheduler.num_train_timesteps),
         scheduler=scheduler,
-        sampler=_sampler(where, kwargs),
+        sampler=_sampler(where, kwargs, scheduler.sampler),
         eta=number("eta", 0.0, 0.0, 1.0),
         clipped_eps=bool(kwargs.get("clipped_eps", False)),
         guidance_interval=_interval(where, kwargs),
@@ -172,8 +172,8 @@ def _check_effect(where: str, settings: StageSettings, kwargs: StageKwargs) -> N
         )
 
 
-def _sampler(where: str, kwargs: StageKwargs) -> SamplerName:
-    value = kwargs.get("sample_loop", SAMPLERS[0])
+def _sampler(where: str, kwargs: StageKwargs, default: str) -> SamplerName:
+    value = kwargs.get("sample_loop", default)
     if value not in SAMPLERS:
         raise ValueError(f"{where}: sample_loop {value!r} is unknown: use one of {', '.join(SAMPLERS)}")
     return value

@@ -11,6 +11,7 @@ import numpy as np
 
 from if_jax.checkpoints.stages import STAGE_NAMES, StageDefaults, StageRelease
 from if_jax.checkpoints.weights import abstract_params
+from if_jax.diffusion.schedule import parse_steps
 from if_jax.text.tokens import TEXT_LENGTH
 
 _HEAD = """---
@@ -36,12 +37,17 @@ Cascade.load("PATH").dream(["a prompt"], seed=0)["{last}"][0].save("picture.png"
 from diffusers import DiffusionPipeline
 
 stage_I = DiffusionPipeline.from_pretrained("PATH/stage_I")
-image = stage_I("a prompt", output_type="pt", guidance_scale={guidance}).images
+image = stage_I("a prompt", output_type="pt", {words}).images
 """
 _USE_NEXT = """stage_{name} = DiffusionPipeline.from_pretrained(
     "PATH/stage_{name}", text_encoder=stage_I.text_encoder, tokenizer=stage_I.tokenizer
 )
-image = stage_{name}("a prompt", image=image, output_type="pt", guidance_scale={guidance}).images
+image = stage_{name}("a prompt", image=image, output_type="pt", {words}).images
+"""
+_TAUGHT = """Stage {name} is a student. It was taught by `{teacher}` (SHA-256 of its weights {sha256}) to draw
+in {steps} calls of its network what that draws at guidance {guidance:g} ({method}). `diffusers` needs the arguments
+above, steps and guidance: a release cannot change the defaults of a pipeline.
+
 """
 
 
@@ -93,13 +99,40 @@ def model_card(
     text = (_OWN_HEAD if own else _HEAD).format(title=title, stages=f"{sizes} pixels", read=own)
     text += "\n## Stages\n\n" + _stage_table(stages, defaults, recipes, steps)
     use = _OWN_USE if own else _USE
-    text += use.format(last=STAGE_NAMES[len(stages) - 1], guidance=defaults[0].guidance_scale)
+    text += use.format(last=STAGE_NAMES[len(stages) - 1], words=_words(defaults[0]))
     for name, default in zip(STAGE_NAMES[1 : len(stages)], defaults[1:], strict=True) if not own else ():
-        text += _USE_NEXT.format(name=name, guidance=default.guidance_scale)
-    text += "```\n\n" + (_CASE_KEPT if defaults[0].preserve_case else "") + "## Scores\n\n" + _score_table(scores or {})
+        text += _USE_NEXT.format(name=name, words=_words(default))
+    text += "```\n\n" + (_CASE_KEPT if defaults[0].preserve_case else "")
+    for name, stage, default, recipe in zip(STAGE_NAMES, stages, defaults, recipes, strict=False):
+        text += _taught(name, stage, default, recipe)
+    text += "## Scores\n\n" + _score_table(scores or {})
     for name, recipe in zip(STAGE_NAMES, recipes, strict=False):
         text += f"\n## Recipe of stage {name}\n\n```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```\n"
     return text
+
+
+def _words(default: StageDefaults) -> str:
+    """What a pipeline of diffusers must be told to draw as the stage does by default."""
+    words = {"guidance_scale": default.guidance_scale}
+    if default.sample_timestep_respacing.startswith("trailing"):
+        words["num_inference_steps"] = len(parse_steps(default.sample_timestep_respacing))
+    if default.noise_level is not None:
+        words["noise_level"] = default.noise_level
+    return ", ".join(f"{name}={value}" for name, value in words.items())
+
+
+def _taught(name: str, stage: StageRelease, default: StageDefaults, recipe: Mapping[str, Any]) -> str:
+    """What is to know of a student; "" of any other stage."""
+    if "teacher_sha256" not in stage.notes:
+        return ""
+    return _TAUGHT.format(
+        name=name,
+        teacher=stage.notes["teacher"],
+        sha256=stage.notes["teacher_sha256"],
+        steps=len(parse_steps(default.sample_timestep_respacing)),
+        guidance=recipe["distill"]["guidance_scale"],
+        method=recipe["distill"]["method"],
+    )
 
 
 def _read_beside_diffusers(stages: Sequence[StageRelease], defaults: Sequence[StageDefaults]) -> str:

@@ -27,7 +27,7 @@ from if_jax.training import executable_cache, host_facts, optimizer, posthoc, sa
 from if_jax.training.metrics import Window, step_flops
 from if_jax.training.resume import check_same_data, resume
 from if_jax.training.step import Batch, TrainState, ema_name
-from if_jax.training.warm_start import open_base
+from if_jax.training.warm_start import open_frozen_unet
 
 
 def train(recipe: Recipe, workdir: str, began: float | None = None) -> None:
@@ -57,9 +57,8 @@ def _train(recipe: Recipe, workdir: str, recorder: Recorder) -> None:
     t5, clip = encoders.t5, encoders.clip.shapes if encoders.clip else None
     parts = setup.make_setup(recipe, t5.config if t5 else None, mesh, t5.tokenizer.vocab_size if t5 else 0, clip)
     metadata = {"recipe": recipe_to_dict(recipe), "text_encoder_sha256": encoders.sha256}
-    base = None
-    if recipe.keeps_base:
-        base, metadata["base_sha256"] = open_base(recipe)
+    base, known = open_frozen_unet(recipe)
+    metadata |= known
     if jax.process_count() > 1:
         hosts.require_same_facts(host_facts.facts(recipe, workdir, metadata), recipe.hosts.start_seconds)
     recorder.note("prepared")

@@ -18,7 +18,7 @@ from if_jax.config import Recipe
 from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
-from if_jax.training import objective, randomness, setup
+from if_jax.training import randomness, setup
 
 _TRACED = 13  # pictures in the traced batch: a number that is no width, so that what is kept of them is known by it
 
@@ -42,7 +42,8 @@ def step_bytes(
 
     Returns:
       Bytes by kind: "parameters", "EMA", "moments", "gradients" of what is trained, and where there are any "text
-      encoder", "CLIP text", "CLIP pictures", "frozen UNet" (of a LoRA) and "activations".
+      encoder", "CLIP text", "CLIP pictures", "frozen UNet" (of a LoRA), "teacher", "empty caption" and
+      "activations".
     """
     parts = setup.make_setup(recipe, text, mesh, clip=clip)
     state = setup.abstract_state(parts)
@@ -50,7 +51,7 @@ def step_bytes(
     sizes["gradients"] = sizes["parameters"]
     frozen = setup.abstract_frozen(parts)
     names = {"text_encoder": "text encoder", "unet": "frozen UNet"}
-    names |= {"clip_text": "CLIP text", "clip_vision": "CLIP pictures"}
+    names |= {"clip_text": "CLIP text", "clip_vision": "CLIP pictures", "teacher": "teacher", "empty": "empty caption"}
     sizes |= {names[name]: _bytes(params) for name, params in frozen.items()}
     if activations:
         ways = math.prod(mesh.shape[axis] for axis in rules.batch_axes(parts.sharding_rules))
@@ -61,7 +62,7 @@ def step_bytes(
 
 def _kept_bytes(parts: setup.TrainingSetup, params: Params, frozen: Params) -> int:
     """Bytes that one picture's forward pass keeps for the backward one, rematerialisation considered."""
-    loss = objective.make_loss(parts.networks, parts.recipe)
+    loss = setup.make_loss(parts)
     rows = setup.batch_rows(parts)
     batch = {name: jax.ShapeDtypeStruct((_TRACED, *shape), dtype) for name, (shape, dtype) in rows.items()}
 

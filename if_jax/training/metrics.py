@@ -42,7 +42,16 @@ def step_flops(recipe: Recipe, networks: Networks) -> float:
     text_passes = passes if text_trained else 1
     text = networks.text_encoder
     read = t5_flops(text.config, recipe.text_length) * text_passes if text is not None else 0
-    return float(recipe.batch_size * (passes * unet + read))
+    return float(recipe.batch_size * ((passes + _teacher_passes(recipe)) * unet + read))
+
+
+def _teacher_passes(recipe: Recipe) -> int:
+    """Forward passes of a teacher, and of a student that finishes what it began."""
+    own = recipe.distill
+    if not own.method:
+        return 0
+    branches = 1 if own.guidance_scale == 1 else 2
+    return branches * own.substeps if own.method == "progressive" else branches + 1
 
 
 def peak_tflops(device_kind: str) -> float | None:

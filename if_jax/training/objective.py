@@ -192,7 +192,6 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
       same rows, see `randomness.draw`.
     """
     schedule = training_schedule(recipe)
-    inputs_for = _super_resolution_inputs if recipe.stage == "super-resolution" else _base_inputs
     sharding_rules = rules.PRESETS[recipe.mesh.rules]
 
     def loss(params: Params, frozen: Params, batch: Batch, drawn: Batch) -> tuple[jax.Array, dict]:
@@ -203,7 +202,7 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
         if recipe.dropped:
             kept = {encoder: drawn[f"{encoder}_kept"] for encoder in recipe.dropped}
             states = keep(networks.unet.config.text_parts, states, kept)
-        x0, low_res, aug_level = inputs_for(recipe, image, drawn)
+        x0, low_res, aug_level = picture_inputs(recipe, image, drawn)
         t, eps = drawn["t"], drawn["eps"]
         unet_params = rules.gather_convolutions(networks_params["unet"], sharding_rules)
         pooled = _pooled(states, drawn) if recipe.pooled_dropout else None
@@ -221,7 +220,7 @@ def make_loss(networks: Networks, recipe: Recipe) -> Callable[[Params, Params, B
             bound_weight=recipe.bound_weight,
         )
         metrics = {name: jnp.mean(value) for name, value in parts.items()}
-        return metrics["loss"], metrics | _by_timestep(parts["mse"], t)
+        return metrics["loss"], metrics | by_timestep(parts["mse"], t)
 
     return loss
 
@@ -240,8 +239,13 @@ def training_schedule(recipe: Recipe) -> Schedule:
     return schedule_from_betas(cosine_betas(size=recipe.noise_size))
 
 
-def _by_timestep(mse: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
-    """Squared error by quarter of the chain: sums and counts, whose quotient over many steps is the mean."""
+def by_timestep(mse: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
+    """Squared error by quarter of the chain: sums and counts, whose quotient over many steps is the mean.
+
+    Args:
+      mse: (B,).
+      t: (B,) int.
+    """
     quarter = jax.nn.one_hot(t * len(T_BUCKETS) // 1000, len(T_BUCKETS))  # (B, 4)
     return {"mse_sum_by_t": mse @ quarter, "count_by_t": quarter.sum(0)}
 
@@ -249,8 +253,18 @@ def _by_timestep(mse: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
 Inputs = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
-def _base_inputs(recipe: Recipe, image: jax.Array, drawn: Batch) -> Inputs:
-    return image, None, None
+def picture_inputs(recipe: Recipe, image: jax.Array, drawn: Batch) -> Inputs:
+    """What a stage is trained to draw, and what it sees beside x_t.
+
+    Args:
+      recipe: what is trained.
+      image: (B, S, S, 3) in [-1, 1].
+      drawn: of `randomness.draw`.
+
+    Returns:
+      x0, and of a super-resolution stage the enlarged and noised low-resolution picture and its level (B,).
+    """
+    return _super_resolution_inputs(recipe, image, drawn) if recipe.stage == "super-resolution" else (image, None, None)
 
 
 def _super_resolution_inputs(recipe: Recipe, image: jax.Array, drawn: Batch) -> Inputs:

@@ -24,7 +24,7 @@ from if_jax.training import setup
 from if_jax.training.resume import stored_recipe
 from if_jax.training.step import TrainState, length_name
 from if_jax.training.validation import make_validation
-from if_jax.training.warm_start import open_base
+from if_jax.training.warm_start import open_frozen_unet
 
 SWEPT = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
 
@@ -104,7 +104,7 @@ def sweep(workdir: str, lengths: Sequence[float] = SWEPT, say: Callable[[str], A
     mesh = meshes.make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
     t5, clip = encoders.t5, encoders.clip.shapes if encoders.clip else None
     parts = setup.make_setup(recipe, t5.config if t5 else None, mesh, t5.tokenizer.vocab_size if t5 else 0, clip)
-    base = open_base(recipe)[0] if recipe.keeps_base else None
+    base = open_frozen_unet(recipe)[0]
     rows = []
     with jax.set_mesh(mesh):
         places = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state(parts).params)

@@ -44,7 +44,7 @@ def publish(
     model card README.md.
 
     Args:
-      runs: work folders of stage I, II, ….
+      runs: work folders of stage I, II, …; one may be the stage folder of a release, which is taken as it is.
       folder: the release to write.
       storage: precision and sizes of the weight files; None: float32, one file.
       steps: by stage, replace what the recipes say.
@@ -64,16 +64,13 @@ def publish(
     smaller = 0
     rows = zip_longest(runs, steps, guidance, (None, *noise_level))
     for workdir, stage_steps, stage_guidance, stage_level in rows:
-        step, metadata, ema = _average(workdir, ema_decay, ema_length)
-        recipe = stored_recipe(workdir, metadata)
+        released = (Path(workdir) / "model_index.json").is_file()
+        stage, recipe = _released_stage(workdir) if released else _stage_of_run(workdir, ema_decay, ema_length)
         _check_enlarged(workdir, recipe, smaller)
         smaller = recipe.data.size
-        stage = _trained_stage(workdir, recipe, ema, metadata)
         recipes.append(recipe_to_dict(recipe))
-        notes = {"recipe": json.dumps(recipes[-1], sort_keys=True), "step": str(step)}
-        notes |= {} if ema_length is None else {"ema_length": f"{ema_length:g}"}
-        stages.append(dataclasses.replace(stage, notes=notes))
-        trained.append(step)
+        stages.append(stage)
+        trained.append(int(stage.notes["step"]))
         default = stage_defaults(recipe)
         defaults.append(
             dataclasses.replace(
@@ -93,6 +90,25 @@ def publish(
         return
     card = model_card(Path(folder).name, stages, defaults, recipes, trained, scores)
     release.write_cascade(folder, stages, defaults, storage=storage, overwrite=overwrite, card=card)
+
+
+def _stage_of_run(workdir: str, decay: str, length: float | None) -> tuple[StageRelease, Recipe]:
+    """A stage of a run's averaged weights, with notes of where they come from."""
+    step, metadata, ema = _average(workdir, decay, length)
+    recipe = stored_recipe(workdir, metadata)
+    notes = {"recipe": json.dumps(recipe_to_dict(recipe), sort_keys=True), "step": str(step)}
+    notes |= {} if length is None else {"ema_length": f"{length:g}"}
+    if recipe.distill.method:
+        notes |= {"teacher": recipe.distill.teacher, "teacher_sha256": metadata["teacher_sha256"]}
+    return dataclasses.replace(_trained_stage(workdir, recipe, ema, metadata), notes=notes), recipe
+
+
+def _released_stage(folder: str) -> tuple[StageRelease, Recipe]:
+    """A stage that was released before, as it is; its notes say what it was trained on."""
+    stage = release.read_stage(folder)
+    if not {"recipe", "step"} <= stage.notes.keys():
+        raise ValueError(f"{folder} does not say by which recipe it was trained: give the run, or a release of if_jax")
+    return stage, stored_recipe(folder, {"recipe": json.loads(stage.notes["recipe"])})
 
 
 def _average(workdir: str, decay: str, length: float | None) -> tuple[int, Mapping[str, Any], Params]:

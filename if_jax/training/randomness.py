@@ -74,7 +74,7 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
     data, random = recipe.data, jax.random
     shape = (rows, *(data.crop or data.size,) * 2, 3)
     drawn: dict[str, Any] = {
-        "t": random.randint(stream(key, "timesteps"), (rows,), 0, _TIMESTEPS),
+        "t": _timesteps(recipe, rows, stream(key, "timesteps")),
         "eps": random.normal(stream(key, "noise"), shape),
     }
     if recipe.pooled_dropout:
@@ -93,3 +93,11 @@ def draw(recipe: Recipe, rows: int, key: jax.Array) -> dict[str, jax.Array]:
     if data.low_blur:
         drawn["sigma"] = augment.random_sigma(stream(key, "low-resolution blur"), rows, data.low_blur)
     return drawn
+
+
+def _timesteps(recipe: Recipe, rows: int, key: jax.Array) -> jax.Array:
+    """(rows,) of the whole chain, or of those that a student is trained at."""
+    if not recipe.distill.method:
+        return jax.random.randint(key, (rows,), 0, _TIMESTEPS)
+    chosen = recipe.distill.timesteps
+    return chosen.start + chosen.step * jax.random.randint(key, (rows,), 0, len(chosen))

@@ -18,6 +18,7 @@ _KNOWN_BY_CONTENT = {
     "data.embeddings": "embeddings",
     "text_encoder_from": "text_encoder_sha256",
     "conditioning.clip_from": "text_encoder_sha256",
+    "distill.teacher": "teacher_sha256",
 }
 
 
@@ -26,15 +27,16 @@ def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tupl
 
     Args:
       workdir: folder of the run, which belongs to one recipe: only `resumable` keys may change.
-      metadata: "recipe" (plain values), "text_encoder_sha256" and (of a LoRA) "base_sha256" of the session that begins.
+      metadata: "recipe" (plain values), "text_encoder_sha256" and (of a LoRA) "base_sha256" or (of a student)
+        "teacher_sha256" of the session that begins.
       seconds: without a sign of life of process 0, which looks at the checkpoints, after which the others leave.
 
     Returns:
       The step to go on from (0 in a fresh folder), and the metrics of the window begun before it.
 
     Raises:
-      ValueError: another recipe, text encoder or base of a LoRA, a run of another version, or no sound checkpoint among
-        those there.
+      ValueError: another recipe, text encoder, base of a LoRA or teacher, a run of another version, or no sound
+        checkpoint among those there.
       PermissionError, NotADirectoryError: the folder cannot be used.
     """
     if jax.process_index() == 0:
@@ -55,6 +57,12 @@ def resume(workdir: str, metadata: dict[str, Any], seconds: float = 300) -> tupl
         raise ValueError(
             f"{workdir} holds the LoRA of another net than init_from {metadata['recipe']['init_from']!r}: name the "
             "folder it was begun with, or use another --workdir"
+        )
+    if before.get("teacher_sha256") != metadata.get("teacher_sha256"):
+        teacher = metadata["recipe"]["distill"]["teacher"]
+        raise ValueError(
+            f"{workdir} holds the student of another teacher than distill.teacher {teacher!r}: name the release it was "
+            "begun with, or use another --workdir"
         )
     return step, before.get("window", [])
 

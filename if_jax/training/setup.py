@@ -23,15 +23,16 @@ from if_jax.checkpoints.weights import Params, boxed_params, load_params
 from if_jax.checkpoints.words import with_words, word_rows
 from if_jax.config import Recipe
 from if_jax.data import pipeline
+from if_jax.data.embeddings import Embeddings
 from if_jax.models import int8
 from if_jax.models.conditioning import CLIPShapes
 from if_jax.models.t5 import T5Config
 from if_jax.parallel import rules
 from if_jax.text import tokens
 from if_jax.text.clip_tokens import CaptionReader
-from if_jax.training import host_facts, objective, optimizer, randomness
-from if_jax.training.step import TrainState, init_state, make_step
-from if_jax.training.warm_start import start_from_release
+from if_jax.training import distilling, host_facts, objective, optimizer, randomness
+from if_jax.training.step import LossFn, TrainState, init_state, make_step
+from if_jax.training.warm_start import start_from_release, with_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def abstract_state(setup: TrainingSetup) -> TrainState:
 
 def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
     """Shapes and shardings of what is used but not trained, by network: a frozen text encoder, the UNet of a LoRA
-    or of new words.
+    or of new words, a teacher and the text states of no caption by which it is guided.
 
     In the compute precision, since nothing is ever added to it, or that of `lora.base_dtype`. A text encoder whose
     states are kept (`data.embeddings`) is left out where neither samples nor validation need it.
@@ -90,10 +91,15 @@ def abstract_frozen(setup: TrainingSetup) -> dict[str, Params]:
         configs["clip_vision"] = clip.vision
     if recipe.keeps_base:
         configs["unet"] = setup.networks.unet.config
+    if recipe.distill.method:
+        configs["teacher"] = setup.networks.unet.config
     dtype = _frozen_dtype(recipe)
     trees = {name: _with_shardings(setup, boxed_params(config), dtype) for name, config in configs.items()}
     if recipe.lora.base_dtype == "int8":
         return {name: int8.abstract_kernels(tree) for name, tree in trees.items()}
+    if recipe.distill.method and recipe.distill.guidance_scale != 1:
+        shape = (1, recipe.text_length, setup.networks.unet.config.states_width)
+        trees["empty"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rules.replicated(setup.mesh))
     return trees
 
 
@@ -116,6 +122,11 @@ def batch_rows(setup: TrainingSetup) -> dict[str, tuple[tuple[int, ...], Any]]:
     return rows
 
 
+def make_loss(setup: TrainingSetup) -> LossFn:
+    """The loss of the recipe: that of its pictures, or of what a teacher says of them."""
+    return (distilling if setup.recipe.distill.method else objective).make_loss(setup.networks, setup.recipe)
+
+
 def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.stages.Lowered:
     """Traces the training step for the mesh of the setup; compiles and allocates nothing.
 
@@ -130,7 +141,7 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
     recipe, split = setup.recipe, rules.batch_sharding(setup.mesh, setup.sharding_rules)
     state_shardings, frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
     step = make_step(
-        objective.make_loss(setup.networks, recipe),
+        make_loss(setup),
         setup.optimizer,
         recipe.ema_decays,
         recipe.seed,
@@ -155,7 +166,8 @@ def lower_step(setup: TrainingSetup, state: TrainState, frozen: Params) -> jax.s
 
 
 def fresh_state(setup: TrainingSetup, abstract: TrainState, text: TextEncoder | None = None) -> TrainState:
-    """Step 0, made in place on the mesh: random weights (or factors of a LoRA), or those of the release `init_from`.
+    """Step 0, made in place on the mesh: random weights (or factors of a LoRA), or those of the release `init_from`,
+    without which a student starts as its teacher.
 
     Args:
       setup: of a mesh of real devices.
@@ -165,7 +177,7 @@ def fresh_state(setup: TrainingSetup, abstract: TrainState, text: TextEncoder | 
     Raises:
       ValueError: the release does not fit the recipe, see `start_from_release`.
     """
-    recipe = setup.recipe
+    recipe = with_start(setup.recipe)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # It runs once: on a CPU optimising its machine code takes longer than all else about it.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -216,15 +228,20 @@ def place_frozen(setup: TrainingSetup, encoders: Encoders, base: Params | None) 
     Args:
       setup: of a mesh of real devices.
       encoders: of `read_frozen`.
-      base: the frozen UNet, of `warm_start.open_base`.
+      base: the frozen UNet, of `warm_start.open_frozen_unet`.
 
     Returns:
       Parameters by network, as in `abstract_frozen`.
     """
-    opened: dict[str, Any] = {"text_encoder": encoders.t5.params if encoders.t5 else None, "unet": base}
-    opened |= encoders.clip.params if encoders.clip else {}
+    opened: dict[str, Any] = {"text_encoder": encoders.t5.params if encoders.t5 else None}
+    opened |= {"unet": base, "teacher": base, **(encoders.clip.params if encoders.clip else {})}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_frozen(setup))
-    return {name: load_params(opened[name], _frozen_dtype(setup.recipe), own) for name, own in shardings.items()}
+    empty = shardings.pop("empty", None)
+    dtype = _frozen_dtype(setup.recipe)
+    frozen: dict[str, Any] = {name: load_params(opened[name], dtype, own) for name, own in shardings.items()}
+    if empty is not None:
+        frozen["empty"] = _empty_states(setup, encoders, frozen, empty)
+    return frozen
 
 
 def open_source(recipe: Recipe) -> pipeline.Source:
@@ -279,6 +296,19 @@ def open_batches(
         encoder=encoder,
         settings=recipe.data.remote,
     )
+
+
+def _empty_states(
+    setup: TrainingSetup, encoders: Encoders, frozen: Params, sharding: jax.sharding.Sharding
+) -> jax.Array:
+    """The text states (1, L, D) of the empty caption: kept ones where those are read, or encoded once."""
+    recipe = setup.recipe
+    if recipe.data.embeddings:
+        kept = Embeddings(recipe.data.embeddings, recipe.data.remote).states(0, 0, "")
+        return jax.device_put(kept[None].astype(np.float32), sharding)
+    read = caption_reader(recipe, encoders)
+    encode = jax.jit(setup.networks.encode, out_shardings=sharding)
+    return encode(frozen, dict(zip(read.names, read([""]), strict=True)))
 
 
 def _frozen_dtype(recipe: Recipe) -> str:

@@ -49,14 +49,18 @@ def make_scheduler(recipe: Recipe) -> SchedulerConfig:
     betas = None if recipe.noise_size == 64 else tuple(map(float, cosine_betas(size=recipe.noise_size)))
     prediction = PREDICTIONS[recipe.prediction]
     variance = "learned_range" if recipe.bound_weight else "fixed_small"  # channels that nothing has trained
-    return SchedulerConfig(
+    config = SchedulerConfig(
         recipe.sample_max_value, prediction_type=prediction, trained_betas=betas, variance_type=variance
     )
+    return dataclasses.replace(config, sampler="ddim", timestep_spacing="trailing") if recipe.distill.method else config
 
 
 def stage_defaults(recipe: Recipe) -> StageDefaults:
-    """How a stage draws where nothing else is asked for: as its recipe samples."""
+    """How a stage draws where nothing else is asked for: as its recipe samples, a student as it was taught."""
     level = recipe.sample.aug_level if recipe.stage == "super-resolution" else None
     highest = 999 if level is None else recipe.data.max_aug_level
     case, length = recipe.data.preparation.preserve_case, recipe.text_length
-    return StageDefaults(recipe.sample.steps, recipe.sample.guidance_scale, level, case, length, highest)
+    steps, guidance = recipe.sample.steps, recipe.sample.guidance_scale
+    if recipe.distill.method:
+        steps, guidance = f"trailing{recipe.distill.steps}", 1.0
+    return StageDefaults(steps, guidance, level, case, length, highest)

@@ -1,10 +1,12 @@
 """Training that starts from released weights: all of a stage, or the part whose names a pattern picks.
 
-A LoRA leaves them as they are and trains beside them, and so do new words: `open_base`.
+A LoRA leaves them as they are and trains beside them, and so do new words; a student starts as a copy of its teacher,
+which it keeps beside it: `open_frozen_unet`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from if_jax.checkpoints import release
+from if_jax.checkpoints.cascade_folders import stage_folder
 from if_jax.checkpoints.files import sha256_of
 from if_jax.checkpoints.scheduler import SchedulerConfig
 from if_jax.checkpoints.stages import StageRelease
@@ -58,6 +61,60 @@ def start_from_release(recipe: Recipe, abstract: Params, fresh: Callable[[], Par
     return unflatten_dict({name: params[name] for name in wanted}, sep="/")
 
 
+def with_start(recipe: Recipe) -> Recipe:
+    """The recipe with what it starts from: a student without an `init_from` starts as its teacher."""
+    if not recipe.distill.method or recipe.init_from:
+        return recipe
+    return dataclasses.replace(recipe, init_from=_teacher_folder(recipe))
+
+
+def open_frozen_unet(recipe: Recipe) -> tuple[Params | None, dict[str, str]]:
+    """Opens the UNet that is used as it is: that of a LoRA or of new words, or a teacher.
+
+    Args:
+      recipe: what is trained.
+
+    Returns:
+      Its parameters, a tree of `Lazy`, and what checkpoints remember of it: "base_sha256" or "teacher_sha256"; None and
+      nothing where there is none.
+
+    Raises:
+      FileNotFoundError, ValueError: see `open_base`.
+    """
+    if recipe.distill.method:
+        params, identity = open_teacher(recipe)
+        return params, {"teacher_sha256": identity}
+    if not recipe.keeps_base:
+        return None, {}
+    params, identity = open_base(recipe)
+    return params, {"base_sha256": identity}
+
+
+def open_teacher(recipe: Recipe) -> tuple[Params, str]:
+    """Opens the UNet of `distill.teacher`: arguments, result and errors as of `open_base`.
+
+    Raises:
+      ValueError: besides, it draws pictures of another size, or bounds them otherwise.
+    """
+    own = dataclasses.replace(recipe, init_from=_teacher_folder(recipe), init_only="")
+    stage, scheduler = _open_stage(own), make_scheduler(recipe)
+    size, bounds = stage.unet_config.sample_size, ("sample_max_value", "dynamic_thresholding_ratio")
+    if size != recipe.data.size:
+        raise ValueError(
+            f"{_where(own)} draws {size} px, but recipe key data.size is {recipe.data.size}: set data.size={size}"
+        )
+    for name in bounds:
+        here, there = getattr(scheduler, name), getattr(stage.scheduler, name)
+        if here != there:
+            raise ValueError(f"{_where(own)} draws with {name} {there:g}, this recipe with {here:g}: they must be one")
+    return open_base(own)
+
+
+def _teacher_folder(recipe: Recipe) -> str:
+    """The stage folder `distill.teacher`, or that of the stage of its size in a cascade."""
+    return str(stage_folder(Path(recipe.distill.teacher), recipe.data.size))
+
+
 def open_base(recipe: Recipe) -> tuple[Params, str]:
     """Opens the UNet of the stage folder `init_from`, which is used as it is by a LoRA or new words.
 
@@ -86,7 +143,7 @@ def _open_stage(recipe: Recipe) -> StageRelease:
         raise ValueError(f"{_where(recipe)} is a {stage.kind} stage, but recipe key stage is {recipe.stage!r}")
     if differences := _differences(recipe, stage):
         message = f"{_where(recipe)} was trained otherwise: {'; '.join(differences)}"
-        if recipe.keeps_base:
+        if recipe.keeps_base or recipe.distill.method:
             raise ValueError(message)
         if not recipe.init_only:
             raise ValueError(f"{message}; or set init_only=. to start from its weights all the same")
@@ -95,6 +152,8 @@ def _open_stage(recipe: Recipe) -> StageRelease:
 
 
 def _where(recipe: Recipe) -> str:
+    if recipe.distill.method and recipe.init_from == _teacher_folder(recipe):
+        return f"distill.teacher {recipe.distill.teacher!r}"
     return f"init_from {recipe.init_from!r}"
 
 

@@ -10,7 +10,9 @@ is timed apart. Start-up is timed in processes of their own, one picture from no
 cache (cold) and with a filled one (warm), diffusers eager, with each process's peak memory.
 
 --full adds torch.compile on the other side, and one picture by a base stage of IF-I-M's shape with random weights and
-text states (minutes, 12 GB). The last line is one JSON object; a ratio above 1 means that if_jax is faster.
+text states (minutes, 12 GB). --fast DIR draws the release DIR of a student in place of the cascade, and adds a side:
+stock diffusers drawing the cascade, its teacher, at the settings of its cascade.json. The last line is one JSON object;
+a ratio above 1 means that if_jax is faster.
 """
 
 from __future__ import annotations
@@ -95,17 +97,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="pictures drawn at a time")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after the first")
     parser.add_argument("--steps", help="steps of every stage, to measure sooner [default: the release's]")
+    parser.add_argument(
+        "--fast", type=Path, metavar="DIR", help="a student's release, beside the cascade as its teacher"
+    )
     parser.add_argument("--full", action="store_true", help="torch.compile too, and a stage of IF-I-M's shape")
     arguments = parser.parse_args()
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
     folder = cascades.DEMO if arguments.cascade == "demo" else Path(arguments.cascade)
-    starts = {} if arguments.steps else start_up(folder)
+    drawn, teachers = arguments.fast or folder, []
+    if arguments.fast:
+        teachers = cascade_cases(folder, arguments.batch, None)
+        for case in teachers:
+            pick_memory_format(case.pipeline, case.count * (1 + case.settings.guided))
+    starts = {} if arguments.steps else start_up(drawn)
     peak, rows = matmul_peak(), []
     low: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-    for case in cascade_cases(folder, arguments.batch, arguments.steps):
-        row, *low = compare_stage(case, low, arguments.rounds, peak, arguments.full)
+    for number, case in enumerate(cascade_cases(drawn, arguments.batch, arguments.steps)):
+        row, *low = compare_stage(case, low, arguments.rounds, peak, arguments.full, *teachers[number : number + 1])
         rows.append(row)
     if arguments.full:
         with tempfile.TemporaryDirectory() as scratch:
@@ -173,6 +183,7 @@ def compare_stage(
     rounds: int,
     peak: float,
     compiled: bool,
+    teacher: Case | None = None,
 ) -> tuple[dict, np.ndarray, np.ndarray]:
     """Time one stage on both sides in turns, then hold our steps against the reference: a row and the pictures."""
     import torch
@@ -193,6 +204,8 @@ def compare_stage(
                 case.pipeline.unet = eager
 
         sides["compiled"] = Side(draw_compiled)
+    if teacher is not None:
+        sides["teacher"] = Side(lambda low_res: draw_theirs(teacher, low_res))
     for _ in range(1 + rounds):
         jax_side.run(low[0])
         for side in sides.values():
@@ -247,6 +260,9 @@ def draw_theirs(case: Case, low_res: np.ndarray | None, callback: Callable | Non
     image = {} if low_res is None else {"image": to_torch(low_res), "noise_level": settings.noise_level}
     low = [] if noise.low_res is None else [noise.low_res]
     queue = iter([noise.initial, *low, *noise.steps[:0:-1]])
+    steps: dict[str, Any] = {"timesteps": list(settings.timesteps[::-1])}
+    if settings.sampler == "ddim":  # its scheduler takes no list; a student's is trailing
+        steps = {"num_inference_steps": len(settings.timesteps)}
     modules = (pipeline_if, pipeline_if_superresolution, scheduling_ddpm)
     originals = [module.randn_tensor for module in modules]
     for module in modules:
@@ -255,7 +271,7 @@ def draw_theirs(case: Case, low_res: np.ndarray | None, callback: Callable | Non
         with torch.inference_mode():
             images = case.pipeline(
                 **case.words,
-                timesteps=list(settings.timesteps[::-1]),
+                **steps,
                 guidance_scale=settings.guidance_scale,
                 output_type="pt",
                 callback=callback,
@@ -320,8 +336,10 @@ for stage in json.load(open(f"{folder}/cascade.json"))["stages"]:
     pipeline = DiffusionPipeline.from_pretrained(f"{folder}/{stage['folder']}", torch_dtype=torch.float32, **parts)
     low_res = {} if image is None else {"image": image, "noise_level": defaults["noise_level"]}
     steps = parse_steps(defaults["sample_timestep_respacing"])[::-1].tolist()
+    ddim = type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    steps = {"num_inference_steps": len(steps)} if ddim else {"timesteps": steps}
     with torch.inference_mode():
-        image = pipeline("two red spheres", timesteps=steps, guidance_scale=defaults["guidance_scale"],
+        image = pipeline("two red spheres", **steps, guidance_scale=defaults["guidance_scale"],
                          output_type="pt", **low_res).images
     first = first or pipeline
 """
@@ -407,6 +425,10 @@ def summary(rows: list[dict], peak: float, batch: int, starts: dict) -> dict:
         for key, value in row.items()
         if key.startswith("ratio")
     }
+    for side in ("diffusers", "teacher"):
+        if all(f"{side}_seconds" in row for row in rows):  # prompts to the last stage's pictures
+            whole = sum(row[f"{side}_seconds"] for row in rows) / sum(row["seconds"] for row in rows)
+            ratios[f"cascade_ratio_to_{side}"] = round(whole, 3)
     return {
         **ratios,
         "step_rel_diff": max(row["step_rel_diff"] for row in rows),
