@@ -34,6 +34,7 @@ from if_jax.parallel import hosts
 
 DEFAULT_PROMPTS = 30_000
 CHUNK = 64  # pictures
+_COMPARABLE = 10_000  # pictures: with fewer, FID says as much of their number
 _WAIT = 300  # seconds for a process to come, or to give a sign of life
 _TEXTS = "captions"  # of a chunk's arrays: CLIP's features of the captions
 # What a distance of Gaussians and one of kernels are called in each network's features.
@@ -97,7 +98,7 @@ def evaluate(
       out: folder of report.json, the chunks and the kept features of the reference.
       options: what `Cascade.dream` takes besides, such as `if_I_kwargs`.
       overwrite: replace the chunks of another evaluation.
-      say: is given one line for each measure that has to be left out.
+      say: is given one line for each measure that has to be left out, or that few pictures make larger.
       progress: what is being done, pictures done, of how many.
 
     Returns:
@@ -167,7 +168,7 @@ def measure(
       drawn: network -> features (N, D) of drawn pictures; "captions": CLIP's features of their captions.
       reference: features of true pictures.
       networks: that made them.
-      say: is given a line for each that is left out.
+      say: is given a line for each that is left out, or that few pictures make larger.
 
     Returns:
       network -> measure -> {"value", "interval"}, and what it was computed with.
@@ -206,6 +207,9 @@ def _compared(name: str, rows: np.ndarray, true: np.ndarray, say: Callable[[str]
         say(f"{frechet} is left out: {fewest} pictures are too few for a covariance of {rows.shape[1]} features; "
             f"{kernel} still holds")  # fmt: skip
     else:
+        if fewest < _COMPARABLE:
+            say(f"{frechet} grows as pictures get fewer: that of {count} against {len(true)} compares with others of "
+                "as many; published ones are of 10,000 to 30,000")  # fmt: skip
         of_true = measures.moments(true)
         value = measures.frechet_distance(measures.moments(rows), of_true)
         figures[frechet] = _entry(

@@ -181,14 +181,14 @@ def _program(apply: Callable[..., Any], params: Params) -> Callable[[np.ndarray]
     mesh = local_mesh()
     split = NamedSharding(mesh, P(mesh.axis_names))
     compiled = jax.jit(apply)
-    placed = {"params": jax.device_put(params, NamedSharding(mesh, P()))}
+    on_devices = {"params": jax.device_put(params, NamedSharding(mesh, P()))}
 
     def run(rows: np.ndarray) -> np.ndarray:
         made, size = [], BATCH * mesh.size
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            made.append(np.asarray(compiled(placed, jax.device_put(filled, split)), np.float32)[: len(part)])
+            made.append(np.asarray(compiled(on_devices, jax.device_put(filled, split)), np.float32)[: len(part)])
         return np.concatenate(made)
 
     return run
