@@ -163,6 +163,8 @@ def _captioned(
         refuse_without_effect(("watch_every",), "it goes with --watch; name the run too")
     if share:
         refuse_without_effect(("coordinator",), "--share says already which share is drawn; leave one of them out")
+    if (size := options["reference_size"]) is not None and size < 1:
+        raise ValueError(f"--reference-size is {size}: give 1 or more pixels")
     of_share = _share(share)
     networks = _networks(options["features"])
     processes = options["coordinator"], options["processes"], options["process"]

@@ -270,6 +270,7 @@ def _bad_references(place, whole, tmp_path):
         ("plain", [], "does not say which network, weights and resizer made it"),
         ("cut", [], "is no whole .npz of features"),
         ("kept", ["--reference-size", "8"], "was made with --reference-size None, now 8"),
+        ("kept", ["--reference-size", "0"], "--reference-size is 0: give 1 or more pixels"),
         ("kept", ["--features", "inception=nothing"], "nothing: the release lacks this file"),
         (
             "kept",
