@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--cascade", default="demo")
     parser.add_argument("--pictures", type=int, default=192, help="drawn at each scale")
     parser.add_argument("--scales", default="1,1.5,2,3,5,8", help="guidance scales, joined by commas")
-    parser.add_argument("--steps", type=int, help="draw with DPM-Solver++ in so many steps, not as the cascade does")
+    parser.add_argument("--steps", help="such as ays10: draw with DPM-Solver++ in these steps, not as the cascade does")
     parser.add_argument("--out", default="out/guidance", type=Path)
     parser.add_argument("--keep", action="store_true", help="write the plot to docs/assets")
     args = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
     suite = CaptionedSuite(
         args.out / "captions.txt", true, {"reader": None, "efficientnet": None}, count=args.pictures, stages=1
     )
-    fast = {"sample_loop": "dpm++", "sample_timestep_respacing": str(args.steps)} if args.steps else {}
+    fast = {"sample_loop": "dpm++", "sample_timestep_respacing": args.steps} if args.steps else {}
     settings = {scale: {"if_I_kwargs": {**fast, "guidance_scale": float(scale)}} for scale in args.scales.split(",")}
     began = time.monotonic()
     rows = curve.sweep(args.cascade, suite, args.out, "guidance", settings)
