@@ -13,7 +13,8 @@ with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 | 64 chips | 8 × 8, 2 | 4 × 16, 3 | 16 × 4, 2 | 8 × 8, 2 |
 | 256 chips | 32 × 8, 1 | 16 × 16, 1 | 64 × 4, 1 | 32 × 8, 1 |
 
-A quick look at the same code on any machine: `--config configs/if_II_L.py:smoke`.
+A quick look at the same code on any machine: `--config configs/if_II_L.py:smoke`. The same with widths that fill a
+TPU's matrix unit, which IF's own weights do not fit: `--config configs/if_II_L.py:tpu`.
 """
 
 import ml_collections
@@ -29,4 +30,4 @@ SETTINGS = {
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    return if_recipe("super-resolution", SETTINGS, form)
+    return if_recipe("super-resolution", SETTINGS, form, tpu_unet="IF-II-L-tpu")

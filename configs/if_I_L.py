@@ -13,7 +13,8 @@ with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 | 64 chips | 8 × 8, 5 | 4 × 16, 5 | 16 × 4, 5 | 8 × 8, 5 |
 | 128 chips (3200 does not divide by 256) | 16 × 8, 1 | 8 × 16, 5 | 32 × 4, 1 | 16 × 8, 1 |
 
-A quick look at the same code on any machine: `--config configs/if_I_L.py:smoke`.
+A quick look at the same code on any machine: `--config configs/if_I_L.py:smoke`. The same with widths that fill a
+TPU's matrix unit, which IF's own weights do not fit: `--config configs/if_I_L.py:tpu`.
 """
 
 import ml_collections
@@ -29,4 +30,4 @@ SETTINGS = {
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    return if_recipe("base", SETTINGS, form)
+    return if_recipe("base", SETTINGS, form, tpu_unet="IF-I-L-tpu")

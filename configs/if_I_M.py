@@ -13,7 +13,8 @@ with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 | 64 chips | 8 × 8, 4 | 8 × 8, 4 | 16 × 4, 4 | 8 × 8, 4 |
 | 256 chips | 32 × 8, 1 | 32 × 8, 1 | 64 × 4, 1 | 32 × 8, 1 |
 
-A quick look at the same code on any machine: `--config configs/if_I_M.py:smoke`.
+A quick look at the same code on any machine: `--config configs/if_I_M.py:smoke`. The same with widths that fill a
+TPU's matrix unit, which IF's own weights do not fit: `--config configs/if_I_M.py:tpu`.
 """
 
 import ml_collections
@@ -29,4 +30,4 @@ SETTINGS = {
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    return if_recipe("base", SETTINGS, form)
+    return if_recipe("base", SETTINGS, form, tpu_unet="IF-I-M-tpu")

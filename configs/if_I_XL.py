@@ -12,7 +12,8 @@ with batch ÷ chips ÷ accumulate pictures a chip at a time; not yet run on one:
 | 64 chips | 1 × 64, 4 | 1 × 64, 6 | 4 × 16, 4 | 1 × 64, 4 |
 | 256 chips | 4 × 64, 1 | 4 × 64, 1 | 16 × 16, 1 | 4 × 64, 1 |
 
-A quick look at the same code on any machine: `--config configs/if_I_XL.py:smoke`.
+A quick look at the same code on any machine: `--config configs/if_I_XL.py:smoke`. The same with widths that fill a
+TPU's matrix unit, which IF's own weights do not fit: `--config configs/if_I_XL.py:tpu`.
 """
 
 import ml_collections
@@ -32,4 +33,4 @@ SETTINGS = {
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    return if_recipe("base", SETTINGS, form)
+    return if_recipe("base", SETTINGS, form, tpu_unet="IF-I-XL-tpu")

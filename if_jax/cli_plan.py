@@ -1,4 +1,7 @@
-"""`if-jax plan`: whether a recipe fits a TPU slice, how fast it trains there, and what it costs; no TPU is used."""
+"""`if-jax plan`: whether a recipe fits a TPU slice, how fast it trains there, and what it costs; no TPU is used.
+
+With --cascade the same of drawing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _BEST = 3  # ways to train that a search prints
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option("--config", required=True, type=click.Path(), help="The recipe to be planned.")
+@click.option("--config", type=click.Path(), help="The recipe whose training is planned.")
+@click.option("--cascade", help="Plan drawing instead: a release folder, or presets: IF-I-XL,IF-II-L.")
+@click.option("--batch", type=click.IntRange(min=1), help="Pictures that a chip draws at a time [default: 1].")
+@click.option("--stages", type=click.IntRange(min=1), help="Draw only so many stages.")
 @click.option("--slice", "slice_name", required=True, help="Google's name of the slice: v5e-16, v5p-128, v6e-256, …")
 @click.option("--slices", default=1, show_default=True, help="How many such slices, joined by a slower network.")
 @click.option("--price", type=click.FloatRange(min=0, min_open=True), help="What you pay for one chip for an hour.")
@@ -32,7 +38,10 @@ _BEST = 3  # ways to train that a search prints
 @plain_errors
 def plan(
     context: click.Context,
-    config: str,
+    config: str | None,
+    cascade: str | None,
+    batch: int | None,
+    stages: int | None,
     slice_name: str,
     slices: int,
     price: float | None,
@@ -40,14 +49,15 @@ def plan(
     whole: bool,
     as_json: bool,
 ) -> None:
-    """Plan a training run: whether it fits, how fast it is, how long it takes and what it costs. Starts nothing.
+    """Plan a training run, or drawing: whether it fits, how long it takes and what it costs. Starts nothing.
 
-    Compiles the recipe's blocks with the real TPU compiler, minutes the first time, and adds up its estimates. What was
-    compiled is kept, so that a plan that was interrupted goes on where it was. Recipe keys are set with
+    Compiles the blocks of its networks with the real TPU compiler, minutes the first time, and adds up its estimates.
+    What was compiled is kept, so that a plan that was interrupted goes on where it was. Recipe keys are set with
     --config.KEY=VALUE, as for train. Exits with 1 where nothing fits.
 
     \b
     Example:  if-jax plan --config configs/if_I_M.py --slice v5e-16 --price 1.2
+              if-jax plan --cascade IF-I-XL,IF-II-L --slice v5e-1 --batch 4
     """
     from if_jax.config import to_recipe
     from if_jax.planning import plan as planning
@@ -55,6 +65,15 @@ def plan(
     from if_jax.planning.estimate import Case
     from if_jax.planning.slices import parse_slice
 
+    if (config is None) == (cascade is None):
+        raise ValueError("give either --config, to plan training, or --cascade, to plan drawing")
+    if config is None:
+        refuse_without_effect(["search", "whole"], "--cascade plans drawing, which is done one way")
+        if context.args:
+            raise ValueError(f"{context.args[0]}: recipe keys go with --config; a cascade draws by its own settings")
+        _plan_drawing(cascade or "", stages, slice_name, slices, batch or 1, price, as_json, context)
+        return
+    refuse_without_effect(["batch", "stages"], "a recipe says how many pictures itself: --config.batch_size")
     if search and whole:
         refuse_without_effect(["whole"], "--search compiles blocks alone; plan its best way with --whole afterwards")
     slice_ = parse_slice(slice_name, slices)
@@ -69,6 +88,25 @@ def plan(
         context.exit(0 if made.memory.fits else 1)
     best = planning.search_plans(case, _say_combination, price=price, config=config, words=words)[:_BEST]
     click.echo(json.dumps([report.as_json(made) for made in best]) if as_json else report.as_table(best))
+
+
+def _plan_drawing(
+    cascade: str,
+    stages: int | None,
+    slice_name: str,
+    slices: int,
+    batch: int,
+    price: float | None,
+    as_json: bool,
+    context: click.Context,
+) -> None:
+    from if_jax.planning import drawing, drawing_report
+    from if_jax.planning.slices import parse_slice
+
+    nets, where = drawing.read_nets(cascade, stages), parse_slice(slice_name, slices)
+    made = drawing.plan_drawing(nets, where, batch, price=price, progress=_Progress())
+    click.echo(json.dumps(drawing_report.as_json(made)) if as_json else drawing_report.as_text(made))
+    context.exit(0 if made.fits else 1)
 
 
 class _Progress:

@@ -54,7 +54,7 @@ def default_recipe(settings: Settings | None = None) -> ml_collections.ConfigDic
     return config
 
 
-def if_recipe(stage: StageKind, settings: Settings, form: str = "") -> ml_collections.ConfigDict:
+def if_recipe(stage: StageKind, settings: Settings, form: str = "", tpu_unet: str = "") -> ml_collections.ConfigDict:
     """A recipe of one of IF's stages, in any of its forms.
 
     Later stages see 64 px crops of 256 px pictures. "full_frame" is the phase that follows, started with `init_from`:
@@ -63,7 +63,8 @@ def if_recipe(stage: StageKind, settings: Settings, form: str = "") -> ml_collec
     Args:
       stage: its kind.
       settings: what this stage has for itself: net, batch, steps, mesh.
-      form: "", "smoke", or "full_frame" of a later stage.
+      form: "", "smoke", "tpu" where there is such a net, or "full_frame" of a later stage.
+      tpu_unet: the net of form "tpu", whose widths fill a TPU's matrix unit.
 
     Returns:
       The recipe.
@@ -79,7 +80,8 @@ def if_recipe(stage: StageKind, settings: Settings, form: str = "") -> ml_collec
         "steps": 100_000,
         "optimizer.learning_rate": 1e-5,
     }
-    return in_form(config, form, {"full_frame": whole} if later else {})
+    forms: dict[str, Settings] = {"full_frame": whole} if later else {}
+    return in_form(config, form, forms | ({"tpu": {"unet": tpu_unet}} if tpu_unet else {}))
 
 
 def in_form(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the demo cascade from nothing: text encoder, stage I at 32 and at 64 px, stage II on crops.
+# Makes the demo cascade from nothing: text encoder, stage I at 32 and at 64 px, stages II and III on crops.
 set -euo pipefail
 
 usage() {
@@ -47,8 +47,9 @@ main() {
   leg large demo_base.py --config.init_from="$work/cascades/small/stage_I"
   leg crops demo_sr.py
   leg more demo_sr.py --config.init_from="$work/cascades/crops"
+  leg fine demo_sr_1024.py
   [[ -d $work/cascades/demo ]] \
-    || "$python" -m if_jax export "$work/runs/large" "$work/runs/more" "$work/cascades/demo" --dtype float16 --guidance 2
+    || "$python" -m if_jax export "$work"/runs/{large,more,fine} "$work/cascades/demo" --dtype float16 --guidance 2
   score demo
 }
 

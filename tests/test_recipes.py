@@ -44,7 +44,9 @@ def lower(recipe):
 
 
 def test_there_is_a_recipe_for_every_stage():
-    assert {recipe_of(name).unet for name in CONFIGS} == set(presets.UNETS)
+    filling = {recipe_of(name, "tpu").unet for name in ("if_I_M", "if_I_L", "if_I_XL", "if_II_L")}
+    assert {recipe_of(name).unet for name in CONFIGS} | filling == set(presets.UNETS)
+    assert all(width % 256 == 0 for name in filling for width in presets.UNETS[name].block_out_channels)
 
 
 @pytest.mark.parametrize("name", IF_STAGES)
@@ -69,7 +71,7 @@ def test_published_settings(name):
 
 @pytest.mark.parametrize(("name", "form"), [("if_I_M", "smok"), ("if_I_M", "full_frame"), ("if_II_M", "full")])
 def test_a_form_that_is_not_there_is_refused(name, form):
-    others = {"if_I_M": "IF-I-M: leave it out or use smoke$", "if_II_M": "IF-II-M: .* use smoke or full_frame$"}
+    others = {"if_I_M": "IF-I-M: leave it out or use smoke or tpu$", "if_II_M": "IF-II-M: .* use smoke or full_frame$"}
     with pytest.raises(ValueError, match=f"recipe form '{form}' is unknown for {others[name]}"):
         recipe_of(name, form)
 
@@ -84,6 +86,9 @@ LEGS = {
     "demo_sr": {
         "crops": (256, 64, 64, 0.0, ""),
         "more": (256, 64, 64, 0.0, "stages/crops"),
+    },
+    "demo_sr_1024": {
+        "fine": (1024, 256, 64, 0.0, ""),
     },
 }
 

@@ -47,7 +47,7 @@ EDGES: dict[str, set[str]] = {
         ),
         "training",
     },
-    "planning": {"checkpoints", "config", "models", "parallel", "training"},
+    "planning": {"checkpoints", "config", "diffusion", "inference", "models", "parallel", "training"},
     "doctor": {"checkpoints", "config", "data", "models", "parallel", "training"},
     "serving": {"checkpoints", "data", "diffusion", "inference"},
     "cli_errors": {"checkpoints"},

@@ -63,7 +63,8 @@ def batches(
       caption_dropout: share of captions dropped.
       shard_index: this host i of n draws rows [i B/n, (i+1) B/n) of every batch.
       shard_count: hosts n.
-      threads: batches made ahead at the same time (in each worker); 0 makes each when asked.
+      threads: batches made ahead at the same time (in each worker), twice as many from a bucket; 0 makes each when
+        asked.
       workers: processes that read and decode; 0: this one does.
       preparation: what is done to stored records.
       keep: which stored records are used.
@@ -105,7 +106,8 @@ def batches(
         return batch | ({"replaced": np.array(replaced)} if replaced else {})
 
     steps = grain.MapDataset.range(start_step, _LAST_STEP).map(make)
-    made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    at_once = 2 * threads if opened.remote else threads  # a bucket's batches wait for it half of the time
+    made = steps.to_iter_dataset(grain.ReadOptions(num_threads=at_once, prefetch_buffer_size=2 * threads))
     return iter(_in_workers(made, workers) if workers else made)
 
 

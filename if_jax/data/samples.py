@@ -43,6 +43,8 @@ class Sample(NamedTuple):
 class Source(Protocol):
     """Captioned pictures by position; a position may lie in any epoch."""
 
+    remote: bool  # whether any of it is read from a bucket
+
     def read(self, positions: Sequence[int]) -> list[Sample]:
         """Return the samples at these positions."""
         ...
@@ -98,7 +100,7 @@ class StoredPictures:
     """
 
     def __init__(self, stored: Stored, size: int, seed: int, preparation: Preparation) -> None:
-        self.stored = stored
+        self.stored, self.remote = stored, stored.remote
         self._size, self._seed, self._preparation = size, seed, preparation
         self._order = _shuffled(len(stored), seed)
 
@@ -135,6 +137,8 @@ class StoredPictures:
 class _Drawn:
     """Scene number p at position p; nothing repeats."""
 
+    remote = False
+
     def __init__(self, name: str, size: int, seed: int) -> None:
         self._name, self._size, self._seed = name, size, seed
 
@@ -152,6 +156,7 @@ class _Mixture:
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float]) -> None:
         self._parts, self._weights = parts, [weight / sum(weights) for weight in weights]
+        self.remote = any(part.remote for part in parts)
         ways = [grain.MapDataset.range(_LAST_POSITION).map(lambda place, i=i: (i, place)) for i in range(len(parts))]
         self._order: Any = grain.MapDataset.mix(ways, self._weights)
 

@@ -1,4 +1,4 @@
-"""The zoo as two tables: IF's UNets, the T5 v1.1 encoders, and the small pair that ships with the package.
+"""The zoo as two tables: IF's UNets, the T5 v1.1 encoders, and the small nets that ship with the package.
 
 Sizes of the IF stages follow the published diffusers configurations; those of IF-II-M disagree with its rounded
 parameter count, and IF-III-L was never released: its row is the smallest guess that fits its layers and 700M.
@@ -48,6 +48,7 @@ _DEMO = {
     "norm_num_groups": 8,
 }
 _DEMO_SR = {**_DEMO, "norm_num_groups": 4}  # groups of fewer channels take a picture's brightness away
+_DEMO_LARGE = {**_DEMO_SR, "norm_num_groups": 3, "only_cross_attention": True}  # self-attention grows with the side
 
 # fmt: off
 UNETS: dict[str, UNetConfig] = {
@@ -58,8 +59,14 @@ UNETS: dict[str, UNetConfig] = {
     "IF-II-M":  _sr_unet(     256, _widths(128, 1, 2, 4, 6, 6),     (2, 2, 3, 4, 4),     2),
     "IF-II-L":  _sr_unet(     256, _widths(160, 1, 2, 4, 6, 8),     (2, 2, 3, 5, 5),     2),
     "IF-III-L": _sr_unet(    1024, _widths(128, 1, 2, 2, 4, 6, 8),  (2, 2, 3, 3, 4, 4),  1),
+    # Channels in multiples of 256, which fill a TPU's matrix unit, about as many parameters: not IF's own nets.
+    "IF-I-M-tpu":  _unet(      64, (256, 512, 768, 1024),           (3, 3, 3, 3),        3),
+    "IF-I-L-tpu":  _unet(      64, (256, 768, 1024, 1280),          (3, 3, 3, 3),        3),
+    "IF-I-XL-tpu": _unet(      64, (768, 1536, 2048, 2816),         (3, 3, 3, 3),        3),
+    "IF-II-L-tpu": _sr_unet(  256, (256, 256, 768, 1024, 1280),     (2, 2, 3, 5, 5),     2),
     "demo-I":   _unet(         64, (32, 64, 128, 160),              (1, 2, 3, 3),        2, **_DEMO),
     "demo-II":  _sr_unet(     256, (16, 32, 64, 96, 96),            (1, 1, 1, 2, 2),     1, **_DEMO_SR),
+    "demo-III": _sr_unet(    1024, (12, 24, 48, 96, 96, 96),        (1, 1, 1, 1, 1, 1),  1, **_DEMO_LARGE),
 }
 
 T5_ENCODERS: dict[str, T5Config] = {

@@ -114,9 +114,13 @@ def _kept(block: Block) -> float:
             # Of attention's scores the compiler keeps those in float32, from which it makes the weights again.
             total += math.prod(leaf.shape) * leaf.dtype.itemsize if leaf.dtype == jnp.float32 else 0
         elif leaf.dtype == jnp.dtype(block.dtype):
-            padded = -(-last // _LANES) * _LANES if last >= _LANES // 4 else last
-            total += math.prod(rest) * padded * leaf.dtype.itemsize
+            total += math.prod(rest) * padded(last) * leaf.dtype.itemsize
     return total / block.rows
+
+
+def padded(channels: int) -> int:
+    """Channels as they lie in memory: few of them are laid out otherwise than in lanes."""
+    return -(-channels // _LANES) * _LANES if channels >= _LANES // 4 else channels
 
 
 def _scores(block: Block) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from if_jax.planning.compiling import CALIBRATED
 from if_jax.planning.estimate import Case, StepTime, Time
 from if_jax.planning.memory import ROOM, Memory
+from if_jax.planning.wording import digits, unknowns, value_range, wrap
 
-WIDTH = 100
 _DAY = 86400
 _MUCH_TEXT = 0.2  # of a step's computing: worth keeping what the text encoder says
 
@@ -59,10 +57,10 @@ def as_table(plans: Sequence[Plan]) -> str:
                 f"{case.recipe.accumulate} × {case.rows}",
                 case.recipe.remat,
                 f"{plan.memory.total / 1e9:.1f}",
-                f"{_number(time.step.middle)} ({_number(time.step.best)}-{_number(time.step.worst)})",
+                f"{digits(time.step.middle)} ({digits(time.step.best)}-{digits(time.step.worst)})",
                 f"{100 * time.peak_share.middle:.0f}",
-                _number(time.step.middle * case.recipe.steps / _DAY),
-                _number(_chip_hours(case, time).middle),
+                digits(time.step.middle * case.recipe.steps / _DAY),
+                digits(_chip_hours(case, time).middle),
             )
         )
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -125,8 +123,8 @@ def next_steps(plan: Plan) -> list[str]:
     name = plan.config.rpartition("/")[2].partition(":")[0].removesuffix(".py")
     words = " ".join([f"--config {plan.config} --workdir gs://BUCKET/runs/{name}", *plan.changes])
     price = f"; PRICE={plan.price:g}" if plan.price else ""
-    rows = _wrap(f"To start it: if-jax train {words}", indent="             ")
-    rows += _wrap(
+    rows = wrap(f"To start it: if-jax train {words}", indent="             ")
+    rows += wrap(
         f"On the slice: launch/tpu_vm/settings.sh with TYPE={case.slice.accelerator_type}{price}; TRAIN=({words})",
         indent="             ",
     )
@@ -145,14 +143,14 @@ def _head(plan: Plan) -> list[str]:
         f"Mesh {mesh}, rules {recipe.mesh.rules}, remat {recipe.remat}.",
     ]
     if plan.note:
-        rows += _wrap(f"NOTE: {plan.note}", indent="      ")
+        rows += wrap(f"NOTE: {plan.note}", indent="      ")
     return rows
 
 
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
     cells = [f"{name} {size / 1e9:.2f}" for name, size in memory.kinds.items() if size]
-    rows = _wrap("Memory of a device, GB: " + ", ".join(cells), indent="  ")
+    rows = wrap("Memory of a device, GB: " + ", ".join(cells), indent="  ")
     total, limit = memory.total / 1e9, memory.limit / 1e9
     room = memory.limit - memory.total
     verdict = f"fits, {room / 1e9:.1f} to spare" if memory.fits else f"DOES NOT FIT, {-room / 1e9:.1f} too much"
@@ -168,11 +166,11 @@ def _time(plan: Plan, time: StepTime) -> list[str]:
     total = sum(time.by_kind.values())
     rows = [f"Time of a step, {total:.3g} s of computing"]
     kinds = sorted(time.by_kind.items(), key=lambda row: -row[1])
-    rows += _wrap("by kind:  " + ", ".join(f"{name} {sec / total:.0%}" for name, sec in kinds), "  ", "            ")
+    rows += wrap("by kind:  " + ", ".join(f"{name} {sec / total:.0%}" for name, sec in kinds), "  ", "            ")
     largest = [f"{times}× {name} {sec / total:.0%}" for name, times, sec in time.by_block[:5]]
-    rows += _wrap("by block: " + "; ".join(largest), "  ", "            ")
+    rows += wrap("by block: " + "; ".join(largest), "  ", "            ")
     travel = ", ".join(f"{name} {sec:.3g} s" for name, sec in time.collectives.items() if sec)
-    rows += _wrap("between chips, meanwhile: " + (travel or "nothing"), "  ", "            ")
+    rows += wrap("between chips, meanwhile: " + (travel or "nothing"), "  ", "            ")
     return rows
 
 
@@ -183,19 +181,19 @@ def _result(plan: Plan, time: StepTime) -> list[str]:
     days, hours = time.step.times(steps / _DAY), _chip_hours(case, time)
     unit, scale = ("days", 1.0) if days.middle >= 2 else ("hours", 24.0)
     rows = [
-        ("step", _range(time.step, "s")),
-        ("pictures a second", _range(rate, "", rising=True)),
-        ("share of the chips' peak", _range(time.peak_share.times(100), "%", rising=True)),
-        (f"{steps:,} steps", _range(days.times(scale), unit)),
-        ("chip-hours", _range(hours, "")),
+        ("step", value_range(time.step, "s")),
+        ("pictures a second", value_range(rate)),
+        ("share of the chips' peak", value_range(time.peak_share.times(100), "%")),
+        (f"{steps:,} steps", value_range(days.times(scale), unit)),
+        ("chip-hours", value_range(hours)),
     ]
     if plan.price:
-        rows.append((f"cost at {plan.price:g} a chip-hour", _range(hours.times(plan.price), "")))
+        rows.append((f"cost at {plan.price:g} a chip-hour", value_range(hours.times(plan.price))))
     lines = ["                            estimate   (best to worst)"]
     lines += [f"  {name:<26}{value}" for name, value in rows]
     share = time.by_kind.get("text encoder", 0.0) / sum(time.by_kind.values())
     if share > _MUCH_TEXT and case.text and not case.recipe.new_words.tokens and not case.recipe.lora.text_encoder:
-        lines += _wrap(
+        lines += wrap(
             f"HINT: {share:.0%} of the computing is the frozen text encoder. `if-jax embed` keeps what it says once; "
             "data.embeddings then leaves it out of every step.",
             indent="      ",
@@ -206,8 +204,8 @@ def _result(plan: Plan, time: StepTime) -> list[str]:
 def _caveats(plan: Plan) -> list[str]:
     time, generation = plan.time, plan.case.slice.generation.name
     if time is None:
-        return _wrap("Parameters to text encoder are exact; activations are estimated. Nothing was compiled.", "")
-    rows = _wrap(
+        return wrap("Parameters to text encoder are exact; activations are estimated. Nothing was compiled.", "")
+    rows = wrap(
         f"How sure: by cycles that the TPU compiler (libtpu {plan.libtpu}) notes for {plan.blocks} blocks on "
         f"{generation}; no TPU was used. Worst: those cycles, and nothing computed while chips exchange. Best: all but "
         "matrix products 2.7 times faster, as one published time says, and the exchange hidden. The exchange is a "
@@ -215,17 +213,7 @@ def _caveats(plan: Plan) -> list[str]:
         "Not counted: reading data, samples, validation, checkpoints, faults.",
         indent="  ",
     )
-    if plan.libtpu != CALIBRATED:
-        rows += _wrap(f"WARNING: the comparison with published times was made with libtpu {CALIBRATED}.", "  ")
-    if time.failed:
-        names = "; ".join(f"{name} ({reason})" for name, reason in time.failed.items())
-        rows += _wrap(
-            f"MISSING: the compiler failed on {len(time.failed)} block(s), left out of the time: {names}", "  "
-        )
-    if time.unestimated:
-        names = ", ".join(f"{count}× {name}" for name, count in time.unestimated.items())
-        rows += _wrap(f"WITHOUT AN ESTIMATE, and so left out of the time: {names}", "  ")
-    return rows
+    return [*rows, *unknowns(plan.libtpu, time.failed, time.unestimated)]
 
 
 def _chip_hours(case: Case, time: StepTime) -> Time:
@@ -234,23 +222,3 @@ def _chip_hours(case: Case, time: StepTime) -> Time:
 
 def _three(time: Time) -> dict[str, float]:
     return {"estimate": time.middle, "best": time.best, "worst": time.worst}
-
-
-def _range(time: Time, unit: str, rising: bool = False) -> str:
-    """ "1.2 s (0.9 to 1.4)"; rising: more is better, so that the best comes last."""
-    low, high = sorted((time.best, time.worst))
-    middle = f"{_number(time.middle)} {unit}".rstrip()
-    return f"{middle:>10}   ({_number(low)} to {_number(high)})"
-
-
-def _number(value: float) -> str:
-    """Three digits, which is more than is known."""
-    if value >= 1000:
-        digits = len(str(int(value))) - 3
-        return f"{round(value, -digits):,.0f}"
-    return f"{value:.3g}"
-
-
-def _wrap(text: str, indent: str, later: str | None = None) -> list[str]:
-    first = indent if later is not None else ""
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later or indent, break_on_hyphens=False)

@@ -47,7 +47,7 @@ def test_the_demo_is_made_from_nothing_although_it_is_ended_twice(tmp_path):
         assert f"leg {name}: SynthEval" in output
         assert json.loads((tmp_path / f"scores/{name}.json").read_text())["overall"] >= 0
     stages = json.loads((tmp_path / "cascades/demo/cascade.json").read_text())["stages"]
-    assert [stage["size"] for stage in stages] == [64, 256]
+    assert [stage["size"] for stage in stages] == [64, 256, 1024]
 
 
 @pytest.mark.parametrize(

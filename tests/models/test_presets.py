@@ -50,7 +50,7 @@ def test_every_preset_can_be_released(name: str) -> None:
 def test_the_demo_stages_fit_their_text_encoder() -> None:
     width = T5_ENCODERS["demo"].d_model
     assert UNETS["demo-I"].encoder_hid_dim == UNETS["demo-II"].encoder_hid_dim == width
-    assert (UNETS["demo-I"].sample_size, UNETS["demo-II"].sample_size) == (64, 256)
+    assert [UNETS[f"demo-{name}"].sample_size for name in ("I", "II", "III")] == [64, 256, 1024]
 
 
 def test_residual_sums_are_scaled_as_published() -> None:
