@@ -67,7 +67,7 @@ def train(
     if not process:
         check_wandb_login(recipe.wandb, "recipe key wandb")
     try:
-        with joined(recipe, coordinator, processes, process):
+        with joined(recipe.hosts, coordinator, processes, process):
             run_training(recipe, workdir, began=process_start())
     except hosts.Terminated as error:
         click.echo(f"Error: {error}", err=True)

@@ -49,7 +49,7 @@ def embed(
     recipe = to_recipe(read_recipe(config, context.args))
     if recipe.trains_text:
         raise ValueError("recipe key text_encoder_from is empty: only a frozen text encoder's states can be kept")
-    with joined(recipe, coordinator, processes, process), failures.propagated():
+    with joined(recipe.hosts, coordinator, processes, process), failures.propagated():
         from if_jax.checkpoints.encoders import read_encoders
         from if_jax.data.embed import embed as write
         from if_jax.data.embed import host_mesh

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from if_jax.cli_errors import cache_compilations
 
 if TYPE_CHECKING:
-    from if_jax.config import Recipe
+    from if_jax.config import HostsConfig
 
 
 def read_recipe(path: str, overrides: list[str]) -> Any:
@@ -52,11 +52,11 @@ def read_recipe(path: str, overrides: list[str]) -> Any:
 
 
 @contextmanager
-def joined(recipe: Recipe, coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
+def joined(waits: HostsConfig, coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
     """Around what the processes of a command do: they find each other first, and what may pass ends them with its code.
 
     Args:
-      recipe: says how long they wait for each other.
+      waits: how long they wait for each other.
       coordinator: as for `hosts.connect`.
       processes: likewise.
       process: likewise.
@@ -64,9 +64,9 @@ def joined(recipe: Recipe, coordinator: str | None, processes: int | None, proce
     from if_jax.parallel import failures, hosts
     from if_jax.parallel.rendezvous import ProcessMissing
 
-    waits = {"start_seconds": recipe.hosts.start_seconds, "heartbeat_seconds": recipe.hosts.heartbeat_seconds}
+    seconds = {"start_seconds": waits.start_seconds, "heartbeat_seconds": waits.heartbeat_seconds}
     try:
-        hosts.connect(coordinator, processes, process, **waits)
+        hosts.connect(coordinator, processes, process, **seconds)
         cache_compilations()
         yield
     except ProcessMissing as error:

@@ -57,7 +57,9 @@ EDGES: dict[str, set[str]] = {
     "cli_data": {"cli_errors", "cli_options", "data", "inference"},
     "cli_draw": {"checkpoints", "cli_errors", "cli_options", "inference"},
     "cli_serve": {"cli_errors", "cli_options", "inference", "serving"},
-    "cli_evaluate": {"checkpoints", "cli_errors", "cli_options", "evaluation", "inference"},
+    "cli_evaluate": {
+        *("checkpoints", "cli_errors", "cli_options", "cli_recipe", "config", "evaluation", "inference", "parallel"),
+    },
     "cli_plan": {"cli_errors", "cli_options", "cli_recipe", "config", "planning"},
     "cli": {
         *("checkpoints", "cli_data", "cli_draw", "cli_embed", "cli_errors", "cli_evaluate", "cli_options"),

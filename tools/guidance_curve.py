@@ -23,22 +23,25 @@ from if_jax.scenes import sources
 ASSET = Path(__file__).parents[1] / "docs/assets/guidance.webp"
 SEED = 9_000_003  # of the scenes
 SIZE = 64
+TRUE = 4  # true pictures for each drawn one
 
 
 def main() -> None:
     """Makes the true pictures, draws the captions at each scale, and prints the distances."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cascade", default="demo")
-    parser.add_argument("--pictures", type=int, default=192, help="drawn at each scale, and as many true ones")
+    parser.add_argument("--pictures", type=int, default=192, help="drawn at each scale")
     parser.add_argument("--scales", default="1,1.5,2,3,5,8", help="guidance scales, joined by commas")
+    parser.add_argument("--steps", help="such as ays10: draw with DPM-Solver++ in these steps, not as the cascade does")
     parser.add_argument("--out", default="out/guidance", type=Path)
     parser.add_argument("--keep", action="store_true", help="write the plot to docs/assets")
     args = parser.parse_args()
     true = args.out / "true"
     true.mkdir(parents=True, exist_ok=True)
     captions = []
-    # Captions of the first half of the scenes, true pictures of the second: no picture is compared with its own scene.
-    for number, (picture, caption, _) in enumerate(sources.draw("tasks", range(2 * args.pictures), SEED, SIZE)):
+    # Captions of the first scenes, true pictures of the others: no picture is compared with its own scene.
+    scenes = sources.draw("tasks", range((1 + TRUE) * args.pictures), SEED, SIZE)
+    for number, (picture, caption, _) in enumerate(scenes):
         if number < args.pictures:
             captions.append(caption)
         else:
@@ -47,7 +50,8 @@ def main() -> None:
     suite = CaptionedSuite(
         args.out / "captions.txt", true, {"reader": None, "efficientnet": None}, count=args.pictures, stages=1
     )
-    settings = {scale: {"if_I_kwargs": {"guidance_scale": float(scale)}} for scale in args.scales.split(",")}
+    fast = {"sample_loop": "dpm++", "sample_timestep_respacing": args.steps} if args.steps else {}
+    settings = {scale: {"if_I_kwargs": {**fast, "guidance_scale": float(scale)}} for scale in args.scales.split(",")}
     began = time.monotonic()
     rows = curve.sweep(args.cascade, suite, args.out, "guidance", settings)
     for scale, report in rows or ():

@@ -119,6 +119,11 @@ def _check_conditioning(recipe: Recipe) -> None:
                 "or clip_image, such as t5+clip"
             )
         return
+    if "t5" not in recipe.encoders and recipe.text_length != Recipe.text_length:
+        raise ValueError(
+            f"recipe key text_length is {recipe.text_length}, but conditioning.encoders {own.encoders!r} has no t5, "
+            "whose tokens it counts: add t5, or leave the length out"
+        )
     if not own.clip_from and not recipe.text_encoder_from:
         raise ValueError(
             f"recipe key conditioning.clip_from is empty, with conditioning.encoders {own.encoders!r}: name "

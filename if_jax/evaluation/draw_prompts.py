@@ -14,7 +14,7 @@ from PIL import Image
 from if_jax.checkpoints.files import atomic_file, read_json, sha256_of
 from if_jax.inference.cascade import Cascade
 
-TILE = 8  # pictures of stage I in one program
+TILE = 8  # pictures of stage I in one program on each device: however many there are, the pictures are the same bits
 LARGE_TILE = 4  # … of stage II
 REPORT_FILES = ("report.json", "report.html", "sheet.png")  # beside the folder of the pictures
 _KEYS = {"cascade_sha256", "prompts_sha256"}  # of an identity: what marks a folder as ours
@@ -91,7 +91,7 @@ def stage_one(
         texts = [captions[row] for row in rows]
         return cascade.dream(texts, **options, first_picture=rows[0], stages=1, batch_size=TILE)["I"]
 
-    return _in_tiles("I", range(len(captions)), TILE, draw, folder, progress)
+    return _in_tiles("I", range(len(captions)), TILE * cascade.placement.ways, draw, folder, progress)
 
 
 def stage_two(
@@ -127,7 +127,7 @@ def stage_two(
         )
         return made["II"]
 
-    return _in_tiles(name, list(captions), LARGE_TILE, draw, folder, progress)
+    return _in_tiles(name, list(captions), LARGE_TILE * cascade.placement.ways, draw, folder, progress)
 
 
 def _in_tiles(

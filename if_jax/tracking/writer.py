@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,20 @@ class MetricWriter:
             rows: list[Any] = [[step, prompt, wandb.Image(picture)] for prompt, picture in single.items()]
             table = wandb.Table(columns=["step", "prompt", "picture"], data=rows)
             self._wandb.log({name: wandb.Image(sheet), f"{name}_table": table}, step=step)
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Sends a table to Weights & Biases, where the run uses it.
+
+        Args:
+          step: it belongs to.
+          name: of the table.
+          columns: their names.
+          rows: their values.
+        """
+        if self._active and self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])}, step=step)
 
     def flush(self) -> None:
         """Has everything where it outlives this machine."""

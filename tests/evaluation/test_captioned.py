@@ -7,17 +7,24 @@ import re
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
+from flax import linen as nn
 from PIL import Image
 
 from if_jax import cli
+from if_jax.checkpoints.files import sha256_of
+from if_jax.checkpoints.lora import write_lora
 from if_jax.checkpoints.release import write_cascade
+from if_jax.checkpoints.weights import boxed_params
 from if_jax.evaluation import captioned, curve
 from if_jax.evaluation.captioned import CaptionedSuite
 from if_jax.evaluation.captions import choose_captions, read_captions
+from if_jax.evaluation.opening import Opening
+from if_jax.models.lora import init_factors
 
 TEXTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("cube", "ball", "cone")]
 COUNT = len(TEXTS)
@@ -98,6 +105,57 @@ def test_shares_and_a_second_go_give_the_same_bits(place, whole, tmp_path, monke
     assert report is not None
     for word in ("measures", "reference", "prompts_sha256", "cascade_sha256"):
         assert report[word] == whole[1][word], word
+
+
+def test_eight_devices_draw_and_measure_the_bits_of_one(place, whole, tmp_path, monkeypatch):
+    """The other tests run on eight; here CLIP and the cascade see the first alone."""
+    monkeypatch.setattr(captioned, "CHUNK", 4)
+    cascade = Opening().cascade(place / "cascade")
+    assert cascade.placement.ways == len(jax.local_devices()) == 8
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    report = captioned.evaluate(place / "cascade", _suite(place, keep_pictures=True), tmp_path)
+    assert report["measures"] == whole[1]["measures"]
+    for path in (tmp_path / "pictures").glob("*.png"):
+        assert path.read_bytes() == (whole[0] / "pictures" / path.name).read_bytes(), path.name
+
+
+def test_true_pictures_are_measured_once_and_again_when_they_change(place, whole, tmp_path, monkeypatch):
+    shutil.copytree(place / "true", tmp_path / "true")
+    networks = {"reader": captioned.open_network("reader")}
+    suite = _suite(place, reference=tmp_path / "true", networks={"reader": None})
+    before = captioned._reference(suite, networks, tmp_path, lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(captioned, "write_reference", lambda *_: pytest.fail("measured again"))
+        again = captioned._reference(suite, networks, tmp_path, lambda *_: None)
+    np.testing.assert_array_equal(before.features["reader"], again.features["reader"])
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "true" / "0.png")
+    changed = captioned._reference(suite, networks, tmp_path, lambda *_: None)
+    assert changed.sha256 != before.sha256 and changed.sha256 == captioned.pictures_sha256(tmp_path / "true")
+
+
+def test_what_cannot_be_compared_with_is_said_before_anything_is_drawn(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(captioned, "_draw_chunk", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+        captioned.evaluate(place / "cascade", _suite(place, reference=tmp_path / "nothing"), tmp_path / "out")
+
+
+def test_what_a_lora_draws_is_another_evaluation(place, tmp_path):
+    boxed = boxed_params(tiny.on_one_level(tiny.stages()[0]).unet_config)
+    factors = nn.unbox(jax.jit(lambda: init_factors(boxed, "attention+conv", 2, jax.random.key(0)))())
+    factors = jax.tree.map(lambda leaf: leaf + 0.2, factors)
+    write_lora(tmp_path / "style.safetensors", {"unet": factors}, 2)
+    arguments = ["evaluate", "--suite", "coco", "--cascade", str(place / "cascade"), "--prompts", "2", "--stages", "1"]
+    arguments += ["--captions", str(place / "captions.txt"), "--out", str(tmp_path / "out"), "--keep-pictures"]
+    styled = CliRunner().invoke(cli.main, [*arguments, "--lora", f"{tmp_path / 'style.safetensors'}:0.5"])
+    assert styled.exit_code == 0, styled.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["lora"] == [[sha256_of(tmp_path / "style.safetensors"), 0.5]]
+    first = tmp_path / "out" / "pictures" / "00000-I.png"
+    picture = first.read_bytes()
+    refused = CliRunner().invoke(cli.main, arguments)
+    assert refused.exit_code == 1 and "holds pictures of another cascade, seed or setting" in refused.output
+    assert CliRunner().invoke(cli.main, [*arguments, "--overwrite"]).exit_code == 0
+    assert first.read_bytes() != picture
 
 
 def test_pictures_of_other_settings_are_refused_and_replaced_if_asked(place, whole, tmp_path, monkeypatch):
@@ -212,6 +270,7 @@ def _bad_references(place, whole, tmp_path):
         ("plain", [], "does not say which network, weights and resizer made it"),
         ("cut", [], "is no whole .npz of features"),
         ("kept", ["--reference-size", "8"], "was made with --reference-size None, now 8"),
+        ("kept", ["--reference-size", "0"], "--reference-size is 0: give 1 or more pixels"),
         ("kept", ["--features", "inception=nothing"], "nothing: the release lacks this file"),
         (
             "kept",
@@ -220,6 +279,10 @@ def _bad_references(place, whole, tmp_path):
         ),
         ("kept", ["--features", "clip"], "clip needs weights, which no package holds: give clip=PATH"),
         ("kept", ["--share", "3/2"], "--share '3/2': write K/N"),
+        ("kept", ["--share", "1/2", "--coordinator", "a:1"], "--coordinator would do nothing: --share says already"),
+        ("kept", ["--processes", "2"], "coordinator None, processes 2, process None: give all three, or none"),
+        ("kept", ["--rules", "two"], "--rules 'two': use one of dp"),
+        ("kept", ["--lora", "nothing"], "nothing"),
         ("kept", ["--sweep", "tone=1"], "--sweep 'tone=1': write WORD=VALUE,VALUE"),
         ("kept", ["--captions", "nothing.txt"], "--captions nothing.txt does not exist"),
         ("kept", ["--suite", "synth"], "--captions would do nothing: SynthEval brings its captions"),

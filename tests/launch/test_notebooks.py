@@ -99,7 +99,10 @@ def run(name: str, place: Path, devices: int, shrunk: bool = True, **values) -> 
     }
     fill(notebook, filled)
     start = f"import os\nos.environ['JAX_NUM_CPU_DEVICES'] = '{devices}'\n"
-    start += SHRINK.format(tests=str(ROOT / "tests")) if shrunk else ""
+    if shrunk:
+        start += SHRINK.format(tests=str(ROOT / "tests"))
+    else:  # machine code as it comes is many times slower where there is much to compute
+        start += "os.environ.pop('JAX_DISABLE_MOST_OPTIMIZATIONS', None)\n"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(start, id="before"))
     client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": place}})
     client.execute()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
 
 import fidelity
 import jax
@@ -17,34 +15,10 @@ from if_jax.models.inception import Inception, enlarge
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
-    """torch-fidelity's network, and the file of its weights.
-
-    Random weights alone give all pictures the same features; so its norms take the statistics of pictures first.
-    """
-    torch = pytest.importorskip("torch")
-    network = _network()
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:  # its constructor opens a file: this one is as it starts
-        patch.setattr(torch, "load", lambda path, **options: {})
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
-        extractor = network.FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="random")
-    norms = [module for module in extractor.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # a plain mean over what it sees
-        norm.weight.data.uniform_(0.5, 1.5)
-        norm.bias.data.normal_(0, 0.2)
-    extractor.train()
-    extractor(torch.tensor(_pictures(4, 64).transpose(0, 3, 1, 2)))
-    extractor.eval()
+    """torch-fidelity's network, and the file of its weights."""
+    pytest.importorskip("torch")
     path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(extractor.state_dict(), path)
-    return extractor, path
-
-
-def _network():
-    """torch-fidelity's module of the network."""
-    sys.modules.setdefault("torch_fidelity", fidelity.package())
-    return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    return fidelity.random_inception(path, _pictures(4, 64)), path
 
 
 def _pictures(count, side):
@@ -78,7 +52,7 @@ def _error(a, b):
 
 def test_pictures_are_enlarged_by_the_rule_of_tensorflow_1():
     torch = pytest.importorskip("torch")
-    resize = _network().interpolate_bilinear_2d_like_tensorflow1x
+    resize = fidelity.inception_module().interpolate_bilinear_2d_like_tensorflow1x
     for side in (17, 64, 299, 400):
         pictures = _pictures(2, 8 * (side // 8) + 8)[:, :side, :side]
         want = resize(torch.tensor(pictures.transpose(0, 3, 1, 2)).float(), (299, 299), align_corners=False)

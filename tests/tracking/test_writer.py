@@ -124,6 +124,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     writer = MetricWriter(str(tmp_path), 2, "a-project", {"batch_size": 8})
     writer.scalars(3, {"loss": 0.25})
     writer.pictures(3, "samples", BLUE, {"a red cube": BLUE})
+    writer.table(3, "evaluation_table", ("measure", "value"), [("kid", 0.5)])
     writer.close()
     assert (tmp_path / "wandb_id").read_text() == first
     runs = sorted(path for path in (tmp_path / "wandb").glob("offline-run-*") if path.is_dir())
@@ -133,6 +134,8 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     both, red = ("a red cube", "a blue cube"), ("a red cube",)
     shown = [[step, prompt] for step, prompts in ((1, both), (2, both), (3, red)) for prompt in prompts]
     tables = [json.loads(path.read_text()) for run in runs for path in run.glob("files/media/table/*.table.json")]
+    assert [table["data"] for table in tables if table["columns"] == ["measure", "value"]] == [[["kid", 0.5]]]
+    tables = [table for table in tables if table["columns"] != ["measure", "value"]]
     assert all(table["columns"] == ["step", "prompt", "picture"] for table in tables)
     assert sorted(row[:2] for table in tables for row in table["data"]) == sorted(shown)
     sheets = [path for run in runs for path in run.glob("files/media/images/*.png")]
@@ -141,7 +144,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     staged = [path.read_bytes() for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()]
     pictures = [Image.open(io.BytesIO(data)) for data in staged if data.startswith(b"\x89PNG")]
     assert {picture.convert("RGB").getpixel((0, 0)) for picture in pictures} == {(255, 0, 0), (0, 0, 255)}
-    rows = [row for data in staged if data.startswith(b"{") for row in json.loads(data)["data"]]
+    rows = [row for data in staged if data.startswith(b"{") for row in json.loads(data)["data"] if len(row) == 3]
     assert {(step, prompt, picture["_type"]) for step, prompt, picture in rows} == {
         (step, prompt, "image-file") for step, prompt in shown
     }

@@ -18,6 +18,7 @@ import tiny
 
 from if_jax.checkpoints import lora as lora_files
 from if_jax.checkpoints import release, run
+from if_jax.checkpoints.stages import Encoders
 from if_jax.checkpoints.weights import boxed_params
 from if_jax.config import (
     DataConfig,
@@ -137,7 +138,7 @@ def test_int8_in_parts_with_kept_states_learns_what_the_encoder_and_whole_batche
     factors = LoraConfig(rank=2, targets="attention+conv1", base_dtype="int8")
     quiet = {"sample": SampleConfig(every=0), "lora": factors, "mesh": MeshConfig(), "compute_dtype": "bfloat16"}
     plain = recipe_of(cascade, data=data, batch_size=16, **quiet)
-    text = release.read_text_encoder(plain.text_encoder_from)
+    text = Encoders(release.read_text_encoder(plain.text_encoder_from))
     kept, stored = tmp_path / "kept", sources.open_stored(str(tars))
     spec: dict[str, Any] = {"form": "exact", "preparation": data.preparation, "batch_size": 8}
     embed.embed(stored, text, kept, mesh=embed.host_mesh(), sharding_rules=rules.PRESETS["dp"], **spec)

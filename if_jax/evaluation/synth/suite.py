@@ -19,6 +19,7 @@ from if_jax.checkpoints.files import write_json
 from if_jax.diffusion import augment
 from if_jax.evaluation import draw_prompts, fixed_timestep_loss
 from if_jax.evaluation.draw_prompts import PictureProgress
+from if_jax.evaluation.opening import Opening
 from if_jax.evaluation.statistics import kernel_distance, psnr
 from if_jax.evaluation.synth import eval_prompts, ocr, reading, report, scoring
 from if_jax.evaluation.synth.eval_prompts import OBJECT_SKILLS, EvalPrompt
@@ -60,6 +61,7 @@ def evaluate(
     count: int = DEFAULT_PROMPTS,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    opening: Opening = Opening(),  # noqa: B008 (frozen)
     overwrite: bool = False,
     say: Callable[[str], None] = print,
     progress: PictureProgress = lambda *_: None,
@@ -72,6 +74,7 @@ def evaluate(
       count: prompts.
       seed: of prompts and pictures.
       options: what `Cascade.dream` takes besides, such as `if_I_kwargs`.
+      opening: how the release is opened.
       overwrite: replace the pictures of another evaluation.
       say: is given one line for each score that has to be left out.
       progress: what is being drawn, pictures done, of how many.
@@ -85,7 +88,7 @@ def evaluate(
     """
     began, out = time.monotonic(), Path(out)
     folder = DEMO if str(folder) == "demo" else Path(folder)
-    cascade = Cascade.load(folder)
+    cascade = opening.cascade(folder)
     if (options or {}).get("if_II_kwargs") and len(cascade.stages) < 2:
         raise ValueError(f"if_II_kwargs is given, but {folder} has stage I alone: leave the options of stage II out")
     prompts, true_scenes = eval_prompts.sample_prompts(count, seed)
@@ -94,6 +97,7 @@ def evaluate(
         "cascade_sha256": draw_prompts.cascade_sha256(folder),
         "prompts_sha256": eval_prompts.sha256(prompts),
         "settings": json.loads(json.dumps(options)) | {"defaults": [asdict(d) for d in cascade.defaults]},
+        **opening.identity,
     }
     drawing = Drawing(cascade, out / "pictures", options, progress)
     draw_prompts.claim_folder(drawing.folder, identity, overwrite)
