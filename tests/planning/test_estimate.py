@@ -12,7 +12,7 @@ import tiny
 from flax import linen as nn
 
 from if_jax.checkpoints.weights import boxed_params
-from if_jax.config import DataConfig, LoraConfig, MeshConfig, Recipe
+from if_jax.config import DataConfig, DistillConfig, LoraConfig, MeshConfig, Recipe
 from if_jax.models import presets
 from if_jax.models.flops import t5_flops, unet_flops
 from if_jax.planning.blocks import PassSettings, t5_blocks, unet_blocks
@@ -179,7 +179,9 @@ def test_a_block_that_failed_is_named_and_left_out(memory: Memory) -> None:
     assert part.step.middle < whole.step.middle
 
 
-def test_a_mesh_that_does_not_fit_and_a_batch_that_does_not_divide_are_refused() -> None:
+def test_what_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"distill\.method is 'progressive': a plan knows no teachers"):
+        with_keys(CASE, distill=DistillConfig("progressive", "teacher")).check()
     with pytest.raises(ValueError, match=r"mesh data=-1, fsdp=3, tensor=1 does not fit 16 device"):
         with_keys(CASE, mesh={"fsdp": 3}).check()
     with pytest.raises(ValueError, match="batch_size 24 does not divide over 16 devices"):
