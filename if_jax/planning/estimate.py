@@ -74,6 +74,8 @@ class Case:
             raise ValueError(
                 f"recipe key conditioning.encoders is {recipe.conditioning.encoders!r}: a plan knows T5 alone"
             )
+        if recipe.distill.method:
+            raise ValueError(f"recipe key distill.method is {recipe.distill.method!r}: a plan knows no teacher")
         rules.check_batch_size(recipe.batch_size // recipe.accumulate, mesh, rules.PRESETS[recipe.mesh.rules])
         if mesh.shape["data"] % self.slice.count:
             raise ValueError(
