@@ -328,4 +328,4 @@ def test_eight_devices_train_as_one(cascade: Path, tmp_path: Path, kind: str) ->
         results.append(losses(tmp_path / name))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
-    assert results[0][0] > results[0][-1]
+    assert len(set(results[0])) == 4
