@@ -34,7 +34,7 @@ SETTINGS = {
     "checkpoint_every": 50,
     "sample.every": 500,
     "sample.steps": "2",
-    "sample.aug_level": 10,
+    "sample.aug_level": 0,
     "sample.guidance_scale": 1.0,
 }
 FORMS = {"fine": {"text_encoder_from": "encoders/demo", "steps": 1_200}}

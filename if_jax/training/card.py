@@ -34,13 +34,17 @@ Cascade.load("PATH").dream(["a prompt"], seed=0)["{last}"][0].save("picture.png"
 ```
 
 ```python
+import torch
 from diffusers import DiffusionPipeline
 
-stage_I = DiffusionPipeline.from_pretrained("PATH/stage_I")
+stage_I = DiffusionPipeline.from_pretrained("PATH/stage_I", torch_dtype=torch.float32)
 image = stage_I("a prompt", output_type="pt", {words}).images
 """
 _USE_NEXT = """stage_{name} = DiffusionPipeline.from_pretrained(
-    "PATH/stage_{name}", text_encoder=stage_I.text_encoder, tokenizer=stage_I.tokenizer
+    "PATH/stage_{name}",
+    text_encoder=stage_I.text_encoder,
+    tokenizer=stage_I.tokenizer,
+    torch_dtype=torch.float32,
 )
 image = stage_{name}("a prompt", image=image, output_type="pt", {words}).images
 """
