@@ -244,7 +244,7 @@ GOLDEN = {"base": [1.212306, 1.077534, 0.920757], "super-resolution": [1.124324,
 def test_errors_by_timestep_add_up():
     """The four quarters of the chain share out the squared error, each timestep in its own."""
     t = np.array([0, 249, 250, 499, 500, 749, 750, 999])
-    parts = objective._by_timestep(jnp.arange(8.0), jnp.asarray(t))
+    parts = objective.by_timestep(jnp.arange(8.0), jnp.asarray(t))
     np.testing.assert_array_equal(parts["count_by_t"], [2, 2, 2, 2])
     np.testing.assert_array_equal(parts["mse_sum_by_t"], [1, 5, 9, 13])
 
