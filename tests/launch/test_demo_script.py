@@ -51,15 +51,18 @@ def test_the_demo_is_made_from_nothing_although_it_is_ended_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("script", "options", "message"),
     [
-        (["W", "--stepz", "3"], "--stepz is unknown"),
-        (["W", "--steps", "none"], '--steps is "none": give a number'),
-        (["W", "--steps"], '--steps is "": give a number'),
+        ("demo", ["W", "--stepz", "3"], "--stepz is unknown"),
+        ("demo", ["W", "--steps", "none"], '--steps is "none": give a number'),
+        ("demo", ["W", "--steps"], '--steps is "": give a number'),
+        ("demo_fast", ["W", "--stepz", "3"], "--stepz is unknown"),
+        ("demo_fast", ["W", "--prompts", "0"], '--prompts is "0": give a number'),
+        ("demo_fast", ["W", "--teacher", "none"], '--teacher is "none": give a cascade folder'),
     ],
 )
-def test_a_wrong_option_is_named(tmp_path, options, message):
+def test_a_wrong_option_is_named(tmp_path, script, options, message):
     process = subprocess.run(
-        [str(ROOT / "launch/demo.sh"), str(tmp_path / options[0]), *options[1:]], capture_output=True, text=True
+        [str(ROOT / f"launch/{script}.sh"), str(tmp_path / options[0]), *options[1:]], capture_output=True, text=True
     )
     assert process.returncode == 2 and message in process.stderr
