@@ -185,13 +185,7 @@ def _check_new_words(recipe: Recipe) -> None:
 def _check_lora(recipe: Recipe) -> None:
     lora = recipe.lora
     if not lora.rank:
-        if lora != LoraConfig():
-            defaults = dataclasses.asdict(LoraConfig())
-            changed = next(key for key, value in defaults.items() if value != getattr(lora, key))
-            raise ValueError(
-                f"recipe key lora.{changed} is {getattr(lora, changed)!r} without lora.rank: set a rank of 1 or more, "
-                "such as 16"
-            )
+        _refuse_changed("lora", lora, "without lora.rank: set a rank of 1 or more, such as 16")
         return
     if lora.text_encoder and recipe.stage != "base":
         raise ValueError("recipe key lora.text_encoder is True, but a super-resolution stage brings no text encoder")
@@ -211,16 +205,17 @@ def _check_lora(recipe: Recipe) -> None:
         raise ValueError(f"recipe key lora.rank is {lora.rank}: {error}") from None
 
 
+def _refuse_changed(name: str, section: LoraConfig | DistillConfig, why: str) -> None:
+    """Refuses a section that is switched off, where any of its keys is not at its default."""
+    for key, value in dataclasses.asdict(type(section)()).items():
+        if getattr(section, key) != value:
+            raise ValueError(f"recipe key {name}.{key} is {getattr(section, key)!r} {why}")
+
+
 def _check_distill(recipe: Recipe) -> None:
     own = recipe.distill
     if not own.method:
-        if own != DistillConfig():
-            defaults = dataclasses.asdict(DistillConfig())
-            changed = next(key for key, value in defaults.items() if value != getattr(own, key))
-            raise ValueError(
-                f"recipe key distill.{changed} is {getattr(own, changed)!r} without distill.method: set progressive or "
-                "consistency"
-            )
+        _refuse_changed("distill", own, "without distill.method: set progressive or consistency")
         return
     named = f"with distill.method {own.method!r}"
     if not own.teacher:
