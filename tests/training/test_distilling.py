@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import interrupted_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ from if_jax.config import (
 from if_jax.diffusion import distillation, guidance, process
 from if_jax.diffusion.schedule import cosine_schedule, parse_steps
 from if_jax.models import presets
-from if_jax.training import executable_cache, loop, memory, metrics, publish, resume, setup, warm_start
+from if_jax.training import loop, memory, metrics, publish, resume, setup, warm_start
 
 SPREAD = MeshConfig(data=2, fsdp=2, tensor=2, rules="fsdp_tp")
 
@@ -125,35 +126,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(cascade: Path, tmp_path: Pa
 
     One run in one go, and one interrupted after step 3, so from the checkpoint of step 2; one program for all.
     """
-    programs, frozen_trees = [], []
-    compile_step, place_frozen = executable_cache.compiled, setup.place_frozen
-
-    def compiled_once(*args: Any) -> Any:
-        programs.append(programs[0] if programs else compile_step(*args))
-        return programs[-1]
-
-    def keep_frozen(*args: Any) -> Any:
-        frozen_trees.append(place_frozen(*args))
-        return frozen_trees[-1]
-
-    def interrupted(*args: Any) -> Any:
-        def step(state: Any, frozen: Any, batch: Any) -> Any:
-            if int(state.step) == 3:
-                raise KeyboardInterrupt
-            return programs[0](state, frozen, batch)
-
-        return step
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executable_cache, "compiled", compiled_once)
-        patch.setattr(setup, "place_frozen", keep_frozen)
-        loop.train(recipe_of(cascade), str(tmp_path / "whole"))
-        quiet = recipe_of(cascade, sample=SampleConfig(every=0))
-        patch.setattr(executable_cache, "compiled", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train(quiet, str(tmp_path / "parts"))
-        patch.setattr(executable_cache, "compiled", compiled_once)
-        loop.train(quiet, str(tmp_path / "parts"))
+    frozen_trees = interrupted_runs.train_whole_and_in_parts(recipe_of(cascade), tmp_path)
     params = release.read_stage(cascade / "stage_I").unet_params
     for frozen in frozen_trees:
         jax.tree.map(np.testing.assert_array_equal, frozen["teacher"], params)

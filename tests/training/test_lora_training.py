@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import interrupted_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ from if_jax.config import (
 from if_jax.data import embed, sources
 from if_jax.models import lora, presets
 from if_jax.parallel import rules
-from if_jax.training import executable_cache, loop, memory, publish, setup, warm_start
+from if_jax.training import loop, memory, publish, warm_start
 
 NETS = {"tiny-I": tiny.one_level(tiny.BASE), "tiny-II": tiny.one_level(tiny.SUPER_RESOLUTION)}
 
@@ -74,40 +75,12 @@ def losses(workdir: Path) -> list[float]:
 
 
 @pytest.mark.slow  # a minute of a core
-def test_factors_alone_are_trained_and_resume_to_the_same_bits(
-    cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_factors_alone_are_trained_and_resume_to_the_same_bits(cascade: Path, tmp_path: Path) -> None:
     """On eight devices under fsdp_tp, with dropout and a sheet of samples; the frozen weights keep every bit."""
-    frozen_trees, programs, place_frozen, compile_step = [], [], setup.place_frozen, executable_cache.compiled
-
-    def keep_frozen(*args: Any) -> Any:
-        frozen_trees.append(place_frozen(*args))
-        return frozen_trees[-1]
-
-    def compiled_once(*args: Any) -> Any:  # the three sessions run the same step
-        programs.append(programs[0] if programs else compile_step(*args))
-        return programs[-1]
-
-    def interrupted(*args: Any) -> Any:
-        def step(state: Any, frozen: Any, batch: Any) -> Any:
-            if int(state.step) == 3:
-                raise KeyboardInterrupt
-            return programs[0](state, frozen, batch)
-
-        return step
-
-    monkeypatch.setattr(setup, "place_frozen", keep_frozen)
-    monkeypatch.setattr(executable_cache, "compiled", compiled_once)
-    loop.train(recipe_of(cascade), str(tmp_path / "whole"))
+    frozen_trees = interrupted_runs.train_whole_and_in_parts(recipe_of(cascade), tmp_path)
     base = tiny.on_one_level(tiny.stages()[0])
     jax.tree.map(np.testing.assert_array_equal, frozen_trees[0]["unet"], base.unet_params)
     jax.tree.map(np.testing.assert_array_equal, frozen_trees[0]["text_encoder"], base.text_params)
-    quiet = recipe_of(cascade, sample=SampleConfig(every=0))
-    monkeypatch.setattr(executable_cache, "compiled", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(quiet, str(tmp_path / "parts"))
-    monkeypatch.setattr(executable_cache, "compiled", compiled_once)
-    loop.train(quiet, str(tmp_path / "parts"))
     assert losses(tmp_path / "parts")[-2:] == losses(tmp_path / "whole")[-2:] and len(losses(tmp_path / "whole")) == 4
     step, metadata, ema = run.read_ema(str(tmp_path / "whole"))
     _, _, again = run.read_ema(str(tmp_path / "parts"))
